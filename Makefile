@@ -1,0 +1,39 @@
+# make demo | test | lint | clean: each sets up .venv first, when it is missing. Needs Python >= 3.10 and make.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+# uv where it is installed (half a minute), otherwise venv and pip (some minutes).
+UV := $(shell command -v uv 2>/dev/null)
+ifdef UV
+INSTALL := uv pip install --quiet --compile-bytecode --python $(RUN)
+else
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
+endif
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/ready
+	$(RUN) train.py --dataset photos --out demo
+	@echo "The model is kept in demo/; remove that folder to train it again."
+
+test: $(VENV)/ready-dev
+	$(RUN) -m pytest
+
+lint: $(VENV)/ready-dev
+	$(RUN) -m ruff check .
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/ready: requirements.txt
+	@echo "Setting up $(VENV) (some minutes and GB, once)"
+	test -x $(RUN) || $(if $(UV),uv venv --quiet --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
+	$(INSTALL) -r requirements.txt
+	@touch $@
+
+$(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
+	$(INSTALL) -r requirements-dev.txt
+	@# The reference for Perlin noise has to be compiled; without a C compiler its tests use stored values instead.
+	$(INSTALL) noise || echo "The package 'noise' could not be built; tests against it are skipped."
+	@touch $@

@@ -1,0 +1,171 @@
+"""The command line that train.py and eval.py share: the original artifact's flags, with their names and meanings.
+
+A flag that is not given is None until `resolve_settings` fills it from the data set's recipe, so that a script can tell
+"the user asked for this" from "nobody said anything".
+"""
+
+import argparse
+import hashlib
+import json
+
+import torch
+
+from dataset import dataset_names
+from networks import network_names
+from runs import RunPaths, UserError
+from utils import NOISE_TYPES, choose_precision
+
+# Settings that decide the weights of the model; a checkpoint made with others is not the same run.
+TRAINING_FLAGS = ("dataset", "image_size", "train_size", "val_portion", "net_type", "lr", "epoch", "batch_size",
+                  "momentum", "weight_decay", "seed", "clean_train", "marked_samples_per_user", "img_blending_ratio",
+                  "ood_pattern", "noise_injection_type", "noise_norm")
+USER_FLAGS = ("target_user_cls", "num_of_multiTarget_diffCls", "num_of_multiTarget_sameCls")
+# Settings of the audit, free to change on a trained model.
+AUDIT_FLAGS = ("num_of_non_member_user", "instance_mi", "scaled_loss", "fpr", "verdict_fpr")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but bad flags are UserErrors: one line, exit code 2."""
+
+    def error(self, message):
+        raise UserError(f"{message}; run {self.prog} --help for the list of flags")
+
+
+def _number(kind, low=None, high=None, above=None):
+    def parse(text):
+        value = kind(text)
+        if (low is not None and value < low) or (high is not None and value > high) or (
+                above is not None and value <= above) or value != value:
+            limits = [f"at least {low}" if low is not None else "", f"above {above}" if above is not None else "",
+                      f"at most {high}" if high is not None else ""]
+            raise argparse.ArgumentTypeError(f"{text} must be {' and '.join(filter(None, limits))}")
+        return value
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def make_parser(description):
+    """The flags of train.py and eval.py, in the groups in which --help shows them."""
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    switch = {"type": int, "choices": (0, 1)}
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", help=f"one of {', '.join(dataset_names())} (default cifar100)")
+    data.add_argument("--data_root", help="folder of the data set (default ./dataset; needed for imagefolder)")
+    data.add_argument("--image_size", type=_number(int, 8, 4096), help="side in pixels, for folder data sets")
+    data.add_argument("--train_size", type=_number(int, 2), help="images used for training and validation together")
+    data.add_argument("--val_portion", type=_number(float, 0, 0.9), help="share of train_size kept for validation")
+    data.add_argument("--num_classes", type=int, help="read from the data set; an error if it is something else")
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--net_type", help=f"one of {', '.join(network_names())}; or wideresnet<depth><width>")
+    training.add_argument("--pretrained_weights", help="file with ImageNet weights, where torchvision can't download")
+    training.add_argument("--lr", type=_number(float, above=0), help="learning rate at the start")
+    training.add_argument("--epoch", type=_number(int, 1), help="number of epochs; lr / 5 at 60, 80, 90 %% of them")
+    training.add_argument("--batch_size", type=_number(int, 2))
+    training.add_argument("--momentum", type=_number(float, 0, 0.9999))
+    training.add_argument("--weight_decay", type=_number(float, 0))
+    training.add_argument("--clean_train", **switch, help="1: train on the same samples without data marking")
+    training.add_argument("--seed", type=_number(int, 0), help="decides split, users, marks, weights, non-members")
+    training.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
+    training.add_argument("--precision", default="auto", choices=("auto", "bfloat16", "float32"))
+
+    marking = parser.add_argument_group("data marking")
+    marking.add_argument("--marked_samples_per_user", type=_number(float, above=0),
+                         help="samples of each target user: a number >= 1, or a share of train_size below 1")
+    marking.add_argument("--img_blending_ratio", type=_number(float, 0, 1), help="Eq. 1's m (default 0.7; 1: no blend)")
+    marking.add_argument("--ood_pattern", help="outlier features: color_stripes (default), tinyimagenet, celeba, PATH")
+    marking.add_argument("--noise_injection_type", choices=NOISE_TYPES, help="default perlin")
+    marking.add_argument("--noise_norm", type=_number(float, 0, 255), help="budget in 1/255 units (default 8)")
+
+    users = parser.add_argument_group("target users")
+    users.add_argument("--target_user_cls", nargs="+", type=_number(int, 0), help="one user for each class given")
+    users.add_argument("--num_of_multiTarget_diffCls", type=_number(int, 1),
+                       help="this many users, from as many different classes as there are")
+    users.add_argument("--num_of_multiTarget_sameCls", type=_number(int, 1), help="this many users in each class")
+
+    audit = parser.add_argument_group("audit")
+    audit.add_argument("--num_of_non_member_user", type=_number(int, 1), help="users of the out-world (default 5000)")
+    audit.add_argument("--instance_mi", **switch, help="1: judge single samples, not users' sets")
+    audit.add_argument("--scaled_loss", **switch, help="1: LiRA's logit-scaled loss, for members and non-members alike")
+    audit.add_argument("--fpr", nargs="+", type=_number(float, 0, 1), help="TPR is given at each (default 1e-3 1e-4 0)")
+    audit.add_argument("--verdict_fpr", type=_number(float, 0, 0.5), help="algorithm 1's FPR (default 1e-3)")
+
+    files = parser.add_argument_group("files")
+    files.add_argument("--save_tag", default="tmp", help="name of the run")
+    files.add_argument("--ckpt_folder", default="./checkpoint", help="where models go")
+    files.add_argument("--res_folder", default="./saved_res", help="where everything else goes")
+    files.add_argument("--out", help="one folder for all files of the run, in place of the three flags above")
+    return parser
+
+
+def run_paths(args, dataset, net_type):
+    """The files of the run that train.py's flags name: --out, or the data set, network and tag."""
+    return RunPaths.of_folder(args.out) if args.out else tagged_paths(args, dataset, net_type)
+
+
+def tagged_paths(args, dataset, net_type):
+    """Files in --res_folder and --ckpt_folder. A tag that would leave these folders is a UserError."""
+    if "/" in args.save_tag or "\\" in args.save_tag or args.save_tag in ("", ".", ".."):
+        raise UserError(f"--save_tag {args.save_tag!r} can't be a file name; use letters, digits, '-' and '_'")
+    return RunPaths.of_tag(args.res_folder, args.ckpt_folder, f"{dataset}-{net_type}-{args.save_tag}")
+
+
+def with_stored(args, stored):
+    """`args` with the training settings of a checkpoint where no flag was given."""
+    for name in (*TRAINING_FLAGS, *USER_FLAGS):
+        if getattr(args, name) is None:
+            setattr(args, name, stored.get(name))
+    return args
+
+
+def resolve_settings(args, data, device):
+    """The two dicts of settings of a run, (training, audit): flags where given, the data set's recipe elsewhere."""
+    recipe = data.recipe
+    defaults = {"dataset": data.name, "image_size": data.images.image_shape[-1], "seed": 1, "clean_train": 0,
+                "img_blending_ratio": 0.7, "ood_pattern": "color_stripes", "noise_injection_type": "perlin",
+                "noise_norm": 8.0, "instance_mi": 0, "scaled_loss": 0, "fpr": [1e-3, 1e-4, 0.0], "verdict_fpr": 1e-3}
+
+    def value_of(flag):
+        given = getattr(args, flag)
+        return given if given is not None else defaults[flag] if flag in defaults else getattr(recipe, flag)
+
+    training = {flag: value_of(flag) for flag in TRAINING_FLAGS}
+    if args.num_classes not in (None, len(data.class_names)):
+        raise UserError(f"--num_classes {args.num_classes} does not fit {data.name}, which has "
+                        f"{len(data.class_names)} classes; leave the flag out")
+    training["marked_samples_per_user"] = _samples_per_user(training["marked_samples_per_user"], training["train_size"])
+    training |= {name: getattr(args, name) for name in USER_FLAGS}
+    if training["target_user_cls"] is None and training["num_of_multiTarget_diffCls"] is None:
+        training["target_user_cls"] = [recipe.target_user_cls[0]]
+    if training["target_user_cls"] is not None and (training["num_of_multiTarget_diffCls"] or 1) > 1:
+        raise UserError("--target_user_cls and --num_of_multiTarget_diffCls both choose the users' classes; give one")
+    for label in training["target_user_cls"] or ():
+        if label >= len(data.class_names):
+            raise UserError(f"--target_user_cls {label} does not exist: {data.name} has classes 0 to "
+                            f"{len(data.class_names) - 1}")
+    training["precision"] = choose_precision(args.precision, device)
+    training["data"] = data_fingerprint(data)
+    # Another kind of device gives other bits, so that a run can't be continued there.
+    training["device"] = device.type
+    return training, {flag: value_of(flag) for flag in AUDIT_FLAGS}
+
+
+def data_fingerprint(data):
+    """16 hex digits that change with labels, classes, image shape or pixels (16 images are looked at)."""
+    digest = hashlib.sha256(json.dumps([data.name, data.class_names, data.images.image_shape]).encode())
+    digest.update(data.labels.numpy().tobytes())
+    digest.update(data.images[torch.linspace(0, len(data.labels) - 1, 16).long()].numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _samples_per_user(value, train_size):
+    """An absolute number from 1 on, a share of the training set below 1."""
+    if value < 1:
+        number = round(value * train_size)
+        if number < 1:
+            raise UserError(f"--marked_samples_per_user {value} of {train_size} images is less than one sample")
+        return number
+    if value != int(value):
+        raise UserError(f"--marked_samples_per_user {value} is neither a whole number nor a share below 1")
+    return int(value)

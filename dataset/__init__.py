@@ -1,0 +1,76 @@
+"""Data sets by name: one file per data set, this registry, and what they share.
+
+Public: dataset_names, load_dataset, load_outlier_bank, recipe. `dataset.base` has the types and make_splits,
+`dataset.store` the pixels, `dataset.folders` class folders, `dataset.archives` unpacking. Downloads, unpacked archives
+and the cache of decoded images land in this folder, where git ignores them.
+"""
+
+import difflib
+import importlib
+from pathlib import Path
+
+import numpy as np
+
+from dataset.base import ImageData, Recipe
+from dataset.folders import list_images
+from dataset.store import open_images
+from runs import UserError
+
+# Each is a module of this package with RECIPE and load(data_root, image_size).
+_NAMES = ("cifar10", "cifar100", "tinyimagenet", "celeba", "artbench", "imagefolder", "photos")
+_BANKS = ("tinyimagenet", "celeba")
+
+
+def dataset_names() -> list[str]:
+    """The names that load_dataset knows."""
+    return list(_NAMES)
+
+
+def recipe(name) -> Recipe:
+    """The default recipe of a data set, without loading it. `imagefolder` adapts its own to the images when loaded."""
+    return _module(name).RECIPE
+
+
+def load_dataset(name, data_root=None, image_size=None) -> ImageData:
+    """Load and check a data set.
+
+    Args: name, one of dataset_names(); data_root, where its folder or archive lies (default: dataset/; for imagefolder
+    the folder itself; photos needs none); image_size, the side of the images in pixels (default: the data set's own).
+    Raises UserError for an unknown name and for data that are missing, damaged or unlike what they should be.
+    """
+    return _module(name).load(data_root, image_size)
+
+
+def load_outlier_bank(source, height, width, data_root=None, limit=2000):
+    """Images of another data set, to be blended in as outlier features (the paper's Appendix C.1.3).
+
+    Args: source, 'tinyimagenet', 'celeba' (searched below `data_root`, then below dataset/) or the path of a folder,
+    searched recursively; height and width in pixels; limit, the most images to take, spread evenly over all.
+    Returns uint8 (B, 3, height, width), sorted by relative path. Raises UserError.
+    """
+    if min(height, width, limit) < 1:
+        raise ValueError(f"height {height}, width {width} and limit {limit} must be positive")
+    root = _bank_folder(str(source), data_root)
+    files = list_images(root)
+    if not files:
+        raise UserError(f"{root} has no images to take outlier features from; give another folder")
+    chosen = np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)
+    images = open_images(root, [files[index] for index in chosen], height, width, f"reading {source}")
+    return images[np.arange(len(images))]
+
+
+def _bank_folder(source, data_root):
+    if source in _BANKS:
+        bank = importlib.import_module(f"dataset.{source}")
+        here = data_root is not None and any((Path(data_root) / name).exists() for name in (bank.FOLDER, bank.ARCHIVE))
+        return bank.folder(data_root if here else None)
+    if not Path(source).is_dir():
+        raise UserError(f"outlier features {source!r} are neither {' nor '.join(_BANKS)} nor a folder; check the path")
+    return Path(source)
+
+
+def _module(name):
+    if name not in _NAMES:
+        nearest = difflib.get_close_matches(str(name).lower(), _NAMES, n=1, cutoff=0)[0]
+        raise UserError(f"unknown data set {name!r}; did you mean {nearest}? There are {', '.join(_NAMES)}")
+    return importlib.import_module(f"dataset.{name}")

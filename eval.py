@@ -1,0 +1,49 @@
+"""Audit a model that train.py has trained, with the same or with other audit settings.
+
+Example: python eval.py --checkpoint saved_res/cifar100-wideresnet284-singleTarget-17 --instance_mi 1
+Without --checkpoint the run is found by the flags that named it. The settings of the training come from inside the
+checkpoint; a training flag that contradicts them is an error. Writes a folder `eval` inside the run's (or --out).
+"""
+
+from pathlib import Path
+
+import arguments
+import experiment as stages
+import report
+import runs
+from dataset import load_dataset
+from utils import choose_device
+
+
+def main():
+    parser = arguments.make_parser(__doc__)
+    parser.add_argument("--checkpoint", help="run folder or model file of train.py")
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    model = find_model(args)
+    query, record = stages.load_trained(model.model, device)
+    stored = record["settings"]
+    data = load_dataset(stored["dataset"], args.data_root, stored["image_size"])
+    training, audit = arguments.resolve_settings(arguments.with_stored(args, stored), data, device)
+    runs.check_same_settings(stored, training, model.model, but=("device", "precision"))
+    paths = runs.RunPaths.of_folder(args.out or model.folder / "eval")
+    with paths.lock():
+        experiment = stages.prepare(stored, data, args.data_root)
+        answers = stages.audit(experiment, query, audit, paths, device)
+        result = stages.conclude(experiment, query, record, answers, device)
+        report.draw(experiment, answers, result, paths)
+        runs.write_json(paths.result, result)
+        report.show(result, paths)
+
+
+def find_model(args):
+    """The files of the run that --checkpoint, or the flags of its training, name."""
+    if args.checkpoint is None:
+        data = load_dataset(args.dataset or "cifar100", args.data_root, args.image_size)
+        return arguments.tagged_paths(args, data.name, args.net_type or data.recipe.net_type)
+    path = Path(args.checkpoint)
+    return runs.RunPaths.existing(path) if path.is_dir() else runs.RunPaths(path.parent, path)
+
+
+if __name__ == "__main__":
+    runs.run_script(main)

@@ -1,0 +1,147 @@
+"""What a run shows to people: the table that it prints last, and its plots.
+
+Public: show (table), draw (all plots of a run), draw_marks (the picture of the README), percent.
+"""
+
+import matplotlib.figure
+import numpy as np
+import torch
+from sklearn.metrics import roc_curve
+
+from runs import atomic_path
+from utils import mark_images, noise_fields, outlier_features, threshold_at_fpr
+
+MEMBER_COLOR, NON_MEMBER_COLOR = "#1f77b4", "#d95f02"
+
+
+def percent(rate, interval=None):
+    """"0.02 % (0.00-0.07)" out of a rate and its interval."""
+    text = f"{100 * rate:.2f} %"
+    return f"{text} (95 % interval {100 * interval[0]:.2f}-{100 * interval[1]:.2f})" if interval else text
+
+
+def show(result, paths):
+    """Print the short table of a finished run: verdict per user, then the rates, then where everything is."""
+    audit, verdict, training = result["audit"][result["mode"]], result["verdict"], result["settings"]["training"]
+    print(f"\n{training['dataset']}, {training['net_type']}, {training['train_size']} training images, "
+          f"{training['marked_samples_per_user']} samples a user, {result['mode']}-based, {result['signal']}")
+    print(f"{'user':<12}{'class':>6}  {'trained on':<11}{'mean loss':>10}  verdict at {percent(verdict['fpr'])} FPR"
+          f" (threshold {verdict['threshold']:.4g})")
+    users = verdict["users"]
+    for row in users if len(users) <= 12 else []:
+        print(f"{row['user']:<12}{row['class']:>6}  {'yes' if row['trained_on'] else 'no':<11}{row['mean_loss']:>10.4f}"
+              f"  {'USED' if row['used'] else 'not used'}")
+    targets = sum(row["trained_on"] for row in users)
+    rows = [("users whose data were used: detected", f"{verdict['targets_detected']} of {targets}"),
+            ("innocent control users: accused", f"{verdict['controls_detected']} of {len(users) - targets}"),
+            ("FPR@100%TPR", f"{percent(audit['fpr_at_100_tpr'], audit['fpr_interval'])}, "
+                            f"{audit['false_positives']} of {audit['non_members']} non-members")]
+    rows += [(f"TPR@{100 * point['fpr']:g}%FPR", percent(point["tpr"], point["interval"]))
+             for point in audit["tpr_at_fpr"]]
+    rows += [("AUC", f"{audit['auc']:.4f}")]
+    rows += [(f"accuracy, {name}", percent(result["accuracy"][name])) for name in ("test", "train", "marked")
+             if result["accuracy"][name] is not None]
+    rows += [("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))]
+    rows += [("result", paths.result)]
+    rows += [("plots", path) for path in (paths.roc_plot, paths.loss_plot, paths.mark_plot) if path.exists()]
+    width = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        print(f"{name:<{width}}{value}")
+
+
+def _figure(rows, columns, size):
+    # Agg draws without a display; the caller's own backend, say in a notebook, stays as it is.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def draw(experiment, answers, result, paths):
+    """Draw the three plots of a run: ROC, losses (the paper's Fig. 5) and the marked images."""
+    _draw_roc(answers, result, paths.roc_plot)
+    _draw_losses(answers, paths.loss_plot)
+    users, store = experiment.users, experiment.data.images
+    shown = [(user, number) for user in range(min(len(users), 2)) for number in range(min(users.samples.shape[1], 4))]
+    originals = torch.cat([store[users.samples[user, number:number + 1]] for user, number in shown])
+    draw_marks(originals, users.key, *zip(*shown, strict=True), experiment.marking, paths.mark_plot)
+
+
+def _save(figure, path):
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def _draw_roc(answers, result, path):
+    figure, axes = _figure(1, 2, (10, 4.6))
+    for kind, style in (("set", "-"), ("instance", "--")):
+        member, other = (values.mean(axis=1) if kind == "set" else values.ravel()
+                         for values in (answers.losses("target"), answers.losses("non_member")))
+        truth = np.concatenate([np.ones(len(member)), np.zeros(len(other))])
+        fpr, tpr, _ = roc_curve(truth, -np.concatenate([member, other]), drop_intermediate=True)
+        label = f"{kind}-based: FPR@100%TPR {percent(result['audit'][kind]['fpr_at_100_tpr'])}, " \
+                f"AUC {result['audit'][kind]['auc']:.4f}"
+        for axis in axes[0]:
+            # On the logarithmic axis 0 has no place; it is drawn at half of one false positive.
+            axis.plot(np.maximum(fpr, 0.5 / len(other)) if axis is axes[0, 1] else fpr, tpr, style,
+                      color=MEMBER_COLOR if kind == "set" else NON_MEMBER_COLOR, label=label)
+    for axis, scale in zip(axes[0], ("linear", "log"), strict=True):
+        axis.plot([1e-5, 1], [1e-5, 1], color="grey", linewidth=0.8, linestyle=":")
+        axis.set(xscale=scale, yscale=scale, xlabel="false positive rate", ylabel="true positive rate",
+                 title=f"ROC, {scale} axes")
+        axis.grid(alpha=0.3)
+    lowest = 0.4 / answers.losses("non_member").size
+    axes[0, 1].set(xlim=(lowest, 1.3), ylim=(0.5 / max(2, answers.losses("target").size), 1.3))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    _save(figure, path)
+
+
+def _draw_losses(answers, path):
+    """Fig. 5: single samples in logit-scaled form on the left, users' average losses on the right."""
+    figure, axes = _figure(1, 2, (10, 4.2))
+    groups = {name: (answers.signals["target"][signal], answers.signals["non_member"][signal])
+              for name, signal in (("instance", "scaled_loss"), ("set", answers.signal))}
+    panels = ((axes[0, 0], [-values.ravel() for values in groups["instance"]],
+               "single samples", "logit-scaled confidence (low loss on the right)"),
+              (axes[0, 1], [values.mean(axis=1) for values in groups["set"]],
+               "sets of the users", f"average {answers.signal.replace('_', ' ')} of a user"))
+    for axis, (member, other), title, label in panels:
+        bins = np.histogram_bin_edges(np.concatenate([member, other]), 60)
+        for values, color, name in ((other, NON_MEMBER_COLOR, "non-members"), (member, MEMBER_COLOR, "members")):
+            # Shares, so that 5 members stand beside 5,000 non-members.
+            axis.hist(values, bins, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.6,
+                      label=f"{name} ({len(values)})")
+        axis.set(title=title, xlabel=label, ylabel="share")
+    axes[0, 1].axvline(threshold_at_fpr(answers.losses("non_member").mean(axis=1), answers.settings["verdict_fpr"]),
+                       color="black", linestyle="--", linewidth=1,
+                       label=f"threshold at {percent(answers.settings['verdict_fpr'])} FPR")
+    for axis in axes[0]:
+        axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def draw_marks(originals, key, users, numbers, marking, path):
+    """A grid with a column for each image: original, outlier feature, noise, marked.
+
+    originals: uint8 (N, 3, H, W); users, numbers: N whole numbers, as for `utils.mark_images`.
+    """
+    count, _, height, width = originals.shape
+    grey = torch.full((count, 3, height, width), 128, dtype=torch.uint8)
+    rows = [("original", originals)]
+    if marking.img_blending_ratio < 1:
+        outlier = outlier_features(key, users, height, width, marking.outlier_bank).expand(count, 3, height, width)
+        rows.append(("outlier feature", outlier.round().to(torch.uint8)))
+    if marking.noise_injection_type != "none" and marking.noise_norm > 0:
+        noise = noise_fields(key, users, numbers, height, width, marking).expand(count, 3, height, width)
+        # The budget stretched to the whole range: at its true strength it could hardly be seen.
+        rows.append(("noise, stretched", (grey + noise * 127 / marking.noise_norm).clamp(0, 255).to(torch.uint8)))
+    rows.append(("marked", mark_images(originals, key, users, numbers, marking)))
+    figure, axes = _figure(len(rows), count, (1.35 * count + 0.6, 1.4 * len(rows) + 0.2))
+    for line, (name, images) in zip(axes, rows, strict=True):
+        line[0].set_ylabel(name, fontsize=9)
+        for axis, image, user in zip(line, images, users, strict=True):
+            axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            if name == "original":
+                axis.set_title(f"user {user}", fontsize=9)
+    _save(figure, path)

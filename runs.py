@@ -1,0 +1,234 @@
+"""Run folders: everything that a script reads from or writes to disk, and how it fails.
+
+`utils.py` computes, this module keeps. A file is written under a temporary name and renamed, so that a reader sees the
+old file or the new one and never half of one; a stage's settings lie beside its output, so that output from other
+settings is refused by name; weights are safetensors, so that opening a stranger's model runs none of its maker's code.
+
+Public: UserError, run_script, atomic_path, write_json, read_json, write_arrays, read_arrays, save_model, load_model,
+check_same_settings, check_config,
+write_config, RunPaths.
+"""
+
+import errno
+import json
+import os
+import signal
+import sys
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+try:
+    import fcntl
+except ImportError:  # Windows has none; there two runs of one name are the user's to keep apart.
+    fcntl = None
+
+MODEL_FORMAT = "membershiptracker-model-1"
+
+
+class UserError(Exception):
+    """Bad input. The message is one line: what is wrong, where, and what to do about it."""
+
+
+def run_script(main):
+    """Run `main()` as a command: bad input, a full disk and Ctrl-C end in one line on stderr, never in a traceback.
+
+    Exit codes: 0 done, 2 bad input or no room on the disk, 130 interrupted (by Ctrl-C or a polite kill).
+    """
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_fail(str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted; start the same command again to go on from the last finished epoch", 130))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sys.exit(_fail(f"no room left on the disk{_where(error)}; free some, then start the same command again", 2))
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            sys.exit(_fail(f"no permission to read or write{_where(error)}; choose another folder with --out", 2))
+        raise
+    except torch.OutOfMemoryError:
+        sys.exit(_fail("the device ran out of memory; lower --batch_size, or use --device cpu", 2))
+
+
+def _where(error):
+    return f" at {error.filename}" if error.filename else ""
+
+
+def _fail(message, code):
+    # Click-through environments and logs want exactly one line, whatever the message was made from.
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+@contextmanager
+def atomic_path(path):
+    """Yield a temporary name beside `path`; rename it to `path` on success, remove it on any failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last because numpy and matplotlib choose the format by it. The name is always the same, so that
+    # what a killed process leaves behind is overwritten by the next one; `RunPaths.lock` keeps two of them apart.
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Write `value` as indented UTF-8 JSON; NaN is refused, because strict readers of the file would choke on it."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path):
+    """Read a JSON file. Raises UserError when it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run train.py first, or check the path") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run the command again") from None
+
+
+def write_arrays(path, **arrays):
+    """Write named numpy arrays as a compressed .npz file."""
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+
+def read_arrays(path):
+    """Read an .npz file into a dict of arrays; pickled objects inside are refused. Raises UserError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run train.py first, or check the path") from None
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run the command again") from None
+
+
+def save_model(path, tensors, settings):
+    """Write a dict of tensors with JSON-serialisable `settings` inside the same safetensors file."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": MODEL_FORMAT, "settings": json.dumps(settings, sort_keys=True)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_model(path):
+    """Read a file of `save_model`.
+
+    Returns (dict of CPU tensors, settings). Raises UserError for a missing, truncated or foreign file. Nothing in the
+    file is executed: a pickle is recognised as such and refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"model file {path} does not exist; train it with train.py first, or check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(_why_no_safetensors(path, error)) from None
+    if metadata.get("format") != MODEL_FORMAT:
+        raise UserError(f"{path} was not written by train.py (no {MODEL_FORMAT} inside); give a checkpoint of train.py")
+    try:
+        settings = json.loads(metadata["settings"])
+    except (KeyError, ValueError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} has unreadable settings inside; train the model again")
+    return tensors, settings
+
+
+def _why_no_safetensors(path, error):
+    with open(path, "rb") as file:
+        head = file.read(2)
+    # A zip (torch.save since 1.6) or the PROTO opcode of pickle 2 and later. Named, never opened.
+    if head == b"PK" or head[:1] == b"\x80":
+        return (f"{path} is a pickle, which could run code of whoever made it, so it was not opened; "
+                "ask for the weights as a safetensors file")
+    return f"{path} is truncated or not a safetensors file ({error}); get an undamaged copy"
+
+
+def check_same_settings(stored, wanted, where, but=()):
+    """Raise UserError naming every setting of `wanted` (but those in `but`) that differs from `stored`: flat dicts."""
+    different = [f"{name} is {stored.get(name)!r} there and {value!r} here"
+                 for name, value in wanted.items() if name not in but and stored.get(name) != value]
+    if different:
+        raise UserError(f"{where} was made with other settings: {'; '.join(different)}. "
+                        "Use the same settings, another --save_tag or --out, or delete that folder")
+
+
+def check_config(paths, settings):
+    """Raise UserError when the run folder was started with other settings, {stage: {name: value}}."""
+    stored = read_json(paths.config) if paths.config.exists() else settings
+    for stage, values in settings.items():
+        check_same_settings(stored.get(stage) or {}, values, paths.folder)
+
+
+def write_config(paths, settings):
+    """Keep a run's settings, {stage: {name: value}}, and the place of its model in config.json."""
+    write_json(paths.config, {**settings, "model": str(paths.model)})
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Names of every file of one run. `folder` holds the results; `model` may lie elsewhere (--ckpt_folder)."""
+
+    folder: Path
+    model: Path
+
+    @classmethod
+    def of_folder(cls, folder):
+        folder = Path(folder)
+        return cls(folder, folder / "model.safetensors")
+
+    @classmethod
+    def existing(cls, folder):
+        """A run that is there already: its config.json knows where the model is. UserError when it is no run folder."""
+        paths = cls.of_folder(folder)
+        return paths if paths.model.exists() else cls(paths.folder, Path(str(read_json(paths.config).get("model"))))
+
+    @classmethod
+    def of_tag(cls, result_folder, model_folder, name):
+        return cls(Path(result_folder) / name, Path(model_folder) / f"{name}.safetensors")
+
+    @contextmanager
+    def lock(self):
+        """Keep a second process out of this run while the block lasts; a lock dies with its process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "w") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(f"another process is working in {self.folder}; wait for it, or choose another "
+                                    "--save_tag or --out") from None
+            try:
+                yield
+            finally:
+                # A run that failed before its first file leaves no folder behind.
+                if [path.name for path in self.folder.iterdir()] == [".lock"]:
+                    (self.folder / ".lock").unlink()
+                    self.folder.rmdir()
+
+    config = property(lambda self: self.folder / "config.json")
+    progress = property(lambda self: self.model.with_name(self.model.stem + ".progress.safetensors"))
+    marks = property(lambda self: self.folder / "marks.npz")
+    losses = property(lambda self: self.folder / "losses.npz")
+    result = property(lambda self: self.folder / "result.json")
+    roc_plot = property(lambda self: self.folder / "roc.png")
+    loss_plot = property(lambda self: self.folder / "losses.png")
+    mark_plot = property(lambda self: self.folder / "marks.png")

@@ -1,0 +1,133 @@
+"""Turn the finished runs of a sweep into the paper's tables, ours next to the paper's figures (Markdown and CSV).
+
+Example: python tables.py single-target --res_folder saved_res
+Runs are found by the settings inside their result.json, whatever their folders are called. The accuracy drop is the
+difference to the clean run (--clean_train 1) of the same data set, network and size, averaged over the same seeds.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+import arguments
+import runs
+from dataset import recipe
+from utils import clopper_pearson
+
+# FPR@100%TPR in %, model accuracy in %, accuracy drop in points, from the paper's Tables 1, 6, 7 and 2.
+PAPER = {
+    "Table 1": {"cifar100": (0.00, 66.34, -0.41), "cifar10": (0.00, 90.64, -0.50), "celeba": (0.00, 69.41, -0.63),
+                "artbench": (0.00, 59.46, -0.42), "tinyimagenet": (0.00, 67.22, -0.40)},
+    "Table 6": {"wideresnet284": (0.00, 66.34, -0.41), "resnet": (0.00, 64.49, -0.69), "resnext": (0.00, 63.43, -0.47),
+                "densenet": (0.00, 67.14, -0.16), "googlenet": (0.00, 69.09, -0.33), "senet": (0.00, 65.26, -0.37)},
+    "Table 7": {25000: (0.00, 66.34, -0.41), 20000: (0.00, 63.73, -0.16), 15000: (0.00, 58.99, -0.83),
+                10000: (0.00, 50.28, -0.09), 5000: (0.00, 35.74, -0.10)},
+    "Table 2": {20: (0.00, None, -0.44), 50: (0.00, None, -0.56), 100: (0.00, None, -1.39), 200: (0.00, None, -2.32),
+                300: (0.00, None, -4.47), 500: (0.00, None, -8.93)},
+}
+# What tells the rows of each table apart; in the paper Tables 2, 6 and 7 are about CIFAR-100 only.
+ROWS = {"Table 1": "dataset", "Table 6": "net_type", "Table 7": "train_size", "Table 2": "users"}
+SWEEPS = {"single-target": ("Table 1", "Table 6", "Table 7"), "multi-target": ("Table 2",)}
+SAME = ["dataset", "net_type", "train_size", "epoch", "device"]
+
+
+def collect(res_folder):
+    """Every finished run below a folder as a row of a DataFrame."""
+    rows = []
+    for path in sorted(Path(res_folder).glob("*/result.json")):
+        result = runs.read_json(path)
+        training, audit = result["settings"]["training"], result["audit"]
+        rows.append({
+            **{name: training[name] for name in (*SAME, "seed", "clean_train", "marked_samples_per_user")},
+            "users": sum(row["trained_on"] for row in result["verdict"]["users"]),
+            "false_positives": audit["set"]["false_positives"], "non_members": audit["set"]["non_members"],
+            "instance_fpr": audit["instance"]["fpr_at_100_tpr"], "accuracy": result["accuracy"]["test"],
+            "detected": result["verdict"]["targets_detected"], "accused": result["verdict"]["controls_detected"],
+            "seconds": sum(result["seconds"].values()), "hardware": result["hardware"]["train"],
+        })
+    if not rows:
+        raise runs.UserError(f"no finished run (*/result.json) below {res_folder}; run the sweep script first")
+    return pd.DataFrame(rows)
+
+
+def summarize(marked, clean, table):
+    """One row for each value of the table's variable, in the paper's columns, with the paper's figures beside."""
+    rows = []
+    for (value, *_), group in marked.groupby([ROWS[table], *SAME], sort=False):
+        reference = clean
+        for name in SAME:
+            reference = reference[reference[name] == group[name].iloc[0]]
+        reference = reference[reference["seed"].isin(group["seed"])]
+        accuracy, false, total = group["accuracy"].mean(), group["false_positives"].sum(), group["non_members"].sum()
+        low, high = clopper_pearson(false, total)
+        drop = f"{100 * (accuracy - reference['accuracy'].mean()):+.2f}" if len(reference) else "no clean run"
+        paper_fpr, paper_accuracy, paper_drop = PAPER[table].get(value, (None,) * 3)
+        rows.append({
+            ROWS[table]: value, "runs": len(group), "detected": f"{group['detected'].sum()}/{group['users'].sum()}",
+            "accused": f"{group['accused'].sum()}/{group['users'].sum()}",
+            "FPR@100%TPR": f"{100 * false / total:.2f} ({100 * low:.2f}-{100 * high:.2f})", "paper": _shown(paper_fpr),
+            "unmarked, instance-based": f"{100 * reference['instance_fpr'].mean():.2f}" if len(reference) else "-",
+            "accuracy": f"{100 * accuracy:.2f}", "paper ": _shown(paper_accuracy),
+            "drop": drop, "paper  ": _shown(paper_drop, "+"),
+            "data, network, size": " ".join(str(group[name].iloc[0]) for name in SAME[:3]),
+            "s/run": f"{group['seconds'].mean():.0f}", "hardware": ", ".join(sorted(group["hardware"].unique())),
+        })
+    order = {value: place for place, value in enumerate(PAPER[table])}
+    return pd.DataFrame(sorted(rows, key=lambda row: order.get(row[ROWS[table]], len(order))))
+
+
+def _shown(figure, sign=""):
+    return "-" if figure is None else f"{figure:{sign}.2f}"
+
+
+def choose(frame, table):
+    """The runs that belong to a table: Tables 6 and 7 vary what the data set's recipe says in Table 1."""
+    if table == "Table 2":
+        return frame[frame["users"] > 1]
+    single = frame[frame["users"] == 1]
+    usual = {name: recipe(name) for name in single["dataset"].unique()}
+    by_recipe = {setting: single[setting] == [getattr(usual[name], setting) for name in single["dataset"]]
+                 for setting in ("net_type", "train_size")}
+    if table == "Table 1":
+        return single[by_recipe["net_type"] & by_recipe["train_size"]]
+    # The paper varies them on CIFAR-100; a small sweep has one data set only.
+    main = "cifar100" if "cifar100" in usual else single["dataset"].iloc[0] if len(single) else None
+    return single[(single["dataset"] == main) & by_recipe["train_size" if table == "Table 6" else "net_type"]]
+
+
+def to_markdown(frame):
+    """A DataFrame as a Markdown table."""
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+
+
+def main():
+    parser = arguments.Parser(description=__doc__, formatter_class=arguments.argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", choices=sorted(SWEEPS))
+    parser.add_argument("--res_folder", default="./saved_res", help="where the runs are")
+    parser.add_argument("--out", help="folder of the tables (default: the same folder)")
+    args = parser.parse_args()
+    frame = collect(args.res_folder)
+    marked, clean = frame[frame["clean_train"] == 0], frame[frame["clean_train"] == 1]
+    parts = []
+    for table in SWEEPS[args.sweep]:
+        chosen = choose(marked, table)
+        if len(chosen) == 0:
+            continue
+        rows = summarize(chosen, clean, table)
+        name = f"{args.sweep}-{table.lower().replace(' ', '')}"
+        with runs.atomic_path(Path(args.out or args.res_folder) / f"{name}.csv") as path:
+            rows.rename(columns=str.strip).to_csv(path, index=False)
+        parts.append(f"### {table}: by {ROWS[table]}\n\n{to_markdown(rows)}\n")
+    if not parts:
+        raise runs.UserError(f"no run below {args.res_folder} belongs to the {args.sweep} tables; run the sweep first")
+    parts.append("All rates in %; FPR@100%TPR set-based, pooled over runs, with its 95 % Clopper-Pearson interval; "
+                 "\"paper\" is the paper's figure for the column before it.\n")
+    text = "\n".join(parts)
+    with runs.atomic_path(Path(args.out or args.res_folder) / f"{args.sweep}.md") as path:
+        path.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    runs.run_script(main)

@@ -1,0 +1,43 @@
+"""Mark the target users' data, train a model on it, audit the model: one run is one cell of the paper's tables.
+
+Example: python train.py --dataset cifar100 --target_user_cls 17 --save_tag singleTarget-17
+The run folder keeps settings, weights, marks, losses, result.json and plots. The same command goes on where an
+interrupted run stopped, and only shows the result of a finished one.
+"""
+
+import arguments
+import experiment as stages
+import report
+import runs
+from dataset import load_dataset
+from utils import choose_device
+
+
+def main():
+    args = arguments.make_parser(__doc__).parse_args()
+    device = choose_device(args.device)
+    data = load_dataset(args.dataset or "cifar100", args.data_root, args.image_size)
+    training, audit = arguments.resolve_settings(args, data, device)
+    paths = arguments.run_paths(args, data.name, training["net_type"])
+    with paths.lock():
+        runs.check_config(paths, {"training": training, "audit": audit})
+        if not paths.result.exists():
+            run(training, audit, data, paths, device, args)
+        report.show(runs.read_json(paths.result), paths)
+
+
+def run(training, audit, data, paths, device, args):
+    """Mark, train, audit, conclude; what an earlier start has finished is taken up from its file."""
+    experiment = stages.prepare(training, data, args.data_root)
+    model = stages.build_model(experiment, args.pretrained_weights)
+    # Only now: flags that don't fit have been refused, and the folder belongs to this run from here on.
+    runs.write_config(paths, {"training": training, "audit": audit})
+    query, record = stages.train(experiment, model, paths, device)
+    answers = stages.audit(experiment, query, audit, paths, device)
+    result = stages.conclude(experiment, query, record, answers, device)
+    report.draw(experiment, answers, result, paths)
+    runs.write_json(paths.result, result)
+
+
+if __name__ == "__main__":
+    runs.run_script(main)
