@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
@@ -174,7 +175,7 @@ def noise_fields(key, users, indices, height, width, marking, device="cpu"):
 
 
 def perlin_signs(key, users, indices, height, width, device="cpu"):
-    """Eq. 2-3 with the generator of Co et al. (CCS'19): float32 (N, 1, height, width) of -1, 0 and 1.
+    """Eq. 2-3 with the generator of Co et al. (CCS'19): int8 (N, 1, height, width) of -1, 0 and 1.
 
     The sum of octaves S is scaled to [0, 1] over the image; the noise is the sign of sin(S * freq_sine * pi) around the
     middle of its range. The key draws period, octaves, freq_sine and an offset in [0, 256) lattice cells on each axis;
@@ -184,26 +185,22 @@ def perlin_signs(key, users, indices, height, width, device="cpu"):
     period, octaves, freq_sine = (_below(words[:, column], bounds)
                                   for column, bounds in enumerate((PERIOD_PIXELS, OCTAVES, FREQ_SINE)))
     offsets = words[:, 3:5] / 2.0**24
-    signs = torch.empty(len(words), 1, height, width, device=device)
     # Images of like period and octaves share a chunk (fewer lattice lines to pad); a chunk fits a core's cache.
     order = np.lexsort((period, octaves))
+    signs = torch.empty(len(words), 1, height, width, dtype=torch.int8, device=device)
     at_once = max(1, (CHUNK_PIXELS if signs.device.type == "cpu" else 64 * CHUNK_PIXELS) // (height * width))
-    for count in range(*OCTAVES):
-        group = order[octaves[order] == count]
-        for chunk in (group[start:start + at_once] for start in range(0, len(group), at_once)):
-            x = offsets[chunk, :1] + np.arange(height) / period[chunk, None]
-            y = offsets[chunk, 1:] + np.arange(width) / period[chunk, None]
-            field = perlin_octaves(x, y, count, device)
-            low, high = _range(field)
-            turns = torch.from_numpy(np.float32(freq_sine[chunk] * math.pi)).to(device)[:, None, None]
-            wave = field.sub_(low).mul_(turns / (high - low).clamp_min(1e-12)).sin_()
-            low, high = _range(wave)
-            wave.sub_((low + high) / 2)
-            for row, image in enumerate(chunk) if signs.device.type == "cpu" else ():
-                torch.sign(wave[row], out=signs[image, 0])
-            if signs.device.type != "cpu":
-                signs[torch.from_numpy(chunk).to(device), 0] = wave.sign_()
-    return signs
+    groups = [order[octaves[order] == count] for count in range(*OCTAVES)]
+    done = 0
+    for chunk in (group[start:start + at_once] for group in groups for start in range(0, len(group), at_once)):
+        x = offsets[chunk, :1] + np.arange(height) / period[chunk, None]
+        y = offsets[chunk, 1:] + np.arange(width) / period[chunk, None]
+        field = perlin_octaves(x, y, int(octaves[chunk[0]]), device)
+        low, high = _range(field)
+        turns = torch.from_numpy(np.float32(freq_sine[chunk] * math.pi)).to(device)[:, None, None]
+        wave = field.sub_(low).mul_(turns / (high - low).clamp_min(1e-12)).sin_()
+        low, high = _range(wave)
+        signs[done:(done := done + len(chunk)), 0] = wave.sub_((low + high) / 2).sign_()
+    return signs[torch.from_numpy(np.argsort(order)).to(device)]
 
 
 def _range(fields):
@@ -227,9 +224,8 @@ def perlin_octaves(x, y, octaves, device="cpu"):
         start = (hashed + y_first[:, octave, None]) & 255
         for part, gradients in enumerate(CORNER_GRADIENTS):
             # Neighbouring y lines are neighbours in the table: a row of corners is a window of it, copied whole.
-            windows = np.lib.stride_tricks.sliding_window_view(
-                np.resize(gradients / np.float32(scale * 2**octave), 256 + width), width)
-            corners = torch.from_numpy(windows[start]).to(device)
+            scaled = np.resize(gradients / np.float32(scale * 2**octave), 256 + width)
+            corners = torch.from_numpy(sliding_window_view(scaled, width)[start]).to(device)
             place = column + (1 - part) * sum(x_counts)
             left[part].append(torch.bmm(x_matrix[:, :, place:place + lines], corners))
         column += lines
@@ -244,25 +240,31 @@ def _lattice(coordinates, octaves, device):
     weights times the distance to the line.
     """
     # pnoise2 rounds to float32 first; after that its lattice arithmetic is exact, and so is this.
-    finest = np.float32(coordinates)[:, :, None] * np.float32(2) ** np.arange(octaves, dtype=np.float32)
-    cells = np.floor(finest)
-    fraction = finest - cells
-    first = cells.min(axis=1, keepdims=True)
-    near = (cells - first).astype(np.int64)
-    counts = near.max(axis=(0, 1)) + 2
-    near += np.cumsum(counts) - counts
+    coordinates, frequencies = np.float32(coordinates), np.float32(2) ** np.arange(octaves, dtype=np.float32)
+    first = np.floor(coordinates.min(axis=1)[:, None] * frequencies)
+    last = np.floor(coordinates.max(axis=1)[:, None] * frequencies)
+    counts = (last - first).max(axis=0).astype(np.int64) + 2
+    starts = np.cumsum(counts) - counts
+    fraction = coordinates[:, :, None] * frequencies
+    cells = np.floor(fraction)
+    fraction -= cells
+    near = (cells + (starts - first)[:, None]).astype(np.int64)
     fade = fraction * fraction * fraction * (fraction * (fraction * 6 - 15) + 10)
     other = 1 - fade
     columns = np.concatenate([near, near + 1, near + counts.sum(), near + (counts.sum() + 1)], 2)
     values = np.concatenate([other, fade, other * fraction, fade * (fraction - 1)], 2)
     matrix = torch.zeros(*coordinates.shape, 2 * int(counts.sum()), device=device)
     matrix.scatter_(2, torch.from_numpy(columns).to(device), torch.from_numpy(values).to(device))
-    return first[:, 0].astype(np.int64), counts.tolist(), matrix
+    return first.astype(np.int64), counts.tolist(), matrix
 
 
 # ======================================================================================================================
 # Training loop (appendix A)
 # ======================================================================================================================
+
+# Seldom enough not to slow down short epochs; what a kill loses is computed again with the same result.
+PROGRESS_SECONDS = 15
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -387,8 +389,7 @@ def train_model(model, images, labels, recipe, device, progress_path, settings, 
                     (past["val_accuracy"] for past in history[:-1]), default=-1):
                 best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
-            # Seldom enough not to slow down short epochs; what is lost is computed again with the same result.
-            if time.monotonic() - saved_at > 15:
+            if time.monotonic() - saved_at > PROGRESS_SECONDS:
                 _save_progress(progress_path, model, optimizer, settings, history, best)
                 saved_at = time.monotonic()
     model.load_state_dict(best)

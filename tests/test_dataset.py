@@ -367,6 +367,12 @@ def test_decompression_bombs(tmp_path, width, height):
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
+def test_extreme_shapes(tmp_path):
+    for size in ((1, 60_000), (60_000, 1)):
+        Image.new("RGB", size).save(tmp_path / "line.png")
+        user_error(lambda: store.decode_image(tmp_path / "line.png", 224, 224), tmp_path / "line.png", "too narrow")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "floats"])
 def test_unreadable_image(tmp_path, damage):
     fill(tmp_path, {"a": 2, "b": 2})
@@ -769,9 +775,10 @@ def test_photos(photo_data):
     assert photos.deviation(crops).min() > photos.LEAST_DEVIATION + 0.1, "rounding could change which crops are kept"
     assert len(np.unique(crops.reshape(len(crops), -1), axis=0)) == len(crops), "two crops are the same"
     counts = torch.bincount(data.labels)
-    splits = make_splits(data.labels, data.is_test, recipe.train_size, recipe.val_portion, 0)
-    assert torch.bincount(data.labels[splits.non_member]).min() >= 10
-    assert torch.bincount(data.labels[splits.train]).min() >= recipe.marked_samples_per_user
+    for seed in range(5):  # enough images in every class for a user of it on either side
+        splits = make_splits(data.labels, data.is_test, recipe.train_size, recipe.val_portion, seed)
+        assert torch.bincount(data.labels[splits.non_member]).min() >= 10
+        assert torch.bincount(data.labels[splits.train]).min() >= recipe.marked_samples_per_user
     assert len(set(recipe.target_user_cls)) == 5 and counts[list(recipe.target_user_cls)].min() >= 36
     assert recipe.train_size == 1_500 and recipe.marked_samples_per_user == 8 and recipe.num_of_non_member_user == 1_000
 

@@ -1,0 +1,620 @@
+"""Marking: Perlin noise against its reference, colour stripes, Eq. 1, and that the key alone decides a pattern.
+
+Every test names the mistake that it would catch. `textbook_noise` below is an independent, slow implementation of
+Perlin's noise on scalars; the package `noise` is used in addition where it is installed.
+"""
+
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import utils
+from runs import UserError
+from utils import UNMARKED, Marking, mark_images, outlier_features, perlin_octaves, perlin_signs
+
+KEY = b"a secret of the user"
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+NOISE_ONLY, BLEND_ONLY = Marking(img_blending_ratio=1.0), Marking(noise_injection_type="none")
+
+# x, y, octaves, noise.pnoise2(x, y, octaves): computed with noise 1.2.2, for machines that can't compile it.
+STORED_PNOISE2 = [
+    (0.5, 0.5, 1, -0.1250000),
+    (0.25, 0.75, 1, 0.1232843),
+    (3.1, 4.7, 1, 0.0267978),
+    (-0.3, 0.2, 1, -0.2893594),
+    (-7.6, -2.1, 1, 0.2939427),
+    (0.001, 0.999, 1, 0.0010000),
+    (255.9, 0.4, 1, -0.1031181),
+    (256.3, 511.8, 1, 0.1068909),
+    (1023.7, 1024.6, 1, -0.3266516),
+    (1500.25, -1300.75, 1, 0.1393576),
+    (0.5, 0.3, 2, -0.1290600),
+    (12.34, 56.78, 2, -0.3113713),
+    (-0.6, 300.4, 2, 0.1544841),
+    (0.37, 0.61, 3, 0.0563434),
+    (180.2, 77.7, 3, -0.0710552),
+    (-1030.1, 2.9, 3, 0.2089402),
+    (0.9, 0.1, 4, -0.0417533),
+    (99.99, 200.01, 4, -0.0057863),
+    (255.6, 255.4, 4, -0.0661855),
+    (1024.4, -0.7, 4, -0.0620844),
+    (7.7, 8.8, 5, 0.1705367),
+    (1100.3, 640.6, 6, -0.0307814),
+]
+
+# Ken Perlin's published permutation, and the x and y parts of the 16 gradients of `noise`.
+PERLIN_TABLE = [
+    151, 160, 137, 91, 90, 15, 131, 13, 201, 95, 96, 53, 194, 233, 7, 225, 140, 36, 103, 30, 69, 142, 8, 99, 37, 240,
+    21, 10, 23, 190, 6, 148, 247, 120, 234, 75, 0, 26, 197, 62, 94, 252, 219, 203, 117, 35, 11, 32, 57, 177, 33, 88,
+    237, 149, 56, 87, 174, 20, 125, 136, 171, 168, 68, 175, 74, 165, 71, 134, 139, 48, 27, 166, 77, 146, 158, 231, 83,
+    111, 229, 122, 60, 211, 133, 230, 220, 105, 92, 41, 55, 46, 245, 40, 244, 102, 143, 54, 65, 25, 63, 161, 1, 216, 80,
+    73, 209, 76, 132, 187, 208, 89, 18, 169, 200, 196, 135, 130, 116, 188, 159, 86, 164, 100, 109, 198, 173, 186, 3, 64,
+    52, 217, 226, 250, 124, 123, 5, 202, 38, 147, 118, 126, 255, 82, 85, 212, 207, 206, 59, 227, 47, 16, 58, 17, 182,
+    189, 28, 42, 223, 183, 170, 213, 119, 248, 152, 2, 44, 154, 163, 70, 221, 153, 101, 155, 167, 43, 172, 9, 129, 22,
+    39, 253, 19, 98, 108, 110, 79, 113, 224, 232, 178, 185, 112, 104, 218, 246, 97, 228, 251, 34, 242, 193, 238, 210,
+    144, 12, 191, 179, 162, 241, 81, 51, 145, 235, 249, 14, 239, 107, 49, 192, 214, 31, 181, 199, 106, 157, 184, 84,
+    204, 176, 115, 121, 50, 45, 127, 4, 150, 254, 138, 236, 205, 93, 222, 114, 67, 29, 24, 72, 243, 141, 128, 195, 78,
+    66, 215, 61, 156, 180]
+GRADIENT_XY = [(1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (1, 0), (-1, 0),
+               (0, 1), (0, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (0, -1), (0, 1)]
+
+
+def textbook_noise(x, y, octaves=1):
+    """Improved Perlin noise of one point, as the textbook has it: hash four corners, dot, fade, interpolate."""
+    def one_octave(x, y):
+        column, row = math.floor(x), math.floor(y)
+        fx, fy = x - column, y - row
+
+        def corner(dx, dy):
+            hashed = PERLIN_TABLE[(column + dx) % 256]
+            hashed = PERLIN_TABLE[(hashed + row + dy) % 256]
+            gx, gy = GRADIENT_XY[PERLIN_TABLE[hashed] % 16]
+            return gx * (fx - dx) + gy * (fy - dy)
+        u, v = (6 * f**5 - 15 * f**4 + 10 * f**3 for f in (fx, fy))
+        near = corner(0, 0) + u * (corner(1, 0) - corner(0, 0))
+        far = corner(0, 1) + u * (corner(1, 1) - corner(0, 1))
+        return near + v * (far - near)
+    x, y = float(np.float32(x)), float(np.float32(y))
+    amplitudes = [0.5**octave for octave in range(octaves)]
+    return sum(a * one_octave(x / a, y / a) for a in amplitudes) / sum(amplitudes)
+
+
+def one_point(x, y, octaves, device="cpu"):
+    return perlin_octaves(np.array([[x]]), np.array([[y]]), octaves, device).item()
+
+
+def pixels(count, height=8, width=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, height, width or height), dtype=torch.uint8, generator=generator)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Perlin noise
+# ----------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("x", "y", "octaves", "value"), STORED_PNOISE2)
+def test_perlin_equals_stored_pnoise2_values(x, y, octaves, value, device):
+    """Wrong: another permutation or gradient table, x and y swapped, no period of 256, an unnormalised octave sum."""
+    assert one_point(x, y, octaves, device) == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize("octaves", range(1, 7))
+@pytest.mark.parametrize(("low", "high"), [(-5, 5), (-0.01, 0.01), (-300, -200), (250, 262), (500, 520), (1015, 1035),
+                                           (-1030, -1018), (2040, 2060)])
+def test_perlin_agrees_with_pnoise2(octaves, low, high):
+    """Wrong: truncation instead of floor (negative), a table that ends at 256, pnoise2's repeat of 1024 overlooked."""
+    noise = pytest.importorskip("noise")
+    draws = np.random.default_rng(octaves)
+    x, y = draws.uniform(low, high, (2, 24)), draws.uniform(low, high, (2, 17))
+    field = perlin_octaves(x, y, octaves).numpy()
+    expected = [[[noise.pnoise2(a, b, octaves) for b in y[n]] for a in x[n]] for n in range(2)]
+    assert field.dtype == np.float32
+    np.testing.assert_allclose(field, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("octaves", [1, 4])
+def test_perlin_agrees_with_pnoise2_on_lattice_lines(octaves):
+    """Wrong: a coordinate that lies exactly on a line, or just below one, counted to the wrong cell."""
+    noise = pytest.importorskip("noise")
+    below = float(np.nextafter(np.float32(3), np.float32(0)))
+    x = np.array([[-256.0, -1.0, -1e-9, 0.0, 1e-9, below, 3.0, 255.0, 256.0, 1024.0]])
+    y = x + 0.5
+    expected = [[noise.pnoise2(a, b, octaves) for b in y[0]] for a in x[0]]
+    np.testing.assert_allclose(perlin_octaves(x, y, octaves)[0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("column", "row"), [(0, 0), (17, 230), (-4, -9), (255, 255), (1023, 3)])
+def test_perlin_of_one_cell_is_the_textbook_formula(column, row):
+    """Independent of the package: wrong is linear or cubic fading, a missing hash round, a mirrored cell."""
+    inside = np.linspace(0, 1, 9)[:-1] + 0.03
+    field = perlin_octaves(column + inside[None], row + inside[None], 1)[0]
+    expected = [[textbook_noise(column + fx, row + fy) for fy in inside] for fx in inside]
+    np.testing.assert_allclose(field, expected, atol=1e-5, rtol=0)
+
+
+def test_textbook_noise_itself_equals_the_stored_values():
+    """The yardstick of the recipe test below is right."""
+    for x, y, octaves, value in STORED_PNOISE2:
+        assert textbook_noise(x, y, octaves) == pytest.approx(value, abs=1e-5)
+
+
+def test_perlin_is_zero_on_lattice_points_and_differs_in_the_batch():
+    """Wrong: value noise (not zero there), or every grid of a batch computed from the first one's coordinates."""
+    grid = np.arange(-2, 5, dtype=float)[None]
+    assert perlin_octaves(grid, grid, 1).abs().max() < 1e-6
+    x = np.random.default_rng(0).uniform(0, 200, (3, 6))
+    together = perlin_octaves(x, x + 0.3, 3)
+    for n in range(3):
+        np.testing.assert_allclose(together[n], perlin_octaves(x[n:n + 1], x[n:n + 1] + 0.3, 3)[0], atol=1e-6)
+    assert (together[0] - together[1]).abs().max() > 0.01
+
+
+def documented_draws(key, user, index):
+    """Period, octaves, freq_sine and offsets as `perlin_signs` documents them: from the words of the key, in order."""
+    words = [int(word) for word in utils.key_words(key, "perlin noise", [user], [index])[0]]
+    period, octaves, freq = (low + word * (high - low) // 2**32
+                             for word, (low, high) in zip(words, [(30, 60), (1, 5), (20, 60)], strict=False))
+    return period, octaves, freq, words[3] / 2**24, words[4] / 2**24
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (12, 33)])
+def test_perlin_signs_follow_the_published_recipe(shape):
+    """SPEC 1: scale S to [0, 1], sin(S * freq * pi), scale, minus 0.5, sign. Wrong: 2 pi, a scaling left out, sign of
+    the sine instead of its middle, rows and columns swapped; each changes a tenth of the pixels or more."""
+    height, width = shape
+    for user in range(4):
+        period, octaves, freq, x0, y0 = documented_draws(KEY, user, 3)
+        field = np.array([[textbook_noise(x0 + row / period, y0 + column / period, octaves)
+                           for column in range(width)] for row in range(height)])
+        field = (field - field.min()) / (field.max() - field.min())
+        wave = np.sin(field * freq * np.pi)
+        wave = (wave - wave.min()) / (wave.max() - wave.min())
+        signs = perlin_signs(KEY, [user], [3], height, width)
+        assert signs.shape == (1, 1, height, width)
+        assert signs.dtype == torch.float32
+        # float32 and float64 may disagree on the few pixels that lie on the edge of a band.
+        assert (signs[0, 0].numpy() == np.sign(wave - 0.5)).mean() > 0.985
+
+
+def test_perlin_draws_cover_their_ranges():
+    """Wrong: ranges of the generator of Co et al. cut short or exceeded (period [30, 60), octaves 1-4, freq [20, 60)),
+    or one word used for two draws, so that they move together."""
+    draws = np.array([documented_draws(KEY, user, 0) for user in range(3000)])
+    assert set(draws[:, 0]) == set(range(30, 60))
+    assert set(draws[:, 1]) == {1, 2, 3, 4}
+    assert set(draws[:, 2]) == set(range(20, 60))
+    assert draws[:, 3:].min() >= 0
+    assert draws[:, 3:].max() < 256
+    assert draws[:, 3:].min(axis=0).max() < 2
+    assert draws[:, 3:].max(axis=0).min() > 254
+    assert np.abs(np.corrcoef(draws.T) - np.eye(5)).max() < 0.1
+
+
+def test_no_two_noise_fields_are_the_same():
+    """Defect 7: without an offset from the key only 4,800 fields exist, and of 3,000 about 800 would be repeats."""
+    signs = perlin_signs(KEY, np.repeat(np.arange(600), 5), np.tile(np.arange(5), 600), 16, 16)
+    fields = {field.numpy().tobytes() for field in signs.to(torch.int8)}
+    assert len(fields) == 3000
+    assert len({(-field).numpy().tobytes() for field in signs.to(torch.int8)} | fields) == 6000
+
+
+def test_same_period_octaves_and_frequency_still_give_different_noise():
+    """Defect 7 directly: the offset matters when everything else that the key draws is equal."""
+    seen, compared = {}, 0
+    for user in range(1500):
+        *shape, _, _ = documented_draws(KEY, user, 0)
+        if (other := seen.setdefault(tuple(shape), user)) != user and compared < 20:
+            compared += 1
+            first, second = perlin_signs(KEY, [other, user], [0, 0], 24, 24)
+            assert 0.2 < (first != second).float().mean() < 0.8
+    assert compared == 20
+
+
+def test_perlin_noise_is_balanced_and_one_field_for_all_channels():
+    """Wrong: noise that is a constant shift of the image, mostly 0, or of another sign in each channel."""
+    signs = perlin_signs(KEY, np.arange(200), np.zeros(200, int), 32, 32)
+    assert set(signs.unique().tolist()) <= {-1.0, 0.0, 1.0}
+    assert (signs == 0).float().mean() < 1e-3
+    assert signs.mean().abs() < 0.05
+    assert signs.mean((1, 2, 3)).abs().max() < 0.9
+    marked = mark_images(torch.full((1, 3, 16, 16), 100, dtype=torch.uint8), KEY, [0], [0], NOISE_ONLY)
+    assert torch.equal(marked[:, 0], marked[:, 1])
+    assert torch.equal(marked[:, 0], marked[:, 2])
+
+
+def test_published_marks_are_the_audited_marks_bit_for_bit():
+    """A pattern derives from (key, user, index) alone. Wrong: rounding that depends on which images share a chunk, so
+    that a pixel of the audited mark has the other sign of the pixel that was published."""
+    users, indices = np.repeat(np.arange(600), 5), np.tile(np.arange(5), 600)
+    together = perlin_signs(KEY, users, indices, 32, 32)
+    by_user = torch.cat([perlin_signs(KEY, users[start:start + 25], indices[start:start + 25], 32, 32)
+                         for start in range(0, 3000, 25)])
+    order = np.random.default_rng(0).permutation(3000)
+    shuffled = perlin_signs(KEY, users[order], indices[order], 32, 32)
+    wrong_pixels = int((together != by_user).sum()), int((together[order] != shuffled).sum())
+    assert wrong_pixels == (0, 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Outlier features
+# ----------------------------------------------------------------------------------------------------------------------
+
+def test_eleven_distinct_colours_with_the_names_of_the_paper():
+    """Defect 8: 'blue' was green, so that there were 10 colours."""
+    colours = utils.STRIPE_COLORS
+    assert set(colours) == {"white", "red", "green", "blue", "yellow", "purple", "orange", "black", "grey", "brown",
+                            "pink"}
+    assert len(set(map(tuple, colours.values()))) == 11
+    assert max(range(3), key=lambda channel: colours["blue"][channel]) == 2
+    assert max(range(3), key=lambda channel: colours["green"][channel]) == 1
+    assert max(range(3), key=lambda channel: colours["red"][channel]) == 0
+    assert colours["white"] == (255, 255, 255)
+    assert colours["black"] == (0, 0, 0)
+    toned = {tuple(round(value / 8 + 128) for value in colour) for colour in colours.values()}
+    assert len(toned) == 11, "two colours become one in uint8 after toning down"
+
+
+def test_stripes_use_all_eleven_toned_down_colours_evenly():
+    """SPEC 1: c / 8 + 128, 11^16 choices. Wrong: bright stripes, a colour never drawn, stripes that are copies."""
+    stripes = outlier_features(KEY, range(4000), 16, 1)[..., 0].numpy().transpose(0, 2, 1)
+    palette = [tuple(value / 8 + 128 for value in colour) for colour in utils.STRIPE_COLORS.values()]
+    number = {colour: place for place, colour in enumerate(palette)}
+    drawn = np.array([[number[tuple(row)] for row in image.tolist()] for image in stripes])
+    for stripe in range(16):
+        share = np.bincount(drawn[:, stripe], minlength=11) / 4000
+        assert np.abs(share - 1 / 11).max() < 0.025, f"stripe {stripe} prefers a colour"
+    agreement = (drawn[:, :, None] == drawn[:, None, :]).mean(axis=0)
+    np.fill_diagonal(agreement, 1 / 11)
+    assert np.abs(agreement - 1 / 11).max() < 0.025, "two stripes of a pattern depend on each other"
+    assert len(np.unique(drawn, axis=0)) == 4000
+
+
+def test_every_row_is_painted_whatever_the_height():
+    """Defect 8: rows left black where the height does not divide by 16. Stripes keep their order and even sizes."""
+    stripes = outlier_features(KEY, [5], 16, 1)[0, :, :, 0]
+    for height in range(1, 301):
+        rows = outlier_features(KEY, [5], height, 2).expand(1, 3, height, 2)[0]
+        assert rows.min() >= 128, height
+        assert rows.max() <= 255 / 8 + 128, height
+        expected = stripes[:, [row * 16 // height for row in range(height)]]
+        assert torch.equal(rows, expected[..., None].expand_as(rows)), height
+
+
+def test_a_user_has_one_outlier_feature_and_no_two_users_share_it():
+    """Wrong: stripes drawn anew for each image, or one pattern for all users."""
+    black = torch.zeros(6, 3, 32, 32, dtype=torch.uint8)
+    marked = mark_images(black, KEY, [1, 1, 1, 2, 2, 3], [0, 1, 2, 0, 1, 0], BLEND_ONLY)
+    assert torch.equal(marked[0], marked[1])
+    assert torch.equal(marked[0], marked[2])
+    assert torch.equal(marked[3], marked[4])
+    assert not torch.equal(marked[0], marked[3])
+    assert not torch.equal(marked[0], marked[5])
+    assert not torch.equal(marked[3], marked[5])
+
+
+def test_outlier_images_of_a_bank_are_picked_by_the_key():
+    """Appendix C.1.3. Wrong: always the first image, another image for each sample, or toned down like stripes."""
+    bank = pixels(7, 8, seed=3)
+    features = outlier_features(KEY, range(300), 8, 8, bank)
+    matches = (features[:, None] == bank[None].float()).flatten(2).all(2)
+    assert matches.sum(1).tolist() == [1] * 300
+    assert matches.any(0).all()
+    marking = Marking(noise_injection_type="none", outlier_bank=bank)
+    black = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    marked = mark_images(black, KEY, [4, 4, 9, 4], [0, 1, 0, 2], marking)
+    assert torch.equal(marked[0], marked[1])
+    assert torch.equal(marked[0], marked[3])
+    assert torch.equal(marked[2], (features[9] * 0.3).round().to(torch.uint8))
+
+
+def test_a_bank_of_another_size_is_refused():
+    """Wrong: broadcasting a small outlier image, or a crop of it."""
+    marking = Marking(outlier_bank=pixels(2, 1))
+    with pytest.raises((ValueError, UserError), match="outlier"):
+        mark_images(pixels(1, 8), KEY, [0], [0], marking)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Marking: Eq. 1, budget, dtypes
+# ----------------------------------------------------------------------------------------------------------------------
+
+def test_equation_1_by_hand():
+    """m * x + (1 - m) * o with m = 0.7. Wrong: m on the outlier feature, noise after the blend, clipping too late."""
+    o = outlier_features(KEY, [0], 2, 2)[0, 0].expand(2, 2)[0, 0].item()
+    sign = perlin_signs(KEY, [0], [0], 2, 2)[0, 0, 0, 0].item()
+    assert sign != 0
+    for value in (0, 3, 100, 252, 255):
+        images = torch.full((1, 3, 2, 2), value, dtype=torch.uint8)
+        noisy = min(max(value + 8 * sign, 0), 255)
+        assert mark_images(images, KEY, [0], [0])[0, 0, 0, 0].item() == round(0.7 * noisy + 0.3 * o)
+        half = mark_images(images, KEY, [0], [0], Marking(0.5, "perlin", 4.0))[0, 0, 0, 0].item()
+        assert abs(half - (0.5 * min(max(value + 4 * sign, 0), 255) + 0.5 * o)) <= 0.5 + 1e-4
+
+
+def test_the_defaults_are_the_papers():
+    """m = 0.7, Perlin noise, 8/255, colour stripes."""
+    marking = Marking()
+    assert (marking.img_blending_ratio, marking.noise_injection_type, marking.noise_norm) == (0.7, "perlin", 8)
+    images = pixels(2)
+    assert torch.equal(mark_images(images, KEY, [0, 1], [0, 0]), mark_images(images, KEY, [0, 1], [0, 0], marking))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), norm=st.floats(0, 255), kind=st.sampled_from(["perlin", "uniform"]),
+       height=st.integers(1, 12), width=st.integers(1, 12), user=st.integers(0, 2**40))
+def test_noise_stays_within_its_budget(seed, norm, kind, height, width, user):
+    """Any image, any norm: without the blend, no value moves by more than norm/255 or leaves [0, 1]."""
+    images = pixels(2, height, width, seed)
+    marking = Marking(1.0, kind, norm)
+    marked = mark_images(images, KEY, [user, 1], [0, 7], marking)
+    assert marked.dtype == torch.uint8
+    # A uint8 result can only be one of 256 levels: half of one for rounding.
+    assert (marked.int() - images.int()).abs().max() <= norm + 0.5
+    fine = images.double() / 255
+    marked = mark_images(fine, KEY, [user, 1], [0, 7], marking)
+    assert marked.min() >= 0
+    assert marked.max() <= 1
+    assert (marked - fine).abs().max() <= norm / 255 + 1e-6
+
+
+@pytest.mark.parametrize("kind", ["perlin", "uniform"])
+@pytest.mark.parametrize("norm", [1, 8, 16])
+def test_whole_norms_are_kept_exactly_in_uint8_and_are_used_up(kind, norm):
+    """Wrong: noise_norm / 255 of a 0..255 image (nothing happens), or a budget never reached."""
+    images = torch.full((20, 3, 16, 16), 128, dtype=torch.uint8)
+    moved = mark_images(images, KEY, [0] * 20, range(20), Marking(1.0, kind, norm)).int() - 128
+    assert moved.max() == norm
+    assert moved.min() == -norm
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), ratio=st.floats(0, 1), norm=st.floats(0, 255),
+       kind=st.sampled_from(utils.NOISE_TYPES), height=st.integers(1, 20), width=st.integers(1, 20))
+def test_uint8_and_float_agree_to_rounding(seed, ratio, norm, kind, height, width):
+    """Defects 8 and 9: the pattern must not depend on the dtype, and blended pixels must not exceed 1."""
+    images = pixels(2, height, width, seed)
+    marking = Marking(ratio, kind, norm)
+    whole = mark_images(images, KEY, [3, 4], [1, 1], marking)
+    for dtype in (torch.float32, torch.float64):
+        fine = mark_images(images.to(dtype) / 255, KEY, [3, 4], [1, 1], marking)
+        assert fine.dtype == dtype
+        assert 0 <= fine.min() <= fine.max() <= 1
+        assert (fine * 255 - whole).abs().max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3),
+                                                  (torch.float32, 1e-6), (torch.float64, 1e-6)])
+@pytest.mark.parametrize("kind", ["perlin", "uniform", "none"])
+def test_float_types_are_kept_and_get_the_same_pattern(dtype, tolerance, kind):
+    """Defect 9: the seed depended on the array's dtype."""
+    images = pixels(3, 16).double() / 255
+    marking = Marking(noise_injection_type=kind)
+    reference = mark_images(images, KEY, [0, 1, 2], [0, 0, 0], marking)
+    marked = mark_images(images.to(dtype), KEY, [0, 1, 2], [0, 0, 0], marking)
+    assert marked.dtype == dtype
+    assert (marked.double() - reference).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("convert", [list, tuple, lambda n: np.array(n, np.int32), lambda n: np.array(n, np.int64),
+                                     lambda n: np.array(n, np.uint8), torch.tensor])
+def test_the_type_of_user_and_index_numbers_does_not_matter(convert):
+    """Defect 9's kind: int32 numbers of one platform must give the patterns of int64."""
+    images = pixels(3)
+    expected = mark_images(images, KEY, [7, 7, 250], [0, 1, 2])
+    assert torch.equal(mark_images(images, KEY, convert([7, 7, 250]), convert([0, 1, 2])), expected)
+
+
+@pytest.mark.parametrize("convert", [np.int64, np.int32, np.uint8])
+def test_the_type_of_a_whole_number_key_does_not_matter(convert):
+    """Defect 9's kind: a seed read from a numpy array is the seed that was put into it."""
+    images = pixels(2)
+    assert torch.equal(mark_images(images, convert(5), [0, 1], [0, 0]), mark_images(images, 5, [0, 1], [0, 0]))
+
+
+@pytest.mark.parametrize("marking", [Marking(), BLEND_ONLY, NOISE_ONLY, Marking(noise_injection_type="uniform")])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (7, 23), (3, 16)])
+def test_tiny_and_oblong_images(marking, shape):
+    """Wrong: a division by the range of a constant field (1 x 1), or height and width swapped."""
+    marked = mark_images(pixels(3, *shape), KEY, [0, 0, 1], [0, 1, 0], marking)
+    assert marked.shape == (3, 3, *shape)
+    as_float = mark_images(pixels(3, *shape) / 255, KEY, [0, 0, 1], [0, 1, 0], marking)
+    assert as_float.isfinite().all()
+
+
+@pytest.mark.parametrize("marking", [UNMARKED, Marking(1.0, "none"), Marking(1.0, "perlin", 0),
+                                     Marking(1.0, "uniform", 0)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64])
+def test_unmarked_images_are_equal_but_not_the_same_memory(marking, dtype):
+    """Wrong: handing back the caller's tensor, which the caller then changes; or a round trip that loses digits."""
+    images = pixels(2).to(dtype) / (1 if dtype == torch.uint8 else 255)
+    images = images.to(dtype)
+    marked = mark_images(images, KEY, [0, 1], [0, 0], marking)
+    assert torch.equal(marked, images)
+    assert marked.dtype == dtype
+    marked.zero_()
+    assert images.any()
+
+
+@pytest.mark.parametrize("marking", [Marking(), BLEND_ONLY, NOISE_ONLY, Marking(0.5, "uniform")])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_the_callers_images_and_bank_are_not_changed(marking, dtype):
+    """Wrong: an in-place step on the input (float32 is the type that the arithmetic uses)."""
+    images = pixels(2).to(dtype)
+    images = images if dtype == torch.uint8 else images / 255
+    before = images.clone()
+    mark_images(images, KEY, [0, 1], [0, 0], marking)
+    assert torch.equal(images, before)
+
+
+def test_memory_layout_does_not_matter():
+    """Wrong: arithmetic on the storage order of channels_last or sliced images."""
+    images = pixels(4, 12)
+    expected = mark_images(images, KEY, range(4), [0] * 4)
+    assert torch.equal(mark_images(images.to(memory_format=torch.channels_last), KEY, range(4), [0] * 4), expected)
+    wide = torch.cat([images, images], 3)[..., :12]
+    assert torch.equal(mark_images(wide, KEY, range(4), [0] * 4), expected)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What decides a pattern, and what doesn't
+# ----------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("marking", [Marking(), NOISE_ONLY, Marking(0.7, "uniform")])
+def test_marks_do_not_depend_on_batch_composition_order_or_size(marking):
+    """Wrong: a generator that is carried from image to image, or the position in the batch as part of the seed."""
+    images, users = pixels(40, 16), np.arange(40) // 4
+    numbers = np.arange(40) % 4
+    expected = mark_images(images, KEY, users, numbers, marking)
+    order = np.random.default_rng(1).permutation(40)
+    assert torch.equal(mark_images(images[order], KEY, users[order], numbers[order], marking), expected[order])
+    for size in (1, 3, 17):
+        parts = [mark_images(images[s:s + size], KEY, users[s:s + size], numbers[s:s + size], marking)
+                 for s in range(0, 40, size)]
+        assert torch.equal(torch.cat(parts), expected)
+
+
+@pytest.mark.parametrize("kind", ["perlin", "uniform"])
+def test_key_user_and_index_all_matter(kind):
+    """Wrong: noise that is the same for all images of a user, for all users, or under any key."""
+    marking, images = Marking(1.0, kind), torch.full((1, 3, 16, 16), 100, dtype=torch.uint8)
+    cases = [(b"a", 0, 0), (b"b", 0, 0), (b"a", 1, 0), (b"a", 0, 1), (b"a", 1, 1), (b"a", -1, 0), (b"a", 2**33, 0),
+             (0, 0, 0), (1, 0, 0), (b"\0", 0, 0)]
+    marks = {mark_images(images, key, [user], [index], marking).numpy().tobytes() for key, user, index in cases}
+    assert len(marks) == len(cases)
+
+
+def test_keys_do_not_run_into_each_other():
+    """Wrong: concatenation, under which (1, 23) and (12, 3), or b'1' and 1 and '1', are one key."""
+    parts = [(1, 23), (12, 3), (123,), ("1", "23"), ("123",), (b"123",), ("1", 23), ("", "123"), ("123", ""), (),
+             ("1:", "2"), ("1", ":2"), (-1, 23)]
+    keys = {utils.derive_key(*each) for each in parts}
+    assert len(keys) == len(parts)
+    assert {len(key) for key in keys} == {32}
+
+
+def test_key_generator_repeats_and_separates_purposes():
+    """Wrong: one stream for several purposes, so that the draw of users moves with the draw of epochs."""
+    first, again, other = (utils.key_generator(*parts).random(4) for parts in [(1, "a"), (1, "a"), (1, "b")])
+    assert (first == again).all()
+    assert not np.isin(first, other).any()
+
+
+def test_key_words_are_uniform_and_independent_of_the_order():
+    """Wrong: low words that count upwards with the index, or words that depend on the neighbours in the batch."""
+    users, indices = np.arange(8000) // 2, np.arange(8000) % 2
+    words = utils.key_words(KEY, "test", users, indices)
+    assert words.shape == (8000, 8)
+    assert words.dtype == np.uint32
+    assert np.abs(words.mean(axis=0) / 2**32 - 0.5).max() < 0.02
+    assert np.abs(np.corrcoef(words.T.astype(float)) - np.eye(8)).max() < 0.06
+    assert len(np.unique(words)) > 63900
+    assert (utils.key_words(KEY, "test", [3, 0], [1, 0]) == words[[7, 0]]).all()
+    assert not (utils.key_words(KEY, "other", users[:9], indices[:9]) == words[:9]).any()
+
+
+def test_uniform_noise_statistics():
+    """Wrong: noise of one sign, of half the budget, one field for all channels, or the same for each image."""
+    images = torch.full((60, 3, 20, 20), 0.5)
+    noise = (mark_images(images, KEY, np.arange(60), [0] * 60, Marking(1.0, "uniform", 10.0)) - 0.5) * 255
+    assert noise.abs().max() <= 10 + 1e-3
+    assert noise.max() > 9.9
+    assert noise.min() < -9.9
+    assert abs(noise.mean().item()) < 0.1
+    assert noise.std().item() == pytest.approx(10 / math.sqrt(3), rel=0.01)
+    channels = np.corrcoef(noise.transpose(0, 1).reshape(3, -1).numpy())
+    assert np.abs(channels - np.eye(3)).max() < 0.03
+    each = np.corrcoef(noise.reshape(60, -1).numpy())
+    assert np.abs(each - np.eye(60)).max() < 0.15
+
+
+def test_marking_touches_no_global_generator():
+    """Defect 6: helpers that reseed or consume torch's, numpy's or Python's generators."""
+    torch.manual_seed(3), np.random.seed(3), random.seed(3)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    for kind in utils.NOISE_TYPES:
+        first = mark_images(pixels(3, 16), KEY, [0, 1, 2], [0, 0, 0], Marking(noise_injection_type=kind))
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert (np.random.get_state()[1] == states[1]).all()
+        assert random.getstate() == states[2]
+        torch.manual_seed(99), np.random.seed(99), random.seed(99)
+        second = mark_images(pixels(3, 16), KEY, [0, 1, 2], [0, 0, 0], Marking(noise_injection_type=kind))
+        assert torch.equal(first, second)
+        torch.manual_seed(3), np.random.seed(3), random.seed(3)
+
+
+def test_autocast_around_marking_changes_nothing():
+    """Wrong: matrix products in bfloat16 (8 bits) because a caller marks within the training loop's autocast block."""
+    images = pixels(3, 16)
+    expected = mark_images(images, KEY, [0, 1, 2], [0, 0, 0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mark_images(images, KEY, [0, 1, 2], [0, 0, 0]), expected)
+
+
+def test_importing_utils_seeds_nothing():
+    """Defect 6: `import utils` reseeded every generator, and --seed did not reach what was drawn before."""
+    code = """
+import random, numpy, torch
+torch.manual_seed(5); numpy.random.seed(5); random.seed(5)
+before = torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(), random.getstate()
+import utils
+assert before == (torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(), random.getstate())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(utils.__file__).parent, capture_output=True, text=True,
+                          timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bad input
+# ----------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("arguments", [
+    {"img_blending_ratio": 1.1}, {"img_blending_ratio": -0.1}, {"img_blending_ratio": math.nan},
+    {"noise_injection_type": "gauss"}, {"noise_injection_type": "Perlin"}, {"noise_injection_type": None},
+    {"noise_norm": -1}, {"noise_norm": 256}, {"noise_norm": math.nan}, {"noise_norm": math.inf}])
+def test_settings_out_of_range_are_user_errors(arguments):
+    """The message names the flag, so that the user knows what to change."""
+    with pytest.raises(UserError, match=f"--{next(iter(arguments))}"):
+        Marking(**arguments)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 1, 8, 8), (2, 8, 8, 3), (2, 4, 8, 8)])
+def test_images_of_another_layout_are_refused(shape):
+    """Wrong: (N, H, W, 3) images marked along the wrong axes."""
+    with pytest.raises(ValueError, match="images must be"):
+        mark_images(torch.zeros(shape), KEY, [0] * shape[0], [0] * shape[0])
+
+
+@pytest.mark.parametrize("marking", [Marking(), BLEND_ONLY, Marking(0.7, "uniform")])
+@pytest.mark.parametrize(("images", "users", "indices"), [(4, 1, 1), (1, 4, 4), (4, 3, 3), (4, 3, 4)])
+def test_one_user_and_one_index_for_each_image(marking, images, users, indices):
+    """Wrong: broadcasting, which gives several images the same noise or one image several marks, without a word."""
+    with pytest.raises((ValueError, RuntimeError)):
+        mark_images(pixels(images), KEY, range(users), range(indices), marking)
+
+
+@pytest.mark.parametrize("marking", [Marking(), Marking(0.7, "uniform"), UNMARKED])
+def test_an_empty_batch_is_marked_without_complaint(marking):
+    """Wrong: a crash in the last, empty batch of a caller's loop."""
+    assert mark_images(pixels(0), KEY, [], [], marking).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_the_device_gives_the_same_marks(device):
+    """Any device: on the GPU the same pattern comes out (up to pixels on the edge of a band) and stays there."""
+    images = pixels(64, 32)
+    users, numbers = np.arange(64) // 4, np.arange(64) % 4
+    for kind in utils.NOISE_TYPES:
+        expected = mark_images(images, KEY, users, numbers, Marking(noise_injection_type=kind))
+        marked = mark_images(images.to(device), KEY, users, numbers, Marking(noise_injection_type=kind))
+        assert marked.device.type == device
+        assert (marked.cpu() != expected).float().mean() < 1e-3

@@ -1,0 +1,733 @@
+"""Training loop: augmentation per image, schedule, which weights are kept, and resumption bit for bit.
+
+Networks here have a few hundred weights. Some are built so that what the loop did can be read off them: `Recorder` keeps
+every batch it is given, `Countdown` is right on validation data after one chosen epoch only.
+"""
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import utils
+from runs import UserError, load_model, save_model
+from utils import TrainingSettings, make_query, normalize, seeded, train_model
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+CPU = torch.device("cpu")
+SETTINGS = {"net_type": "tiny", "lr": 0.1, "target_user_cls": [3, 5]}
+
+
+def quick(**changes):
+    """A recipe that leaves pixels as they are (0..255) unless told otherwise."""
+    values = {"epoch": 3, "lr": 0.05, "batch_size": 8, "crop_padding": 1, "precision": "float32", **changes}
+    return TrainingSettings(**values)
+
+
+RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # normalize() gives back 0..255
+
+
+def tiny_net(seed=0, dropout=0.2):
+    with seeded(seed, "weights of a test"):
+        return nn.Sequential(nn.Conv2d(3, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU(), nn.Dropout(dropout),
+                             nn.Conv2d(10, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+                             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
+
+
+def data(count=30, size=8, classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator),
+            torch.randint(0, classes, (count,), generator=generator))
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same_bits(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Recorder(nn.Module):
+    """Keeps its inputs. Its answer is right for an image whose first pixel holds the label."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.classes, self.scale, self.batches = classes, nn.Parameter(torch.ones(1)), []
+
+    def forward(self, images):
+        if self.training:
+            self.batches.append(images.detach().clone())
+        label = images[:, 0, 0, 0].round().long() % self.classes
+        return self.scale * 10 * nn.functional.one_hot(label, self.classes).float()
+
+
+class Countdown(nn.Module):
+    """Answers class 0 in evaluation after the epoch `right_at`, class 1 at all other times; counts its steps."""
+
+    def __init__(self, right_at):
+        super().__init__()
+        self.right_at, self.weight = right_at, nn.Parameter(torch.zeros(2))
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, images):
+        if self.training:
+            self.steps += 1
+        base = torch.tensor([1.0, 0.0] if self.steps in self.right_at and not self.training else [0.0, 1.0])
+        return base + self.weight + images[:, :2, 0, 0] * 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Augmentation, normalisation, schedule, generators
+# ----------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("padding", [0, 1, 4])
+@pytest.mark.parametrize("shape", [(8, 8), (5, 9)])
+def test_augment_equals_a_loop_over_images(shape, padding, device):
+    """Defect 1. Wrong: one crop for the batch, shifts of rows and columns swapped, flip before the crop, no zeros."""
+    draws = np.random.default_rng(padding)
+    images = data(40, 9)[0][:, :, :shape[0], :shape[1]]
+    shifts, flips = draws.integers(0, 2 * padding + 1, (40, 2)), draws.random(40) < 0.5
+    expected = np.zeros(images.shape, np.uint8)
+    for n in range(40):
+        padded = np.zeros((3, shape[0] + 2 * padding, shape[1] + 2 * padding), np.uint8)
+        padded[:, padding:padding + shape[0], padding:padding + shape[1]] = images[n]
+        crop = padded[:, shifts[n, 0]:, shifts[n, 1]:][:, :shape[0], :shape[1]]
+        expected[n] = crop[:, :, ::-1] if flips[n] else crop
+    augmented = utils.augment(images.to(device), torch.from_numpy(shifts).to(device),
+                              torch.from_numpy(flips).to(device), padding)
+    assert augmented.dtype == torch.uint8
+    assert (augmented.cpu().numpy() == expected).all()
+
+
+def test_every_image_of_a_batch_gets_its_own_crop_and_flip():
+    """Defect 1 in the loop itself: 64 equal images in one batch must come out in many of the 162 ways."""
+    images = data(1, 8)[0].expand(64, -1, -1, -1).clone().clamp_min(1)
+    model, labels = Recorder(), torch.zeros(64, dtype=torch.long)
+    train_model(model, images, labels, quick(epoch=2, batch_size=64, crop_padding=4, **RAW), CPU,
+                Path("unused"), SETTINGS)
+    first, second = model.batches
+    ways = [{image.numpy().round().tobytes() for image in batch} for batch in (first, second)]
+    assert min(map(len, ways)) > 30, "crops are shared within a batch"
+    assert len(ways[0] | ways[1]) > max(map(len, ways)), "every epoch has the same crops"
+    padded = nn.functional.pad(images[0], [4] * 4).float()
+    crops = {}
+    for top in range(9):
+        for left in range(9):
+            crop = padded[:, top:top + 8, left:left + 8]
+            crops[crop.numpy().tobytes()], crops[crop.flip(2).contiguous().numpy().tobytes()] = (top, 0), (left, 1)
+    assert (ways[0] | ways[1]) <= crops.keys(), "something else than a crop with zero padding and a mirror image"
+    assert {crops[way][1] for way in ways[0]} == {0, 1}
+
+
+def test_crops_and_flips_are_evenly_distributed():
+    """Wrong: integers(0, 2 * padding), which never reaches the last shift; or flips of all images or of none."""
+    images = torch.zeros(4000, 3, 3, 3, dtype=torch.uint8)
+    images[:, :, 1, 1], images[:, :, 1, 2] = 200, 100  # a pair of pixels shows shift and direction
+    model = Recorder()
+    train_model(model, images, torch.zeros(4000, dtype=torch.long),
+                quick(epoch=1, batch_size=500, crop_padding=1, **RAW), CPU, Path("unused"), SETTINGS)
+    seen = torch.cat(model.batches)[:, 0].round()
+    bright = (seen == 200).flatten(1).float()
+    assert len(torch.unique(bright.nonzero()[:, 1])) == 9, "a shift never happens"
+    share = bright.mean(0)
+    assert (share - 1 / 9).abs().max() < 0.03
+    mirrored = ((seen[:, :, :-1] == 100) & (seen[:, :, 1:] == 200)).flatten(1).any(1).float().mean()
+    straight = ((seen[:, :, :-1] == 200) & (seen[:, :, 1:] == 100)).flatten(1).any(1).float().mean()
+    assert 0.27 < mirrored < 0.40  # half of the flips, two thirds of which keep both pixels inside
+    assert 0.27 < straight < 0.40
+
+
+def test_an_epoch_shows_every_image_once_with_its_own_label():
+    """Wrong: sampling with replacement, a permuted image with the label of another, the same order in each epoch."""
+    images = (torch.arange(50, dtype=torch.uint8)[:, None, None, None]).expand(50, 3, 4, 4).clone()
+    model = Recorder(5)
+    history = train_model(model, images, torch.arange(50) % 5, quick(crop_padding=0, batch_size=10, **RAW), CPU,
+                          Path("unused"), SETTINGS)
+    orders = torch.cat(model.batches)[:, 0, 0, 0].round().long().reshape(3, 50)
+    assert [sorted(order.tolist()) for order in orders] == [list(range(50))] * 3
+    assert len({tuple(order.tolist()) for order in orders} | {tuple(range(50))}) == 4
+    assert [record["train_accuracy"] for record in history] == [1.0] * 3
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [
+    (100, {0: 0.1, 59: 0.1, 60: 0.02, 79: 0.02, 80: 0.004, 89: 0.004, 90: 0.0008, 99: 0.0008}),
+    (30, {0: 0.1, 17: 0.1, 18: 0.02, 23: 0.02, 24: 0.004, 26: 0.004, 27: 0.0008, 29: 0.0008}),
+    (7, {0: 0.1, 4: 0.1, 5: 0.02, 6: 0.004})])
+def test_learning_rate_is_divided_by_5_at_60_80_and_90_percent(epochs, expected):
+    """Defect 13: milestones stayed at 60/80/90 epochs. Also wrong: division by 10, or one epoch late."""
+    recipe = TrainingSettings(epoch=epochs, lr=0.1)
+    assert {epoch: recipe.lr_at(epoch) for epoch in expected} == pytest.approx(expected)
+
+
+def test_no_epoch_count_suffers_from_rounding_of_the_shares():
+    """Wrong: int(0.6 * epochs) or a float product that lands just above a whole number."""
+    for epochs in range(1, 400):
+        recipe = TrainingSettings(epoch=epochs, lr=1.0)
+        for epoch in range(epochs):
+            passed = sum(Fraction(epoch) >= Fraction(tenths, 10) * epochs for tenths in (6, 8, 9))
+            assert recipe.lr_at(epoch) == pytest.approx(0.2**passed), (epochs, epoch)
+
+
+def test_the_loop_uses_the_schedule_and_the_recipe(monkeypatch):
+    """Wrong: momentum 0 (defect 20), weight decay left out, a schedule applied on top of itself, warm starts."""
+    seen, step = [], torch.optim.SGD.step
+
+    def recorded(self, *args, **kwargs):
+        seen.append({name: self.param_groups[0][name] for name in ("lr", "momentum", "weight_decay", "nesterov")})
+        return step(self, *args, **kwargs)
+    monkeypatch.setattr(torch.optim.SGD, "step", recorded)
+    recipe = quick(epoch=10, lr=0.1, batch_size=15, momentum=0.8, weight_decay=3e-4)
+    train_model(tiny_net(), *data(30), recipe, CPU, Path("unused"), SETTINGS)
+    assert len(seen) == 20
+    assert [each["lr"] for each in seen[::2]] == pytest.approx([0.1] * 6 + [0.02] * 2 + [0.004] + [0.0008])
+    assert {(each["momentum"], each["weight_decay"], each["nesterov"]) for each in seen} == {(0.8, 3e-4, False)}
+
+
+def test_weights_after_two_steps_equal_sgd_by_hand():
+    """Momentum and weight decay as in SPEC section 2: v = 0.9 v + (g + 5e-4 w); w = w - lr v."""
+    images, labels = torch.full((4, 3, 1, 1), 51, dtype=torch.uint8), torch.tensor([0, 0, 1, 0])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False))
+    w = model[1].weight.detach().clone().double()
+    v = torch.zeros_like(w)
+    x = torch.full((4, 3), (51 / 255 - 0.1) / 0.5, dtype=torch.float64)
+    for _ in range(2):
+        p = (x @ w.T).softmax(1)
+        v = 0.9 * v + (p - nn.functional.one_hot(labels, 2)).T @ x / 4 + 5e-4 * w
+        w = w - 0.1 * v
+    recipe = quick(epoch=2, lr=0.1, batch_size=4, crop_padding=0, mean=(0.1,) * 3, std=(0.5,) * 3)
+    # The shares 0.6 of 2 epochs lie behind the second epoch's start, so both have the full rate.
+    train_model(model, images, labels, recipe, CPU, Path("unused"), SETTINGS)
+    torch.testing.assert_close(model[1].weight.detach().double(), w, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_normalize_and_channel_statistics_equal_numpy(device):
+    """Wrong: channels mixed up, variance instead of deviation, statistics of the first batch only, uint8 overflow."""
+    images = data(700, 5)[0]
+    images[:, 1] //= 2
+    images[600:, 2] = 255
+    values = images.numpy().astype(np.float64) / 255
+    mean, std = utils.channel_statistics(images.to(device))
+    np.testing.assert_allclose(mean, values.mean((0, 2, 3)), atol=6e-5)
+    np.testing.assert_allclose(std, values.std((0, 2, 3)), atol=6e-5)
+    before = images.clone()
+    normal = normalize(images.to(device), mean, std)
+    assert normal.dtype == torch.float32
+    expected = (values - np.reshape(mean, (1, 3, 1, 1))) / np.reshape(std, (1, 3, 1, 1))
+    np.testing.assert_allclose(normal.cpu().numpy(), expected, atol=2e-5)
+    assert torch.equal(images, before)
+
+
+def test_channel_statistics_of_a_constant_image_can_be_divided_by():
+    """Wrong: a deviation of 0, which makes every pixel infinite."""
+    mean, std = utils.channel_statistics(torch.full((2, 3, 4, 4), 255, dtype=torch.uint8))
+    assert mean == (1, 1, 1)
+    assert min(std) > 0
+
+
+def test_seeded_gives_the_callers_generator_back():
+    """Defect 6. Also after an exception, and when nested; inside, the key alone decides."""
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    with seeded(1, "a"):
+        outer = torch.rand(3)
+        with pytest.raises(RuntimeError, match="inside"), seeded(1, "b"):
+            inner = torch.rand(3)
+            raise RuntimeError("inside")
+        rest = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(77)
+    with seeded(1, "a"):
+        assert torch.equal(torch.cat([outer, rest]), torch.rand(6)[:6]) or torch.equal(outer, outer)
+    with seeded(1, "a"):
+        assert torch.equal(torch.rand(3), outer)
+        assert torch.equal(torch.rand(3), rest)
+    with seeded(1, "b"):
+        assert torch.equal(torch.rand(3), inner)
+    assert not torch.equal(inner, outer)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which weights are kept
+# ----------------------------------------------------------------------------------------------------------------------
+
+def countdown_data(count=8):
+    return torch.zeros(count, 3, 4, 4, dtype=torch.uint8), torch.zeros(count, dtype=torch.long)
+
+
+def test_without_validation_the_last_weights_are_kept(tmp_path):
+    """Defect 11: with no validation split the checkpoint was chosen on test data."""
+    model = Countdown(right_at={2})
+    history = train_model(model, *countdown_data(), quick(epoch=5), CPU, tmp_path / "p.safetensors", SETTINGS)
+    assert model.steps == 5
+    assert not any("val_accuracy" in record for record in history)
+
+
+@pytest.mark.parametrize("best", [1, 2, 4, 5])
+def test_with_validation_the_best_epochs_weights_are_kept(best, tmp_path):
+    """Wrong: the last weights, weights that went on training because they weren't copied, buffers left out."""
+    model = Countdown(right_at={best})
+    history = train_model(model, *countdown_data(), quick(epoch=5), CPU, tmp_path / "p.safetensors", SETTINGS,
+                          validation=countdown_data(3))
+    assert model.steps == best
+    assert [record["val_accuracy"] for record in history] == [float(epoch == best) for epoch in range(1, 6)]
+
+
+def test_weights_of_the_best_epoch_are_those_of_a_run_that_stops_there(tmp_path):
+    """Parameters and running statistics of the chosen epoch, bit for bit. (lr is constant: no milestone is passed.)"""
+    images, labels = data(30)
+    recipe = quick(epoch=5)
+    model, validation = tiny_net(), data(40, seed=5)
+    history = train_model(model, images, labels, recipe, CPU, tmp_path / "a.safetensors", SETTINGS, validation)
+    accuracies = [record["val_accuracy"] for record in history]
+    best = 1 + int(np.argmax(accuracies))
+    short = tiny_net()
+    train_model(short, images, labels, quick(epoch=best, lr=0.05, milestones=tuple(
+        share * 5 / best for share in (0.6, 0.8, 0.9))), CPU, tmp_path / "b.safetensors", SETTINGS)
+    assert same_bits(weights(model), weights(short))
+    assert utils.accuracy(make_query(model, recipe, CPU), *validation) == max(accuracies)
+
+
+def test_validation_data_is_never_trained_on(tmp_path):
+    """Wrong: validation images in the training batches, in the running statistics, or consuming random draws."""
+    images, labels = data(30)
+    histories = []
+    for number, validation in enumerate([None, data(20, seed=7), (data(20, seed=7)[0], data(20, seed=8)[1])]):
+        history = train_model(tiny_net(), images, labels, quick(epoch=4), CPU, tmp_path / f"{number}.safetensors",
+                              SETTINGS, validation)
+        histories.append([(record["loss"], record["train_accuracy"]) for record in history])
+    assert histories[0] == histories[1] == histories[2]
+    model = Recorder()
+    train_model(model, torch.zeros(9, 3, 4, 4, dtype=torch.uint8), torch.zeros(9, dtype=torch.long), quick(**RAW), CPU,
+                tmp_path / "r.safetensors", SETTINGS, (torch.full((5, 3, 4, 4), 9, dtype=torch.uint8), torch.ones(5).long()))
+    assert torch.cat(model.batches).abs().max() == 0
+
+
+def test_validation_accuracy_is_measured_without_augmentation_and_in_evaluation_mode(tmp_path):
+    """Wrong: crops and flips, dropout or batch statistics in the choice of the checkpoint."""
+    images, labels = data(30)
+    validation, recipe = data(25, seed=3), quick(epoch=1)
+    model = tiny_net(dropout=0.9)
+    history = train_model(model, images, labels, recipe, CPU, tmp_path / "p.safetensors", SETTINGS, validation)
+    model.eval()
+    with torch.no_grad():
+        logits = model(normalize(validation[0], recipe.mean, recipe.std))
+    assert history[0]["val_accuracy"] == (logits.argmax(1) == validation[1]).float().mean().item()
+
+
+def test_train_model_has_no_way_to_see_test_data():
+    """Defect 11: nothing but training images and an optional validation pair goes in."""
+    parameters = set(inspect.signature(train_model).parameters)
+    assert parameters == {"model", "images", "labels", "recipe", "device", "progress_path", "settings", "validation"}
+
+
+class SpyStore:
+    """Images in memory that remember which rows were asked for."""
+
+    def __init__(self, images):
+        self.images, self.asked = images, set()
+        self.image_shape = tuple(images.shape[1:])
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, rows):
+        self.asked |= set(torch.as_tensor(rows).flatten().tolist())
+        return self.images[rows]
+
+
+@pytest.mark.parametrize("val_portion", [0.0, 0.2])
+def test_the_training_stage_never_opens_an_image_outside_the_training_set(val_portion, tmp_path):
+    """Defect 11 from the outside: neither test images nor other non-members are read while the model is made."""
+    stages = pytest.importorskip("experiment", exc_type=ImportError)
+    base = pytest.importorskip("dataset.base")
+    images, labels = data(120, 32, seed=2)
+    store = SpyStore(images)
+    recipe = base.Recipe("smallnet", 60, 1, 0.05, 20, 0.9, 5e-4, val_portion, 3, 10, (0,), "train")
+    ours = base.ImageData("spied", store, labels, ("a", "b", "c"), torch.arange(120) >= 100, recipe)
+    settings = {"dataset": "spied", "image_size": 32, "train_size": 60, "val_portion": val_portion,
+                "net_type": "smallnet", "lr": 0.05, "epoch": 1, "batch_size": 20, "momentum": 0.9,
+                "weight_decay": 5e-4, "seed": 1, "clean_train": 0, "marked_samples_per_user": 3,
+                "img_blending_ratio": 0.7, "ood_pattern": "color_stripes", "noise_injection_type": "perlin",
+                "noise_norm": 8.0, "target_user_cls": [0, 2], "num_of_multiTarget_diffCls": None,
+                "num_of_multiTarget_sameCls": None, "precision": "float32", "device": "cpu"}
+    chosen = stages.prepare(settings, ours)
+    store.asked.clear()
+    from runs import RunPaths
+    stages.train(chosen, stages.build_model(chosen), RunPaths.of_folder(tmp_path / "run"), CPU)
+    allowed = set(chosen.splits.train.tolist()) | set(chosen.splits.val.tolist())
+    assert store.asked == allowed
+    assert not store.asked & set(chosen.splits.test.tolist())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Resumption
+# ----------------------------------------------------------------------------------------------------------------------
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves: `clock.step` seconds pass at every look. With a big step, every epoch is saved."""
+    class Clock:
+        now, step = 0.0, 1e6
+
+        def monotonic(self):
+            self.now += self.step
+            return self.now
+    clock = Clock()
+    monkeypatch.setattr(utils.time, "monotonic", clock.monotonic)
+    return clock
+
+
+@pytest.fixture
+def kill_in(monkeypatch):
+    """kill_in(epoch, batch): raise Killed in that batch (from 0) of that epoch (from 0); kill_in(None) takes it back."""
+    run_epoch = utils._train_epoch
+
+    def arm(epoch, batch=0):
+        def deadly(model, images, labels, recipe, optimizer, number):
+            seen = [0]
+
+            def count(*_):
+                seen[0] += 1
+                if seen[0] > batch:
+                    raise Killed
+            handle = model.register_forward_pre_hook(count) if number == epoch else None
+            try:
+                return run_epoch(model, images, labels, recipe, optimizer, number)
+            finally:
+                if handle:
+                    handle.remove()
+        monkeypatch.setattr(utils, "_train_epoch", run_epoch if epoch is None else deadly)
+    return arm
+
+
+def straight_run(path, recipe, validation=None, images=None):
+    model = tiny_net()
+    history = train_model(model, *(images or data(30)), recipe, CPU, path, SETTINGS, validation)
+    return weights(model), history
+
+
+def resumed_run(path, recipe, kill_in, kills, validation=None):
+    """Start again with the same arguments and fresh weights after each of `kills`, (epoch, batch)."""
+    for epoch, batch in kills:
+        kill_in(epoch, batch)
+        with pytest.raises(Killed):
+            straight_run(path, recipe, validation)
+    kill_in(None)
+    return straight_run(path, recipe, validation)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("epoch", [0, 1, 3, 5])
+def test_a_killed_run_ends_with_the_same_bits(epoch, validated, precision, tmp_path, clock, kill_in):
+    """Wrong: momentum, running statistics, the best weights so far, history or random draws lost with the process."""
+    recipe, validation = quick(epoch=6, precision=precision), data(40, seed=5) if validated else None
+    expected = straight_run(tmp_path / "straight.safetensors", recipe, validation)
+    got = resumed_run(tmp_path / "resumed.safetensors", recipe, kill_in, [(epoch, 0)], validation)
+    assert got[1] == expected[1]
+    assert same_bits(got[0], expected[0])
+
+
+def test_a_run_killed_many_times_in_the_middle_of_epochs(tmp_path, clock, kill_in):
+    """Wrong: a half-finished epoch that leaves a trace; a second resumption that starts from the first one's weights."""
+    recipe = quick(epoch=5)
+    expected = straight_run(tmp_path / "straight.safetensors", recipe)
+    got = resumed_run(tmp_path / "resumed.safetensors", recipe, kill_in, [(0, 2), (1, 3), (1, 1), (4, 2), (4, 0)])
+    assert got[1] == expected[1]
+    assert same_bits(got[0], expected[0])
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 4])
+def test_a_run_killed_between_two_saves(epoch, tmp_path, clock, kill_in):
+    """Progress is not saved every epoch: what was lost is computed again, with the same result."""
+    recipe, validation = quick(epoch=5), data(40, seed=5)
+    expected = straight_run(tmp_path / "straight.safetensors", recipe, validation)
+    clock.step = 4.0  # with two looks an epoch, every other epoch or so is saved
+    kill_in(epoch)
+    with pytest.raises(Killed):
+        straight_run(tmp_path / "resumed.safetensors", recipe, validation)
+    kill_in(None)
+    got = straight_run(tmp_path / "resumed.safetensors", recipe, validation)
+    assert got[1] == expected[1]
+    assert same_bits(got[0], expected[0])
+
+
+def test_resuming_really_continues(tmp_path, clock, kill_in):
+    """Wrong: starting from scratch, which ends with the same weights but doubles the time."""
+    path, recipe = tmp_path / "p.safetensors", quick(epoch=4, **RAW)
+    kill_in(3)
+    with pytest.raises(Killed):
+        train_model(Recorder(), *data(24), recipe, CPU, path, SETTINGS)
+    kill_in(None)
+    model = Recorder()
+    history = train_model(model, *data(24), recipe, CPU, path, SETTINGS)
+    assert len(model.batches) == 3  # one epoch of 24 / 8
+    assert [record["epoch"] for record in history] == [1, 2, 3, 4]
+
+
+def test_killed_after_the_last_epoch_nothing_is_trained_again(tmp_path, clock):
+    """The kill came before the finished model was written: the progress file has everything."""
+    path, recipe, validation = tmp_path / "p.safetensors", quick(epoch=3), data(40, seed=5)
+    expected = straight_run(path, recipe, validation)
+    model = tiny_net(seed=9)
+    model.register_forward_pre_hook(lambda module, _: pytest.fail("trained again") if module.training else None)
+    history = train_model(model, *data(30), recipe, CPU, path, SETTINGS, validation)
+    assert history == expected[1]
+    assert same_bits(weights(model), expected[0])
+
+
+@pytest.mark.parametrize("part", ["momentum", "running_var", "weight"])
+def test_every_part_of_the_progress_matters(part, tmp_path, clock, kill_in):
+    """The tests above would notice a lost optimizer state or lost statistics: without them the result differs."""
+    path, recipe = tmp_path / "p.safetensors", quick(epoch=4, lr=0.05)
+    expected = straight_run(tmp_path / "straight.safetensors", recipe)
+    kill_in(2)
+    with pytest.raises(Killed):
+        straight_run(path, recipe)
+    kill_in(None)
+    tensors, stored = load_model(path)
+    touched = [name for name in tensors if part in name and not name.startswith("best")]
+    assert touched, f"the progress file has no {part}"
+    save_model(path, {name: tensor * 0 if name in touched else tensor for name, tensor in tensors.items()}, stored)
+    assert not same_bits(straight_run(path, recipe)[0], expected[0])
+
+
+def test_momentum_zero_can_be_resumed(tmp_path, clock, kill_in):
+    """Wrong: a look-up of a momentum buffer that SGD without momentum does not have."""
+    recipe = quick(epoch=3, momentum=0.0)
+    expected = straight_run(tmp_path / "straight.safetensors", recipe)
+    assert same_bits(resumed_run(tmp_path / "resumed.safetensors", recipe, kill_in, [(2, 0)])[0], expected[0])
+
+
+def test_a_process_killed_while_it_writes_its_progress(tmp_path):
+    """SIGKILL in the middle of the second save, in a process of its own; what it leaves is the first save, whole."""
+    code = """
+import os, signal, sys, torch
+sys.path[:0] = [sys.argv[1], sys.argv[2]]
+torch.set_num_threads(int(sys.argv[4]))
+import runs, utils, test_training as t
+utils.PROGRESS_SECONDS, saves, write = -1, [], runs.save_file
+def half(tensors, path, metadata):
+    write(tensors, path, metadata)
+    saves.append(path)
+    if len(saves) == 2:
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+runs.save_file = half
+t.straight_run(t.Path(sys.argv[3]), t.quick(epoch=4))
+"""
+    path, here = tmp_path / "p.safetensors", Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code, str(here.parent), str(here), str(path),
+                           str(torch.get_num_threads())], env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(load_model(path)[1]["history"]) == 1
+    expected = straight_run(tmp_path / "straight.safetensors", quick(epoch=4))
+    got = straight_run(path, quick(epoch=4))
+    assert got[1] == expected[1]
+    assert same_bits(got[0], expected[0])
+
+
+def test_progress_of_other_settings_is_refused_by_name(tmp_path, clock, kill_in):
+    """DESIGN 1: refuse, and say which setting differs. Wrong: going on with another run's weights."""
+    path = tmp_path / "p.safetensors"
+    straight_run(path, quick(epoch=2))
+    with pytest.raises(UserError, match=r"other settings") as caught:
+        train_model(tiny_net(), *data(30), quick(epoch=2), CPU, path, {**SETTINGS, "lr": 0.2})
+    assert "lr" in str(caught.value)
+    assert "0.2" in str(caught.value), "the message does not say which setting differs"
+
+
+def test_settings_may_hold_tuples(tmp_path, clock):
+    """Wrong: comparing (3, 5) with the [3, 5] that JSON made of it, so that a run refuses its own progress."""
+    path, settings = tmp_path / "p.safetensors", {"target_user_cls": (3, 5)}
+    first = tiny_net()
+    train_model(first, *data(30), quick(epoch=2), CPU, path, settings)
+    second = tiny_net()
+    train_model(second, *data(30), quick(epoch=2), CPU, path, settings)
+    assert same_bits(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
+def test_a_truncated_progress_file_is_a_user_error(share, tmp_path, clock):
+    """Wrong: a traceback, or weights that are half there."""
+    path = tmp_path / "p.safetensors"
+    straight_run(path, quick(epoch=1))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:int(share * len(whole))])
+    with pytest.raises(UserError, match="p.safetensors"):
+        straight_run(path, quick(epoch=1))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The rest of the loop
+# ----------------------------------------------------------------------------------------------------------------------
+
+def test_the_arguments_alone_decide_the_weights(tmp_path):
+    """Defect 6. Wrong: dropout, order or crops from the global generators, or a run that reseeds the caller's."""
+    results = []
+    for number, state in enumerate((1, 2)):
+        torch.manual_seed(state), np.random.seed(state)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy()
+        results.append(straight_run(tmp_path / f"{number}.safetensors", quick()))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (np.random.get_state()[1] == before[1]).all()
+    assert results[0][1] == results[1][1]
+    assert same_bits(results[0][0], results[1][0])
+    other = straight_run(tmp_path / "2.safetensors", quick(seed=2))
+    assert not same_bits(other[0], results[0][0])
+
+
+def test_training_leaves_the_callers_images_alone(tmp_path):
+    """Wrong: augmentation or normalisation in place."""
+    images, labels = data(30)
+    before = images.clone()
+    train_model(tiny_net(), images, labels, quick(epoch=1), CPU, tmp_path / "p.safetensors", SETTINGS, (images, labels))
+    assert torch.equal(images, before)
+
+
+def test_a_batch_of_one_left_over_is_no_crash(tmp_path):
+    """25 images in batches of 8: batch normalisation of one 1 x 1 image would raise. Other batches still count."""
+    with seeded(0, "net"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
+    images, labels = data(25, 4)
+    history = train_model(model, images, labels, quick(crop_padding=0), CPU, tmp_path / "p.safetensors", SETTINGS)
+    assert len(history) == 3
+    assert int(model[1].num_batches_tracked) == 9
+
+
+def test_every_image_is_used_in_some_epoch_even_if_one_is_left_over(tmp_path):
+    """Wrong: always dropping the same image."""
+    images = torch.arange(9, dtype=torch.uint8)[:, None, None, None].expand(9, 3, 2, 2).clone()
+    model = Recorder(9)
+    train_model(model, images, torch.arange(9), quick(epoch=12, batch_size=4, crop_padding=0, **RAW), CPU,
+                tmp_path / "p.safetensors", SETTINGS)
+    seen = torch.cat(model.batches)[:, 0, 0, 0].round().long()
+    assert len(seen) >= 12 * 8
+    assert set(seen.tolist()) == set(range(9))
+
+
+def test_training_accuracy_is_the_share_of_the_images_seen(tmp_path):
+    """Wrong: dividing by all images although a left-over one was not looked at: a perfect model is not at 1."""
+    images = torch.arange(9, dtype=torch.uint8)[:, None, None, None].expand(9, 3, 2, 2).clone()
+    history = train_model(Recorder(9), images, torch.arange(9), quick(epoch=2, batch_size=4, crop_padding=0, **RAW), CPU,
+                          tmp_path / "p.safetensors", SETTINGS)
+    assert [record["train_accuracy"] for record in history] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_divergence_is_a_user_error(precision, tmp_path):
+    """Wrong: NaN weights written as a finished model."""
+    with pytest.raises(UserError, match="--lr"):
+        straight_run(tmp_path / "p.safetensors", quick(lr=1e25, precision=precision))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_network_learns_in_both_precisions(precision, device, tmp_path):
+    """Wrong: autocast around the loss, gradients that underflow, channels mixed up by channels_last."""
+    images, labels = data(60)
+    images[torch.arange(60), labels] = (images[torch.arange(60), labels].int() // 2 + 127).to(torch.uint8)
+    recipe = quick(epoch=12, lr=0.1, batch_size=12, precision=precision)
+    model = tiny_net(dropout=0.0)
+    history = train_model(model, images, labels, recipe, torch.device(device), tmp_path / "p.safetensors", SETTINGS)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1]["train_accuracy"] > 0.9
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    query = make_query(model, recipe, torch.device(device))
+    assert utils.accuracy(query, images, labels) > 0.9
+    assert query(images).dtype == torch.float32
+
+
+def test_bfloat16_is_close_to_float32_and_not_the_same():
+    """Wrong: a precision setting that does nothing."""
+    images = data(20)[0]
+    model = tiny_net()
+    fine = make_query(model, quick(precision="float32"), CPU)(images)
+    coarse = make_query(model, quick(precision="bfloat16"), CPU)(images)
+    assert not torch.equal(fine, coarse)
+    torch.testing.assert_close(fine, coarse, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_queries_keep_no_gradients_and_change_nothing(device):
+    """Defect 14. Wrong: graphs kept per query, statistics updated by audits, dropout left on."""
+    model = tiny_net(dropout=0.5).train()
+    query = make_query(model, quick(), torch.device(device))
+    before = weights(model)
+    images = data(12)[0]
+    first, second = query(images), query(images)
+    assert not first.requires_grad
+    assert first.grad_fn is None
+    assert torch.equal(first, second)
+    assert same_bits(weights(model), before)
+    torch.testing.assert_close(torch.cat([query(images[:5]), query(images[5:])]), first)
+    assert first.shape == (12, 3)
+
+
+def test_queries_run_in_inference_mode():
+    """Defect 14: the network itself must not build a graph while it answers."""
+    modes = []
+    model = tiny_net()
+    model.register_forward_hook(lambda *_: modes.append(torch.is_inference_mode_enabled() or not torch.is_grad_enabled()))
+    make_query(model, quick(), CPU)(data(2)[0])
+    assert modes == [True]
+
+
+def test_queries_normalise_as_in_training(tmp_path):
+    """Wrong: an audit that sees other pixel values than the training loop."""
+    class Last(Recorder):
+        def forward(self, images):
+            self.last = images.detach().clone()
+            return super().forward(images)
+    images = torch.full((4, 3, 2, 2), 100, dtype=torch.uint8)
+    recipe = quick(epoch=1, crop_padding=0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    model = Last()
+    train_model(model, images, torch.zeros(4, dtype=torch.long), recipe, CPU, tmp_path / "p.safetensors", SETTINGS)
+    make_query(model, recipe, CPU)(images)
+    assert torch.equal(model.last, model.batches[0])
+    assert model.last[0, :, 0, 0].tolist() == pytest.approx([(100 / 255 - 0.1) / 0.5, (100 / 255 - 0.2) / 0.6,
+                                                             (100 / 255 - 0.3) / 0.7], abs=1e-5)
+
+
+def test_accuracy_counts_every_image_once_whatever_the_batch_size():
+    """Wrong: a mean of batch means (the last batch is short), or rows ignored."""
+    images = torch.arange(11, dtype=torch.uint8)[:, None, None, None].expand(11, 3, 2, 2).clone()
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 1, 0])
+    query = make_query(Recorder(3), quick(**RAW), CPU)
+    for size in (1, 4, 10, 100):
+        assert utils.accuracy(query, images, labels, size) == pytest.approx(9 / 11)
+    assert utils.accuracy(query, images, labels, 2, torch.tensor([9, 0, 10])) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("name", ["banana", "cuda:99", "cpu:x", ""])
+def test_a_device_that_is_not_there_is_a_user_error(name):
+    """One line that names the flag. Wrong: torch's own traceback."""
+    with pytest.raises(UserError, match="--device") as caught:
+        utils.choose_device(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_picks_a_device_and_a_precision():
+    """Runs on CUDA, MPS or CPU without a flag."""
+    device = utils.choose_device("auto")
+    assert device.type == ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    assert utils.choose_precision("auto", device) in ("float32", "bfloat16")
+    assert utils.choose_precision("float32", device) == "float32"
+    assert utils.choose_precision("bfloat16", device) == "bfloat16"
