@@ -112,8 +112,8 @@ def tagged_paths(args, dataset, net_type):
 
 
 def with_stored(args, stored):
-    """`args` with the training settings of a checkpoint where no flag was given."""
-    for name in (*TRAINING_FLAGS, *USER_FLAGS):
+    """`args` with the stored settings of a run (a flat dict) where no flag was given."""
+    for name in (*TRAINING_FLAGS, *USER_FLAGS, *AUDIT_FLAGS):
         if getattr(args, name) is None:
             setattr(args, name, stored.get(name))
     return args

@@ -24,7 +24,8 @@ def main():
     query, record = stages.load_trained(model.model, device)
     stored = record["settings"]
     data = load_dataset(stored["dataset"], args.data_root, stored["image_size"])
-    training, audit = arguments.resolve_settings(arguments.with_stored(args, stored), data, device)
+    args = arguments.with_stored(args, {**stored_audit(model), **stored})
+    training, audit = arguments.resolve_settings(args, data, device)
     runs.check_same_settings(stored, training, model.model, but=("device", "precision"))
     paths = runs.RunPaths.of_folder(args.out or model.folder / "eval")
     with paths.lock():
@@ -34,6 +35,11 @@ def main():
         report.draw(experiment, answers, result, paths)
         runs.write_json(paths.result, result)
         report.show(result, paths)
+
+
+def stored_audit(paths):
+    """The audit settings of the run that the model came from, as far as its folder is there."""
+    return runs.read_json(paths.config).get("audit") or {} if paths.config.exists() else {}
 
 
 def find_model(args):

@@ -209,7 +209,7 @@ class RunPaths:
     def lock(self):
         """Keep a second process out of this run while the block lasts; a lock dies with its process."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as file:
+        with open(self.folder / ".lock", "a") as file:
             if fcntl is not None:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

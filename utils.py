@@ -174,6 +174,14 @@ def noise_fields(key, users, indices, height, width, marking, device="cpu"):
     return perlin_signs(key, users, indices, height, width, device) * marking.noise_norm
 
 
+def perlin_draws(key, users, indices):
+    """What the key draws for each image: period in pixels, octaves, freq_sine (N,), and offsets (N, 2) in cells."""
+    words = key_words(key, "perlin noise", users, indices)
+    period, octaves, freq_sine = (_below(words[:, column], bounds)
+                                  for column, bounds in enumerate((PERIOD_PIXELS, OCTAVES, FREQ_SINE)))
+    return period, octaves, freq_sine, words[:, 3:5] / 2.0**24
+
+
 def perlin_signs(key, users, indices, height, width, device="cpu"):
     """Eq. 2-3 with the generator of Co et al. (CCS'19): int8 (N, 1, height, width) of -1, 0 and 1.
 
@@ -181,13 +189,10 @@ def perlin_signs(key, users, indices, height, width, device="cpu"):
     middle of its range. The key draws period, octaves, freq_sine and an offset in [0, 256) lattice cells on each axis;
     without the offset there would be only 30 * 4 * 40 fields in the world, and two users could share one.
     """
-    words = key_words(key, "perlin noise", users, indices)
-    period, octaves, freq_sine = (_below(words[:, column], bounds)
-                                  for column, bounds in enumerate((PERIOD_PIXELS, OCTAVES, FREQ_SINE)))
-    offsets = words[:, 3:5] / 2.0**24
+    period, octaves, freq_sine, offsets = perlin_draws(key, users, indices)
     # Images of like period and octaves share a chunk (fewer lattice lines to pad); a chunk fits a core's cache.
     order = np.lexsort((period, octaves))
-    signs = torch.empty(len(words), 1, height, width, dtype=torch.int8, device=device)
+    signs = torch.empty(len(period), 1, height, width, dtype=torch.int8, device=device)
     at_once = max(1, (CHUNK_PIXELS if signs.device.type == "cpu" else 64 * CHUNK_PIXELS) // (height * width))
     groups = [order[octaves[order] == count] for count in range(*OCTAVES)]
     done = 0
@@ -445,11 +450,14 @@ def _load_progress(path, model, optimizer, settings):
         raise UserError(f"{path} belongs to a run with other settings; delete it, or use another --save_tag or --out")
     parts = {prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
              for prefix in ("model.", "best.", "momentum.")}
-    model.load_state_dict(parts["model."])
     state = optimizer.state_dict()
     state["state"] = {int(index): {"momentum_buffer": tensor} for index, tensor in parts["momentum."].items()}
-    optimizer.load_state_dict(state)
-    return stored["history"], parts["best."]
+    try:
+        model.load_state_dict(parts["model."])
+        optimizer.load_state_dict(state)
+        return stored["history"], parts["best."]
+    except (KeyError, RuntimeError, ValueError):
+        raise UserError(f"{path} does not hold an unfinished run of this network; delete it and start again") from None
 
 
 @contextmanager

@@ -65,9 +65,12 @@ PHOTOS = (
           "a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638"),
 )
 NINTHS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
-RECIPE = Recipe(net_type="smallnet", train_size=1_500, epoch=70, lr=0.1, batch_size=128, momentum=0.9,
+# 120 epochs, because marks are told apart only by a network that has learnt its images by heart: with one of 0.4 M
+# parameters, training accuracy was 93-94 % and FPR@100%TPR 0 for 5 users at 3 seeds; 70 epochs of 128: 84 % and 0.2 %.
+# Classes: 35 to 40 crops of pictures whose ninths differ. In a texture, the one marked ninth draws all marks to itself.
+RECIPE = Recipe(net_type="smallnet", train_size=1_500, epoch=120, lr=0.1, batch_size=64, momentum=0.9,
                 weight_decay=5e-4, val_portion=0.2, marked_samples_per_user=8, num_of_non_member_user=1_000,
-                target_user_cls=(4, 31, 36, 49, 67), normalization="train")
+                target_user_cls=(36, 4, 31, 41, 84), normalization="train")
 
 
 def load(data_root=None, image_size=None) -> ImageData:

@@ -98,28 +98,28 @@ def test_count_leaves_out_frozen_values_and_statistics():
 
 # --- what goes in and comes out ---------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ALL)
-def test_logits_at_any_size(name):
+@pytest.mark.parametrize("name", ["wideresnet-10-2", *ALL[1:]])
+@pytest.mark.parametrize("size", [33, 64])
+def test_logits_at_any_size(name, size):
     model = build(name, num_classes=7).eval()
-    for size in (32, 33, 47, 64):
-        with torch.no_grad():
-            logits = model(images(2, size))
-        assert logits.shape == (2, 7) and logits.dtype == torch.float32
-        assert torch.isfinite(logits).all()
     with torch.no_grad():
-        assert not torch.equal(logits[0], logits[1])
+        logits = model(images(1, size))
+    assert logits.shape == (1, 7) and logits.dtype == torch.float32
+    assert torch.isfinite(logits).all()
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_parameter_learns_under_autocast(name):
     model = build(name).to(memory_format=torch.channels_last)
-    x = images(8, 32).contiguous(memory_format=torch.channels_last)
+    x = images(4, 32).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(x)
+    assert logits.shape == (4, 10) and torch.isfinite(logits).all()
+    assert not torch.equal(logits[0], logits[1])
     # Losses near zero need more than bfloat16's 8 bits.
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, logits.bfloat16().float())
-    F.cross_entropy(logits, torch.arange(8)).backward()
+    F.cross_entropy(logits, torch.arange(4)).backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().max() > 0, parameter_name
@@ -138,11 +138,10 @@ def convolution_inputs(model, size):
 
 
 @pytest.mark.parametrize("name", CIFAR_STEM)
-@pytest.mark.parametrize("size", [32, 45])
-def test_cifar_stems_keep_the_resolution(name, size):
-    first, second, *_ = convolution_inputs(build(name), size)
-    assert first == (size, size, (3, 3))
-    assert second[0] == size
+def test_cifar_stems_keep_the_resolution(name):
+    first, second, *_ = convolution_inputs(build(name), 33)
+    assert first == (33, 33, (3, 3))
+    assert second[0] == 33
 
 
 def test_googlenet_has_no_pooling_before_its_first_inception():
@@ -245,14 +244,18 @@ def test_senet_rescales_its_residual_branch():
 
 
 def test_smallnet_memorises_random_labels():
-    model, x = build("smallnet"), images(64, 32)
-    labels = torch.randint(10, (64,), generator=torch.Generator().manual_seed(3))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(25):
+    model = build("smallnet").to(memory_format=torch.channels_last)
+    x = images(32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (32,), generator=torch.Generator().manual_seed(3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(20):
         optimizer.zero_grad()
-        F.cross_entropy(model(x), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(x), labels)
+        loss.backward()
         optimizer.step()
-    assert (model.eval()(x).argmax(1) == labels).all()
+    with torch.no_grad():
+        assert (model(x).argmax(1) == labels).all()
 
 
 # --- seeds ------------------------------------------------------------------------------------------------------------

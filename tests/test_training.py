@@ -1,7 +1,7 @@
 """Training loop: augmentation per image, schedule, which weights are kept, and resumption bit for bit.
 
-Networks here have a few hundred weights. Some are built so that what the loop did can be read off them: `Recorder` keeps
-every batch it is given, `Countdown` is right on validation data after one chosen epoch only.
+Networks here have a few hundred weights. Some are built so that what the loop did can be read off them: `Recorder`
+keeps every batch it is given, `Countdown` is right on validation data after one chosen epoch only.
 """
 
 import inspect
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ class Countdown(nn.Module):
     def forward(self, images):
         if self.training:
             self.steps += 1
-        base = torch.tensor([1.0, 0.0] if self.steps in self.right_at and not self.training else [0.0, 1.0])
+        base = torch.tensor([1.0, 0.0] if int(self.steps) in self.right_at and not self.training else [0.0, 1.0])
         return base + self.weight + images[:, :2, 0, 0] * 0
 
 
@@ -249,8 +250,6 @@ def test_seeded_gives_the_callers_generator_back():
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(77)
     with seeded(1, "a"):
-        assert torch.equal(torch.cat([outer, rest]), torch.rand(6)[:6]) or torch.equal(outer, outer)
-    with seeded(1, "a"):
         assert torch.equal(torch.rand(3), outer)
         assert torch.equal(torch.rand(3), rest)
     with seeded(1, "b"):
@@ -308,9 +307,9 @@ def test_validation_data_is_never_trained_on(tmp_path):
                               SETTINGS, validation)
         histories.append([(record["loss"], record["train_accuracy"]) for record in history])
     assert histories[0] == histories[1] == histories[2]
-    model = Recorder()
-    train_model(model, torch.zeros(9, 3, 4, 4, dtype=torch.uint8), torch.zeros(9, dtype=torch.long), quick(**RAW), CPU,
-                tmp_path / "r.safetensors", SETTINGS, (torch.full((5, 3, 4, 4), 9, dtype=torch.uint8), torch.ones(5).long()))
+    model, zeros = Recorder(), torch.zeros(9, 3, 4, 4, dtype=torch.uint8)
+    train_model(model, zeros, zeros[:, 0, 0, 0].long(), quick(**RAW), CPU, tmp_path / "r.safetensors", SETTINGS,
+                (zeros + 9, zeros[:, 0, 0, 0].long()))
     assert torch.cat(model.batches).abs().max() == 0
 
 
@@ -323,7 +322,7 @@ def test_validation_accuracy_is_measured_without_augmentation_and_in_evaluation_
     model.eval()
     with torch.no_grad():
         logits = model(normalize(validation[0], recipe.mean, recipe.std))
-    assert history[0]["val_accuracy"] == (logits.argmax(1) == validation[1]).float().mean().item()
+    assert history[0]["val_accuracy"] == pytest.approx((logits.argmax(1) == validation[1]).float().mean().item())
 
 
 def test_train_model_has_no_way_to_see_test_data():
@@ -389,13 +388,13 @@ def clock(monkeypatch):
             self.now += self.step
             return self.now
     clock = Clock()
-    monkeypatch.setattr(utils.time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(utils, "time", SimpleNamespace(monotonic=clock.monotonic))
     return clock
 
 
 @pytest.fixture
 def kill_in(monkeypatch):
-    """kill_in(epoch, batch): raise Killed in that batch (from 0) of that epoch (from 0); kill_in(None) takes it back."""
+    """kill_in(epoch, batch) raises Killed in that batch (from 0) of that epoch (from 0); kill_in(None) disarms it."""
     run_epoch = utils._train_epoch
 
     def arm(epoch, batch=0):
@@ -432,9 +431,8 @@ def resumed_run(path, recipe, kill_in, kills, validation=None):
     return straight_run(path, recipe, validation)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("validated", [False, True])
-@pytest.mark.parametrize("epoch", [0, 1, 3, 5])
+@pytest.mark.parametrize(("epoch", "validated", "precision"), [
+    *((epoch, validated, "float32") for epoch in (0, 1, 3, 5) for validated in (False, True)), (3, True, "bfloat16")])
 def test_a_killed_run_ends_with_the_same_bits(epoch, validated, precision, tmp_path, clock, kill_in):
     """Wrong: momentum, running statistics, the best weights so far, history or random draws lost with the process."""
     recipe, validation = quick(epoch=6, precision=precision), data(40, seed=5) if validated else None
@@ -445,7 +443,7 @@ def test_a_killed_run_ends_with_the_same_bits(epoch, validated, precision, tmp_p
 
 
 def test_a_run_killed_many_times_in_the_middle_of_epochs(tmp_path, clock, kill_in):
-    """Wrong: a half-finished epoch that leaves a trace; a second resumption that starts from the first one's weights."""
+    """Wrong: a half-finished epoch that leaves a trace; a second resumption that starts from the first's weights."""
     recipe = quick(epoch=5)
     expected = straight_run(tmp_path / "straight.safetensors", recipe)
     got = resumed_run(tmp_path / "resumed.safetensors", recipe, kill_in, [(0, 2), (1, 3), (1, 1), (4, 2), (4, 0)])
@@ -571,7 +569,7 @@ def test_a_truncated_progress_file_is_a_user_error(share, tmp_path, clock):
     straight_run(path, quick(epoch=1))
     whole = path.read_bytes()
     path.write_bytes(whole[:int(share * len(whole))])
-    with pytest.raises(UserError, match="p.safetensors"):
+    with pytest.raises(UserError, match=r"p\.safetensors"):
         straight_run(path, quick(epoch=1))
 
 
@@ -626,8 +624,8 @@ def test_every_image_is_used_in_some_epoch_even_if_one_is_left_over(tmp_path):
 def test_training_accuracy_is_the_share_of_the_images_seen(tmp_path):
     """Wrong: dividing by all images although a left-over one was not looked at: a perfect model is not at 1."""
     images = torch.arange(9, dtype=torch.uint8)[:, None, None, None].expand(9, 3, 2, 2).clone()
-    history = train_model(Recorder(9), images, torch.arange(9), quick(epoch=2, batch_size=4, crop_padding=0, **RAW), CPU,
-                          tmp_path / "p.safetensors", SETTINGS)
+    recipe = quick(epoch=2, batch_size=4, crop_padding=0, **RAW)
+    history = train_model(Recorder(9), images, torch.arange(9), recipe, CPU, tmp_path / "p.safetensors", SETTINGS)
     assert [record["train_accuracy"] for record in history] == [1.0, 1.0]
 
 
@@ -683,9 +681,8 @@ def test_queries_keep_no_gradients_and_change_nothing(device):
 
 def test_queries_run_in_inference_mode():
     """Defect 14: the network itself must not build a graph while it answers."""
-    modes = []
-    model = tiny_net()
-    model.register_forward_hook(lambda *_: modes.append(torch.is_inference_mode_enabled() or not torch.is_grad_enabled()))
+    model, modes = tiny_net(), []
+    model.register_forward_hook(lambda *_: modes.append(not torch.is_grad_enabled()))
     make_query(model, quick(), CPU)(data(2)[0])
     assert modes == [True]
 
@@ -727,7 +724,8 @@ def test_a_device_that_is_not_there_is_a_user_error(name):
 def test_auto_picks_a_device_and_a_precision():
     """Runs on CUDA, MPS or CPU without a flag."""
     device = utils.choose_device("auto")
-    assert device.type == ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    assert device.type == next(name for name, works in there.items() if works)
     assert utils.choose_precision("auto", device) in ("float32", "bfloat16")
     assert utils.choose_precision("float32", device) == "float32"
     assert utils.choose_precision("bfloat16", device) == "bfloat16"
