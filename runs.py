@@ -15,7 +15,8 @@ import os
 import signal
 import sys
 import zipfile
-from contextlib import contextmanager
+import zlib
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def run_script(main):
             sys.exit(_fail(f"no room left on the disk{_where(error)}; free some, then start the same command again", 2))
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             sys.exit(_fail(f"no permission to read or write{_where(error)}; choose another folder with --out", 2))
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+            sys.exit(_fail(f"{error.strerror}{_where(error)}; choose another name with --out", 2))
         raise
     except torch.OutOfMemoryError:
         sys.exit(_fail("the device ran out of memory; lower --batch_size, or use --device cpu", 2))
@@ -77,7 +80,11 @@ def atomic_path(path):
     # what a killed process leaves behind is overwritten by the next one; `RunPaths.lock` keeps two of them apart.
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        # Some writers make files that only their owner can read; the user's umask decides that.
+        temporary.chmod(mode)
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
@@ -97,7 +104,7 @@ def read_json(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run train.py first, or check the path") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run the command again") from None
 
 
@@ -111,11 +118,18 @@ def read_arrays(path):
     """Read an .npz file into a dict of arrays; pickled objects inside are refused. Raises UserError."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
+        if all(isinstance(array, np.ndarray) for array in arrays.values()):
+            return arrays
+        error = "not a file of arrays"
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run train.py first, or check the path") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run the command again") from None
+    except PermissionError:
+        raise
+    # A damaged zip shows itself in all these ways (a single array in a file of its own as a TypeError).
+    except (ValueError, TypeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as problem:
+        error = problem
+    raise UserError(f"{path} is damaged ({error}); delete it and run the command again")
 
 
 def save_model(path, tensors, settings):
@@ -123,7 +137,12 @@ def save_model(path, tensors, settings):
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": MODEL_FORMAT, "settings": json.dumps(settings, sort_keys=True)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            if f"os error {errno.ENOSPC}" in str(error):
+                raise OSError(errno.ENOSPC, "no space left on device", str(path)) from None
+            raise
 
 
 def load_model(path):
@@ -145,7 +164,7 @@ def load_model(path):
         raise UserError(f"{path} was not written by train.py (no {MODEL_FORMAT} inside); give a checkpoint of train.py")
     try:
         settings = json.loads(metadata["settings"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise UserError(f"{path} has unreadable settings inside; train the model again")
@@ -164,6 +183,9 @@ def _why_no_safetensors(path, error):
 
 def check_same_settings(stored, wanted, where, but=()):
     """Raise UserError naming every setting of `wanted` (but those in `but`) that differs from `stored`: flat dicts."""
+    if not isinstance(stored, dict):
+        raise UserError(f"{where} has no readable settings; delete it and run the command again")
+    wanted = json.loads(json.dumps(wanted))  # as they come back from a file: tuples are lists there
     different = [f"{name} is {stored.get(name)!r} there and {value!r} here"
                  for name, value in wanted.items() if name not in but and stored.get(name) != value]
     if different:
@@ -173,14 +195,36 @@ def check_same_settings(stored, wanted, where, but=()):
 
 def check_config(paths, settings):
     """Raise UserError when the run folder was started with other settings, {stage: {name: value}}."""
-    stored = read_json(paths.config) if paths.config.exists() else settings
+    if not paths.config.exists():
+        return
+    stored = read_json(paths.config)
     for stage, values in settings.items():
-        check_same_settings(stored.get(stage) or {}, values, paths.folder)
+        check_same_settings(stored.get(stage, {}) if isinstance(stored, dict) else None, values, paths.folder)
 
 
 def write_config(paths, settings):
     """Keep a run's settings, {stage: {name: value}}, and the place of its model in config.json."""
     write_json(paths.config, {**settings, "model": str(paths.model)})
+
+
+@contextmanager
+def _locked(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is working in {path.parent}; wait for it, or choose another "
+                                "--save_tag or --out") from None
+        try:
+            yield
+        finally:
+            # A run that failed before its first file leaves no folder behind.
+            with suppress(FileNotFoundError):
+                if [entry.name for entry in path.parent.iterdir()] == [path.name]:
+                    path.unlink()
+                    path.parent.rmdir()
 
 
 @dataclass(frozen=True)
@@ -199,7 +243,12 @@ class RunPaths:
     def existing(cls, folder):
         """A run that is there already: its config.json knows where the model is. UserError when it is no run folder."""
         paths = cls.of_folder(folder)
-        return paths if paths.model.exists() else cls(paths.folder, Path(str(read_json(paths.config).get("model"))))
+        if paths.model.exists():
+            return paths
+        config = read_json(paths.config)
+        if not isinstance(config, dict) or not isinstance(config.get("model"), str):
+            raise UserError(f"{folder} is not a run folder of train.py: its config.json names no model")
+        return cls(paths.folder, Path(config["model"]))
 
     @classmethod
     def of_tag(cls, result_folder, model_folder, name):
@@ -207,22 +256,12 @@ class RunPaths:
 
     @contextmanager
     def lock(self):
-        """Keep a second process out of this run while the block lasts; a lock dies with its process."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "a") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise UserError(f"another process is working in {self.folder}; wait for it, or choose another "
-                                    "--save_tag or --out") from None
-            try:
-                yield
-            finally:
-                # A run that failed before its first file leaves no folder behind.
-                if [path.name for path in self.folder.iterdir()] == [".lock"]:
-                    (self.folder / ".lock").unlink()
-                    self.folder.rmdir()
+        """Keep a second process away from this run's files while the block lasts; a lock dies with its process."""
+        with ExitStack() as locks:
+            locks.enter_context(_locked(self.folder / ".lock"))
+            if self.model.parent != self.folder:  # another run may have the same model under another result folder
+                locks.enter_context(_locked(self.model.with_name(f".{self.model.stem}.lock")))
+            yield
 
     config = property(lambda self: self.folder / "config.json")
     progress = property(lambda self: self.model.with_name(self.model.stem + ".progress.safetensors"))

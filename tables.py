@@ -27,7 +27,13 @@ PAPER = {
 }
 # What tells the rows of each table apart; in the paper Tables 2, 6 and 7 are about CIFAR-100 only.
 ROWS = {"Table 1": "dataset", "Table 6": "net_type", "Table 7": "train_size", "Table 2": "users"}
-SWEEPS = {"single-target": ("Table 1", "Table 6", "Table 7"), "multi-target": ("Table 2",)}
+SWEEPS = {"single-target": ("Table 1", "Table 6", "Table 7"), "multi-target": ("Table 2",),
+          "components": ("Tables 8 and 9",)}
+# FPR@100%TPR in % by (samples per user, marked): set-based from Table 8 (and section 5.1), instance-based from Tables 9
+# and 10; CIFAR-100, 100 users.
+PAPER_COMPONENTS = {(25, True): (0.00, 7.97), (15, True): (0.00, 20.47), (10, True): (0.18, 36.09),
+                    (5, True): (0.64, None), (25, False): (None, 56.32), (15, False): (0.34, 54.79),
+                    (10, False): (1.54, None), (5, False): (7.18, 49.33)}
 SAME = ["dataset", "net_type", "train_size", "epoch", "device"]
 
 
@@ -41,7 +47,9 @@ def collect(res_folder):
             **{name: training[name] for name in (*SAME, "seed", "clean_train", "marked_samples_per_user")},
             "users": sum(row["trained_on"] for row in result["verdict"]["users"]),
             "false_positives": audit["set"]["false_positives"], "non_members": audit["set"]["non_members"],
-            "instance_fpr": audit["instance"]["fpr_at_100_tpr"], "accuracy": result["accuracy"]["test"],
+            "instance_false": audit["instance"]["false_positives"], "instances": audit["instance"]["non_members"],
+            "set_auc": audit["set"]["auc"], "instance_auc": audit["instance"]["auc"],
+            "accuracy": result["accuracy"]["test"],
             "detected": result["verdict"]["targets_detected"], "accused": result["verdict"]["controls_detected"],
             "seconds": sum(result["seconds"].values()), "hardware": result["hardware"]["train"],
         })
@@ -58,15 +66,14 @@ def summarize(marked, clean, table):
         for name in SAME:
             reference = reference[reference[name] == group[name].iloc[0]]
         reference = reference[reference["seed"].isin(group["seed"])]
-        accuracy, false, total = group["accuracy"].mean(), group["false_positives"].sum(), group["non_members"].sum()
-        low, high = clopper_pearson(false, total)
+        accuracy = group["accuracy"].mean()
         drop = f"{100 * (accuracy - reference['accuracy'].mean()):+.2f}" if len(reference) else "no clean run"
         paper_fpr, paper_accuracy, paper_drop = PAPER[table].get(value, (None,) * 3)
         rows.append({
             ROWS[table]: value, "runs": len(group), "detected": f"{group['detected'].sum()}/{group['users'].sum()}",
             "accused": f"{group['accused'].sum()}/{group['users'].sum()}",
-            "FPR@100%TPR": f"{100 * false / total:.2f} ({100 * low:.2f}-{100 * high:.2f})", "paper": _shown(paper_fpr),
-            "unmarked, instance-based": f"{100 * reference['instance_fpr'].mean():.2f}" if len(reference) else "-",
+            "FPR@100%TPR": _pooled(group["false_positives"], group["non_members"]), "paper": _shown(paper_fpr),
+            "unmarked, instance-based": _pooled(reference["instance_false"], reference["instances"]),
             "accuracy": f"{100 * accuracy:.2f}", "paper ": _shown(paper_accuracy),
             "drop": drop, "paper  ": _shown(paper_drop, "+"),
             "data, network, size": " ".join(str(group[name].iloc[0]) for name in SAME[:3]),
@@ -74,6 +81,32 @@ def summarize(marked, clean, table):
         })
     order = {value: place for place, value in enumerate(PAPER[table])}
     return pd.DataFrame(sorted(rows, key=lambda row: order.get(row[ROWS[table]], len(order))))
+
+
+def summarize_components(frame):
+    """Marked or not x set- or instance-based, for each number of samples per user (Tables 8 and 9)."""
+    rows = []
+    for (samples, clean, *same), group in frame.groupby(["marked_samples_per_user", "clean_train", *SAME]):
+        by_set, by_instance = PAPER_COMPONENTS.get((samples, not clean), (None, None))
+        rows.append({
+            "samples per user": samples, "marked": "no" if clean else "yes", "runs": len(group),
+            "users per run": group["users"].iloc[0],
+            "set-based FPR@100%TPR": _pooled(group["false_positives"], group["non_members"]), "paper": _shown(by_set),
+            "instance-based FPR@100%TPR": _pooled(group["instance_false"], group["instances"]),
+            "paper ": _shown(by_instance), "set AUC": f"{group['set_auc'].mean():.4f}",
+            "instance AUC": f"{group['instance_auc'].mean():.4f}", "accuracy": f"{100 * group['accuracy'].mean():.2f}",
+            "data, network, size": " ".join(map(str, same[:3])), "s/run": f"{group['seconds'].mean():.0f}",
+            "hardware": ", ".join(sorted(group["hardware"].unique())),
+        })
+    return pd.DataFrame(rows)
+
+
+def _pooled(false, total):
+    """A rate pooled over runs in %, with its 95 % Clopper-Pearson interval."""
+    if total.sum() == 0:
+        return "-"
+    low, high = clopper_pearson(false.sum(), total.sum())
+    return f"{100 * false.sum() / total.sum():.2f} ({100 * low:.2f}-{100 * high:.2f})"
 
 
 def _shown(figure, sign=""):
@@ -111,14 +144,17 @@ def main():
     marked, clean = frame[frame["clean_train"] == 0], frame[frame["clean_train"] == 1]
     parts = []
     for table in SWEEPS[args.sweep]:
-        chosen = choose(marked, table)
-        if len(chosen) == 0:
-            continue
-        rows = summarize(chosen, clean, table)
+        if args.sweep == "components":
+            rows = summarize_components(frame)
+        else:
+            chosen = choose(marked, table)
+            if len(chosen) == 0:
+                continue
+            rows = summarize(chosen, clean, table)
         name = f"{args.sweep}-{table.lower().replace(' ', '')}"
         with runs.atomic_path(Path(args.out or args.res_folder) / f"{name}.csv") as path:
             rows.rename(columns=str.strip).to_csv(path, index=False)
-        parts.append(f"### {table}: by {ROWS[table]}\n\n{to_markdown(rows)}\n")
+        parts.append(f"### {table}{': by ' + ROWS[table] if table in ROWS else ''}\n\n{to_markdown(rows)}\n")
     if not parts:
         raise runs.UserError(f"no run below {args.res_folder} belongs to the {args.sweep} tables; run the sweep first")
     parts.append("All rates in %; FPR@100%TPR set-based, pooled over runs, with its 95 % Clopper-Pearson interval; "

@@ -10,6 +10,7 @@ this module seeds nothing, and no function here touches the caller's generators.
 
 import hashlib
 import math
+import operator
 import struct
 import time
 from contextlib import contextmanager, nullcontext
@@ -23,7 +24,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from runs import UserError, load_model, save_model
+from runs import UserError, check_same_settings, load_model, save_model
 
 # ======================================================================================================================
 # Marking (section 4.3)
@@ -57,9 +58,14 @@ CHUNK_PIXELS = 2**19
 
 
 def derive_key(*parts):
-    """A 32-byte key out of int, str and bytes: SHA-256 of an encoding in which no two sequences meet."""
-    encoded = [(part if isinstance(part, bytes) else str(part).encode(), type(part).__name__) for part in parts]
-    return hashlib.sha256(b"".join(f"{kind}:{len(text)}:".encode() + text for text, kind in encoded)).digest()
+    """A 32-byte key out of whole numbers, str and bytes: SHA-256 of an encoding in which no two sequences meet."""
+    digest = hashlib.sha256()
+    for part in parts:
+        # operator.index: 5, np.int64(5) and np.uint8(5) are one key (defect 9).
+        kind, text = ("bytes", part) if isinstance(part, bytes) else \
+            ("str", part.encode()) if isinstance(part, str) else ("int", str(operator.index(part)).encode())
+        digest.update(f"{kind}:{len(text)}:".encode() + text)
+    return digest.digest()
 
 
 def key_generator(*parts):
@@ -126,7 +132,9 @@ def mark_images(images, key, users, indices, marking=Marking()):
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (N, 3, H, W), not {tuple(images.shape)}")
-    if marking.changes_nothing:
+    if not len(users) == len(indices) == len(images):
+        raise ValueError(f"{len(images)} images, {len(users)} users and {len(indices)} indices don't fit together")
+    if marking.changes_nothing or len(images) == 0:
         return images.clone()
     whole = not images.is_floating_point()
     height, width = images.shape[-2:]
@@ -190,22 +198,26 @@ def perlin_signs(key, users, indices, height, width, device="cpu"):
     without the offset there would be only 30 * 4 * 40 fields in the world, and two users could share one.
     """
     period, octaves, freq_sine, offsets = perlin_draws(key, users, indices)
-    # Images of like period and octaves share a chunk (fewer lattice lines to pad); a chunk fits a core's cache.
-    order = np.lexsort((period, octaves))
+    # A chunk fits a core's cache. The number of lattice lines, and with it the rounding of the matrix products, follows
+    # from an image's own draws and not from who shares its chunk: a mark has the same bits in every batch.
+    shortest = np.where(period < 40, PERIOD_PIXELS[0], 40)
     signs = torch.empty(len(period), 1, height, width, dtype=torch.int8, device=device)
     at_once = max(1, (CHUNK_PIXELS if signs.device.type == "cpu" else 64 * CHUNK_PIXELS) // (height * width))
-    groups = [order[octaves[order] == count] for count in range(*OCTAVES)]
-    done = 0
+    groups = [np.flatnonzero((octaves == count) & (shortest == least))
+              for count in range(*OCTAVES) for least in np.unique(shortest)]
     for chunk in (group[start:start + at_once] for group in groups for start in range(0, len(group), at_once)):
         x = offsets[chunk, :1] + np.arange(height) / period[chunk, None]
         y = offsets[chunk, 1:] + np.arange(width) / period[chunk, None]
-        field = perlin_octaves(x, y, int(octaves[chunk[0]]), device)
+        spans = (height - 1) / shortest[chunk[0]], (width - 1) / shortest[chunk[0]]
+        field = perlin_octaves(x, y, int(octaves[chunk[0]]), device, spans)
         low, high = _range(field)
         turns = torch.from_numpy(np.float32(freq_sine[chunk] * math.pi)).to(device)[:, None, None]
         wave = field.sub_(low).mul_(turns / (high - low).clamp_min(1e-12)).sin_()
         low, high = _range(wave)
-        signs[done:(done := done + len(chunk)), 0] = wave.sub_((low + high) / 2).sign_()
-    return signs[torch.from_numpy(np.argsort(order)).to(device)]
+        wave.sub_((low + high) / 2).sign_()
+        for image, values in zip(chunk, wave, strict=True):
+            signs[image, 0] = values
+    return signs
 
 
 def _range(fields):
@@ -213,16 +225,17 @@ def _range(fields):
     return fields.amin((1, 2), keepdim=True), fields.amax((1, 2), keepdim=True)
 
 
-def perlin_octaves(x, y, octaves, device="cpu"):
+def perlin_octaves(x, y, octaves, device="cpu", spans=(0, 0)):
     """Fractal Perlin noise on grids: float32 (N, H, W) equal to `noise.pnoise2(x[n, h], y[n, w], octaves)`.
 
     x: (N, H) and y: (N, W) coordinates in lattice cells (any real numbers). Coordinates factor on a grid, so that one
     octave is two matrix products, Dx @ Gx @ Wy' + Wx @ Gy @ Dy': W holds the fade weights of the lattice lines at each
     coordinate, D the same weights times the distance to the line, Gx and Gy the lattice gradients. All octaves share
-    the last product, whose sum over lattice lines is then the sum over octaves too.
+    the last product, whose sum over lattice lines is then the sum over octaves too. spans: what width in cells to leave
+    room for on each axis, so that the shapes of the products don't depend on the data.
     """
-    x_first, x_counts, x_matrix = _lattice(x, octaves, device)
-    y_first, y_counts, y_matrix = _lattice(y, octaves, device)
+    x_first, x_counts, x_matrix = _lattice(x, octaves, device, spans[0])
+    y_first, y_counts, y_matrix = _lattice(y, octaves, device, spans[1])
     scale, column, left = 2 - 2.0 ** (1 - octaves), 0, ([], [])
     for octave, (lines, width) in enumerate(zip(x_counts, y_counts, strict=True)):
         hashed = PERMUTATION[(x_first[:, octave, None] + np.arange(lines)) & 255]
@@ -232,12 +245,18 @@ def perlin_octaves(x, y, octaves, device="cpu"):
             scaled = np.resize(gradients / np.float32(scale * 2**octave), 256 + width)
             corners = torch.from_numpy(sliding_window_view(scaled, width)[start]).to(device)
             place = column + (1 - part) * sum(x_counts)
-            left[part].append(torch.bmm(x_matrix[:, :, place:place + lines], corners))
+            left[part].append(_product(x_matrix[:, :, place:place + lines], corners))
         column += lines
-    return torch.bmm(torch.cat(left[0] + left[1], 2), y_matrix.transpose(1, 2))
+    return _product(torch.cat(left[0] + left[1], 2), y_matrix.transpose(1, 2))
 
 
-def _lattice(coordinates, octaves, device):
+def _product(left, right):
+    # In float32 also where the caller is inside an autocast block: 8 bits would make other marks.
+    with torch.autocast(left.device.type, enabled=False):
+        return torch.bmm(left, right)
+
+
+def _lattice(coordinates, octaves, device, span):
     """The lattice lines near (N, S) coordinates, all octaves side by side.
 
     Returns the first line of each octave, int64 (N, octaves); how many lines each has, a list; and a tensor
@@ -248,7 +267,7 @@ def _lattice(coordinates, octaves, device):
     coordinates, frequencies = np.float32(coordinates), np.float32(2) ** np.arange(octaves, dtype=np.float32)
     first = np.floor(coordinates.min(axis=1)[:, None] * frequencies)
     last = np.floor(coordinates.max(axis=1)[:, None] * frequencies)
-    counts = (last - first).max(axis=0).astype(np.int64) + 2
+    counts = np.maximum((last - first).max(axis=0), np.floor(span * frequencies) + 1).astype(np.int64) + 2
     starts = np.cumsum(counts) - counts
     fraction = coordinates[:, :, None] * frequencies
     cells = np.floor(fraction)
@@ -256,10 +275,11 @@ def _lattice(coordinates, octaves, device):
     near = (cells + (starts - first)[:, None]).astype(np.int64)
     fade = fraction * fraction * fraction * (fraction * (fraction * 6 - 15) + 10)
     other = 1 - fade
-    columns = np.concatenate([near, near + 1, near + counts.sum(), near + (counts.sum() + 1)], 2)
-    values = np.concatenate([other, fade, other * fraction, fade * (fraction - 1)], 2)
+    columns = torch.from_numpy(np.concatenate([near, near + 1], 2)).to(device)
     matrix = torch.zeros(*coordinates.shape, 2 * int(counts.sum()), device=device)
-    matrix.scatter_(2, torch.from_numpy(columns).to(device), torch.from_numpy(values).to(device))
+    sides = (other, fade), (other * fraction, fade * (fraction - 1))
+    for half, values in zip(matrix.chunk(2, 2), sides, strict=True):
+        half.scatter_(2, columns, torch.from_numpy(np.concatenate(values, 2)).to(device))
     return first.astype(np.int64), counts.tolist(), matrix
 
 
@@ -411,7 +431,7 @@ def _train_epoch(model, images, labels, recipe, optimizer, epoch):
     for group in optimizer.param_groups:
         group["lr"] = recipe.lr_at(epoch)
     model.train()
-    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
     with seeded(recipe.seed, "layers", epoch):
         for start in range(0, count, recipe.batch_size):
             chosen = order[start:start + recipe.batch_size]
@@ -428,9 +448,10 @@ def _train_epoch(model, images, labels, recipe, optimizer, epoch):
             # Summed on the device: reading a number here would make the device wait in every step.
             loss_sum += loss.detach() * len(chosen)
             correct += (logits.detach().argmax(1) == labels[chosen]).sum()
-    if not math.isfinite(loss := loss_sum.item() / count):
+            seen += len(chosen)
+    if not math.isfinite(loss := loss_sum.item() / seen):
         raise UserError(f"training diverged in epoch {epoch + 1} (loss {loss}); lower --lr (now {recipe.lr})")
-    return {"epoch": epoch + 1, "loss": loss, "train_accuracy": correct.item() / count}
+    return {"epoch": epoch + 1, "loss": loss, "train_accuracy": correct.item() / seen}
 
 
 def _save_progress(path, model, optimizer, settings, history, best):
@@ -446,8 +467,7 @@ def _load_progress(path, model, optimizer, settings):
     if not path.exists():
         return [], None
     tensors, stored = load_model(path)
-    if stored.get("settings") != settings:
-        raise UserError(f"{path} belongs to a run with other settings; delete it, or use another --save_tag or --out")
+    check_same_settings(stored.get("settings"), settings, path)
     parts = {prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
              for prefix in ("model.", "best.", "momentum.")}
     state = optimizer.state_dict()
@@ -553,9 +573,9 @@ def sample_signals(logits, labels):
     """
     logits = logits.to(torch.float64) if logits.device.type != "mps" else logits.cpu().to(torch.float64)
     column = labels.to(logits.device)[:, None]
-    label_logit = logits.gather(1, column)[:, 0]
-    others = logits.scatter(1, column, -math.inf).logsumexp(1)
-    return {"cross_entropy": logits.logsumexp(1) - label_logit, "scaled_loss": others - label_logit,
+    scaled = logits.scatter(1, column, -math.inf).logsumexp(1) - logits.gather(1, column)[:, 0]
+    # -log p = log(1 + exp(scaled)), which keeps its digits where p rounds to 1.
+    return {"cross_entropy": -F.logsigmoid(-scaled), "scaled_loss": scaled,
             "correct": (logits.argmax(1) == column[:, 0]).to(torch.float64)}
 
 

@@ -437,7 +437,7 @@ def test_what_is_ignored(tmp_path):
     fill(tmp_path, {"a": 2, "b": 2, ".hidden": 1, "a/.thumbs": 1, "__MACOSX/a": 1, ".": 1})
     write_image(tmp_path / "a/.x.png")
     (tmp_path / "a/notes.txt").write_text("no image")
-    os.mkfifo(tmp_path / "a/pipe.png")
+    os.mknod(tmp_path / "a/no-file.png", stat.S_IFSOCK | 0o600)
     data = dataset.load_dataset("imagefolder", tmp_path)
     assert data.class_names == ("a", "b") and data.labels.tolist() == [0, 0, 1, 1]
     write_image(tmp_path / "b/UPPER.JPEG")
@@ -505,7 +505,7 @@ def test_size_is_found(tmp_path):
 def test_size_looks_at_every_class(tmp_path):
     counts = {f"c{i:03}": 3 for i in range(100)}
     fill(tmp_path, counts, size=2)
-    write_image(tmp_path / "c098/0.png", size=3)  # not among 64 evenly spread ones
+    write_image(tmp_path / "c097/0.png", size=3)  # not among 64 evenly spread ones
     files = folders.list_images(tmp_path)
     labels = torch.tensor([int(file.relative[1:4]) for file in files])
     assert imagefolder.find_image_size(tmp_path, files, labels) == 224
@@ -574,14 +574,14 @@ def test_unpack(tmp_path, kind, prefix):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize("name", ["../evil", "data/../../evil", "/tmp/evil-of-test", "..\\evil", "C:evil", "a/.."])
+@pytest.mark.parametrize("name", ["../evil", "data/../../evil", "/evil", "..\\evil", "C:evil", "a/.."])
 def test_unpack_refuses_paths_that_leave(tmp_path, kind, name):
     folder = tmp_path / "deep/er"
     folder.mkdir(parents=True)
+    name = f"{tmp_path}/evil" if name == "/evil" else name
     MAKERS[kind](folder / "x", {"data/good": b"1", name: b"evil"})
     user_error(lambda: unpack(folder / "x", folder / "data"), folder / "x", repr(name), "leaves its folder")
     assert [p.name for p in folder.iterdir()] == ["x"] and not list(tmp_path.rglob("*evil*"))
-    assert not Path("/tmp/evil-of-test").exists()
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])

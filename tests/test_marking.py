@@ -163,12 +163,12 @@ def draws_of(key, user, index):
     return period.item(), octaves.item(), freq.item(), *offsets[0].tolist()
 
 
-@pytest.mark.parametrize("shape", [(20, 20), (12, 33)])
-def test_perlin_signs_follow_the_published_recipe(shape):
+@pytest.mark.parametrize(("shape", "users"), [((20, 20), 4), ((12, 33), 4), ((3, 4), 30)])
+def test_perlin_signs_follow_the_published_recipe(shape, users):
     """SPEC 1: scale S to [0, 1], sin(S * freq * pi), scale, minus 0.5, sign. Wrong: 2 pi, a scaling left out, sign of
-    the sine instead of its middle, rows and columns swapped; each changes a tenth of the pixels or more."""
-    height, width = shape
-    for user in range(4):
+    the sine instead of its middle (seen in small images), rows and columns swapped; a tenth of the pixels differs."""
+    (height, width), agree = shape, []
+    for user in range(users):
         period, octaves, freq, x0, y0 = draws_of(KEY, user, 3)
         field = np.array([[textbook_noise(x0 + row / period, y0 + column / period, octaves)
                            for column in range(width)] for row in range(height)])
@@ -177,8 +177,9 @@ def test_perlin_signs_follow_the_published_recipe(shape):
         wave = (wave - wave.min()) / (wave.max() - wave.min())
         signs = perlin_signs(KEY, [user], [3], height, width)
         assert signs.shape == (1, 1, height, width)
-        # float32 and float64 may disagree on the few pixels that lie on the edge of a band.
-        assert (signs[0, 0].numpy() == np.sign(wave - 0.5)).mean() > 0.985
+        agree.append((signs[0, 0].numpy() == np.sign(wave - 0.5)).mean())
+    # float32 and float64 may disagree on the few pixels that lie on the edge of a band.
+    assert np.mean(agree) > 0.985
 
 
 def test_perlin_draws_cover_their_ranges():

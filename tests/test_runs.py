@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import struct
 import subprocess
@@ -528,8 +529,7 @@ def test_a_folder_that_vanishes_does_not_hide_the_error(tmp_path):
     """Wrong: FileNotFoundError out of the clean-up in place of what went wrong."""
     paths = RunPaths.of_folder(tmp_path / "run")
     with pytest.raises(UserError, match="the reason"), paths.lock():
-        (paths.folder / ".lock").unlink()
-        paths.folder.rmdir()
+        shutil.rmtree(paths.folder)
         raise UserError("the reason")
 
 
