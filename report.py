@@ -25,10 +25,12 @@ def show(result, paths):
     audit, verdict, training = result["audit"][result["mode"]], result["verdict"], result["settings"]["training"]
     print(f"\n{training['dataset']}, {training['net_type']}, {training['train_size']} training images, "
           f"{training['marked_samples_per_user']} samples a user, {result['mode']}-based, {result['signal']}")
-    print(f"{'user':<12}{'class':>6}  {'trained on':<11}{'mean loss':>10}  verdict at {percent(verdict['fpr'])} FPR"
-          f" (threshold {verdict['threshold']:.4g})")
     users = verdict["users"]
-    for row in users if len(users) <= 12 else []:
+    shown = users if len(users) <= 12 else []
+    if shown:
+        print(f"{'user':<12}{'class':>6}  {'trained on':<11}{'mean loss':>10}  verdict at {percent(verdict['fpr'])} FPR"
+              f" (threshold {verdict['threshold']:.4g})")
+    for row in shown:
         print(f"{row['user']:<12}{row['class']:>6}  {'yes' if row['trained_on'] else 'no':<11}{row['mean_loss']:>10.4f}"
               f"  {'USED' if row['used'] else 'not used'}")
     targets = sum(row["trained_on"] for row in users)

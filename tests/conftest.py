@@ -19,7 +19,7 @@ SMALL = ("--dataset", "photos", "--train_size", "500", "--val_portion", "0.2", "
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
     # The same number in this process and in those that tests start: sums, and so bits, depend on it.
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 def call(script, *arguments, code=None, cwd=ROOT, timeout=300):
@@ -27,7 +27,7 @@ def call(script, *arguments, code=None, cwd=ROOT, timeout=300):
     command = [sys.executable, str(ROOT / script)] if code is None else \
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = {script!r}\n{code}\n"
                                f"import runs, {script[:-3]} as script\nruns.run_script(script.main)"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([*command, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True,
                           timeout=timeout, check=False)
 
