@@ -7,6 +7,7 @@ A flag that is not given is None until `resolve_settings` fills it from the data
 import argparse
 import hashlib
 import json
+import math
 
 import torch
 
@@ -35,10 +36,10 @@ def _number(kind, low=None, high=None, above=None):
     def parse(text):
         value = kind(text)
         if (low is not None and value < low) or (high is not None and value > high) or (
-                above is not None and value <= above) or value != value:
+                above is not None and value <= above) or not math.isfinite(value):
             limits = [f"at least {low}" if low is not None else "", f"above {above}" if above is not None else "",
                       f"at most {high}" if high is not None else ""]
-            raise argparse.ArgumentTypeError(f"{text} must be {' and '.join(filter(None, limits))}")
+            raise argparse.ArgumentTypeError(f"{text} must be a number {' and '.join(filter(None, limits))}")
         return value
     parse.__name__ = kind.__name__
     return parse

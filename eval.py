@@ -30,6 +30,7 @@ def main():
     paths = runs.RunPaths.of_folder(args.out or model.folder / "eval")
     with paths.lock():
         experiment = stages.prepare(stored, data, args.data_root)
+        stages.check_marks(experiment, model)
         answers = stages.audit(experiment, query, audit, paths, device)
         result = stages.conclude(experiment, query, record, answers, device)
         report.draw(experiment, answers, result, paths)

@@ -83,6 +83,15 @@ def publish_marks(experiment, paths):
     return marked
 
 
+def check_marks(experiment, paths):
+    """Raise UserError when the users that the settings give today are not those whose marks the run published."""
+    if paths.marks.exists():
+        stored = runs.read_arrays(paths.marks)
+        if not np.array_equal(stored.get("samples"), experiment.users.samples):
+            raise UserError(f"{paths.marks} has other samples than these settings give with numpy {np.__version__}; "
+                            "audit with the version named in the run's result.json")
+
+
 def build_model(experiment, pretrained_weights=None):
     """The network with its initial weights, which follow from the seed (or from a file of ImageNet weights)."""
     settings, data = experiment.settings, experiment.data
@@ -132,7 +141,7 @@ def load_trained(path, device, wanted=None):
         model = build_network(settings["net_type"], classes, settings["image_size"], "random")
         model.load_state_dict(tensors)
         recipe = training_settings(settings, record["mean"], record["std"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} does not hold the network it names ({str(error).splitlines()[0]}); "
                         "get an undamaged copy, or train the model again") from None
     return utils.make_query(model, recipe, device), record

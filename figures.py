@@ -6,11 +6,14 @@ Photographs out of the installed packages are marked at 224 px as five users wou
 
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
 import arguments
 import report
 import runs
 from dataset import photos
-from dataset.store import fit
 from utils import Marking, derive_key
 
 SHOWN = ("astronaut", "coffee", "motorcycle", "temple", "flower")
@@ -23,7 +26,8 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="decides the users' keys")
     args = parser.parse_args()
     chosen = [photo for photo in photos.PHOTOS if photo.name in SHOWN]
-    originals = fit([photos.open_photo(photo) for photo in chosen], SIZE, SIZE)
+    squares = [ImageOps.fit(photos.open_photo(photo), (SIZE, SIZE), Image.Resampling.BICUBIC) for photo in chosen]
+    originals = torch.stack([torch.from_numpy(np.array(square)).permute(2, 0, 1) for square in squares])
     users = range(len(chosen))
     report.draw_marks(originals, derive_key(args.seed, "picture"), users, users, Marking(), Path(args.out))
     print(args.out)

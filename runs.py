@@ -49,6 +49,9 @@ def run_script(main):
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted; start the same command again to go on from the last finished epoch", 130))
+    except BrokenPipeError:  # `train.py | head`: whoever read the table has enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what Python flushes at exit)
+        sys.exit(0)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             sys.exit(_fail(f"no room left on the disk{_where(error)}; free some, then start the same command again", 2))

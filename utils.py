@@ -54,7 +54,6 @@ GRADIENTS = np.array([(1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (1, 0
                       (0, 1), (0, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (0, -1), (0, 1)], dtype=np.float32)
 # Gradient x and y at the corner (i, j), looked up by (P[i] + j) mod 256: pnoise2 permutes that twice more.
 CORNER_GRADIENTS = tuple(GRADIENTS[PERMUTATION[PERMUTATION] & 15].T.copy())
-CHUNK_PIXELS = 2**19
 
 
 def derive_key(*parts):
@@ -198,25 +197,27 @@ def perlin_signs(key, users, indices, height, width, device="cpu"):
     without the offset there would be only 30 * 4 * 40 fields in the world, and two users could share one.
     """
     period, octaves, freq_sine, offsets = perlin_draws(key, users, indices)
-    # A chunk fits a core's cache. The number of lattice lines, and with it the rounding of the matrix products, follows
-    # from an image's own draws and not from who shares its chunk: a mark has the same bits in every batch.
+    # The number of lattice lines, and with it the rounding of the matrix products, follows from an image's own draws
+    # and not from who shares its group: a mark has the same bits in every batch.
     shortest = np.where(period < 40, PERIOD_PIXELS[0], 40)
     signs = torch.empty(len(period), 1, height, width, dtype=torch.int8, device=device)
-    at_once = max(1, (CHUNK_PIXELS if signs.device.type == "cpu" else 64 * CHUNK_PIXELS) // (height * width))
-    groups = [np.flatnonzero((octaves == count) & (shortest == least))
-              for count in range(*OCTAVES) for least in np.unique(shortest)]
-    for chunk in (group[start:start + at_once] for group in groups for start in range(0, len(group), at_once)):
-        x = offsets[chunk, :1] + np.arange(height) / period[chunk, None]
-        y = offsets[chunk, 1:] + np.arange(width) / period[chunk, None]
-        spans = (height - 1) / shortest[chunk[0]], (width - 1) / shortest[chunk[0]]
-        field = perlin_octaves(x, y, int(octaves[chunk[0]]), device, spans)
-        low, high = _range(field)
-        turns = torch.from_numpy(np.float32(freq_sine[chunk] * math.pi)).to(device)[:, None, None]
-        wave = field.sub_(low).mul_(turns / (high - low).clamp_min(1e-12)).sin_()
-        low, high = _range(wave)
-        wave.sub_((low + high) / 2).sign_()
-        for image, values in zip(chunk, wave, strict=True):
-            signs[image, 0] = values
+    turns = torch.from_numpy(np.float32(freq_sine * math.pi)).to(device)[:, None, None]
+    at_once, in_cache = (max(1, pixels // (height * width)) for pixels in (2**22, 2**18 if signs.is_cpu else 2**26))
+    for count, least in np.unique(np.stack([octaves, shortest], 1), axis=0):
+        group = np.flatnonzero((octaves == count) & (shortest == least))
+        for chunk in (group[start:start + at_once] for start in range(0, len(group), at_once)):
+            x = offsets[chunk, :1] + np.arange(height) / period[chunk, None]
+            y = offsets[chunk, 1:] + np.arange(width) / period[chunk, None]
+            left, right = _octave_factors(x, y, count, device, ((height - 1) / least, (width - 1) / least))
+            for start in range(0, len(chunk), in_cache):
+                part = slice(start, start + in_cache)
+                field = _product(left[part], right[part].transpose(1, 2))
+                low, high = _range(field)
+                wave = field.sub_(low).mul_(turns[chunk[part]] / (high - low).clamp_min(1e-12)).sin_()
+                low, high = _range(wave)
+                wave.sub_((low + high) / 2).sign_()
+                for image, values in zip(chunk[part], wave, strict=True):
+                    signs[image, 0] = values
     return signs
 
 
@@ -225,14 +226,22 @@ def _range(fields):
     return fields.amin((1, 2), keepdim=True), fields.amax((1, 2), keepdim=True)
 
 
-def perlin_octaves(x, y, octaves, device="cpu", spans=(0, 0)):
+def perlin_octaves(x, y, octaves, device="cpu"):
     """Fractal Perlin noise on grids: float32 (N, H, W) equal to `noise.pnoise2(x[n, h], y[n, w], octaves)`.
 
-    x: (N, H) and y: (N, W) coordinates in lattice cells (any real numbers). Coordinates factor on a grid, so that one
-    octave is two matrix products, Dx @ Gx @ Wy' + Wx @ Gy @ Dy': W holds the fade weights of the lattice lines at each
-    coordinate, D the same weights times the distance to the line, Gx and Gy the lattice gradients. All octaves share
-    the last product, whose sum over lattice lines is then the sum over octaves too. spans: what width in cells to leave
-    room for on each axis, so that the shapes of the products don't depend on the data.
+    x: (N, H) and y: (N, W) coordinates in lattice cells (any real numbers).
+    """
+    left, right = _octave_factors(x, y, octaves, device, (0, 0))
+    return _product(left, right.transpose(1, 2))
+
+
+def _octave_factors(x, y, octaves, device, spans):
+    """Two tensors (N, H, K) and (N, W, K) whose product over K is the fractal noise.
+
+    Coordinates factor on a grid, so that one octave is Dx @ Gx @ Wy' + Wx @ Gy @ Dy': W holds the fade weights of the
+    lattice lines at each coordinate, D the same weights times the distance to the line, Gx and Gy the gradients. All
+    octaves share the last product, whose sum over lattice lines is the sum over octaves too. spans: what width in
+    cells to leave room for on each axis, so that the shapes of the products don't depend on the data.
     """
     x_first, x_counts, x_matrix = _lattice(x, octaves, device, spans[0])
     y_first, y_counts, y_matrix = _lattice(y, octaves, device, spans[1])
@@ -247,7 +256,7 @@ def perlin_octaves(x, y, octaves, device="cpu", spans=(0, 0)):
             place = column + (1 - part) * sum(x_counts)
             left[part].append(_product(x_matrix[:, :, place:place + lines], corners))
         column += lines
-    return _product(torch.cat(left[0] + left[1], 2), y_matrix.transpose(1, 2))
+    return torch.cat(left[0] + left[1], 2), y_matrix
 
 
 def _product(left, right):
@@ -269,17 +278,18 @@ def _lattice(coordinates, octaves, device, span):
     last = np.floor(coordinates.max(axis=1)[:, None] * frequencies)
     counts = np.maximum((last - first).max(axis=0), np.floor(span * frequencies) + 1).astype(np.int64) + 2
     starts = np.cumsum(counts) - counts
-    fraction = coordinates[:, :, None] * frequencies
-    cells = np.floor(fraction)
+    shift, frequencies = (torch.from_numpy(np.float32(value)).to(device) for value in (starts - first, frequencies))
+    fraction = torch.from_numpy(coordinates).to(device)[:, :, None] * frequencies
+    cells = fraction.floor()
     fraction -= cells
-    near = (cells + (starts - first)[:, None]).astype(np.int64)
-    fade = fraction * fraction * fraction * (fraction * (fraction * 6 - 15) + 10)
-    other = 1 - fade
-    columns = torch.from_numpy(np.concatenate([near, near + 1], 2)).to(device)
+    near = cells.add_(shift[:, None]).long()
+    fade = (fraction * 6 - 15).mul_(fraction).add_(10).mul_(fraction).mul_(fraction).mul_(fraction)
+    columns = torch.cat([near, near + 1], 2)
+    weights = torch.cat([1 - fade, fade], 2)
     matrix = torch.zeros(*coordinates.shape, 2 * int(counts.sum()), device=device)
-    sides = (other, fade), (other * fraction, fade * (fraction - 1))
-    for half, values in zip(matrix.chunk(2, 2), sides, strict=True):
-        half.scatter_(2, columns, torch.from_numpy(np.concatenate(values, 2)).to(device))
+    near_side, far_side = matrix.chunk(2, 2)
+    near_side.scatter_(2, columns, weights)
+    far_side.scatter_(2, columns, weights.mul_(torch.cat([fraction, fraction - 1], 2)))
     return first.astype(np.int64), counts.tolist(), matrix
 
 

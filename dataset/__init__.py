@@ -10,9 +10,10 @@ import importlib
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from dataset import folders
 from dataset.base import ImageData, Recipe
-from dataset.folders import list_images
 from dataset.store import open_images
 from runs import UserError
 
@@ -41,7 +42,7 @@ def load_dataset(name, data_root=None, image_size=None) -> ImageData:
     return _module(name).load(data_root, image_size)
 
 
-def load_outlier_bank(source, height, width, data_root=None, limit=2000):
+def load_outlier_bank(source, height, width, data_root=None, limit=2000) -> torch.Tensor:
     """Images of another data set, to be blended in as outlier features (the paper's Appendix C.1.3).
 
     Args: source, 'tinyimagenet', 'celeba' (searched below `data_root`, then below dataset/) or the path of a folder,
@@ -51,7 +52,7 @@ def load_outlier_bank(source, height, width, data_root=None, limit=2000):
     if min(height, width, limit) < 1:
         raise ValueError(f"height {height}, width {width} and limit {limit} must be positive")
     root = _bank_folder(str(source), data_root)
-    files = list_images(root)
+    files = folders.list_images(root)
     if not files:
         raise UserError(f"{root} has no images to take outlier features from; give another folder")
     chosen = np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)
@@ -62,8 +63,9 @@ def load_outlier_bank(source, height, width, data_root=None, limit=2000):
 def _bank_folder(source, data_root):
     if source in _BANKS:
         bank = importlib.import_module(f"dataset.{source}")
-        here = data_root is not None and any((Path(data_root) / name).exists() for name in (bank.FOLDER, bank.ARCHIVE))
-        return bank.folder(data_root if here else None)
+        roots = [Path(root) for root in (data_root, folders.DEFAULT_ROOT) if root is not None]
+        found = [root for root in roots if (root / bank.FOLDER).exists() or (root / bank.ARCHIVE).exists()]
+        return bank.folder((found or roots)[0])
     if not Path(source).is_dir():
         raise UserError(f"outlier features {source!r} are neither {' nor '.join(_BANKS)} nor a folder; check the path")
     return Path(source)

@@ -765,6 +765,7 @@ def test_bank_of_a_data_set(tmp_path, monkeypatch):
     assert dataset.load_outlier_bank("tinyimagenet", 8, 8, tmp_path).shape == (1, 3, 8, 8)
     assert dataset.load_outlier_bank("celeba", 8, 8, tmp_path).shape == (3, 3, 8, 8), "dataset/ is looked into as well"
     user_error(lambda: dataset.load_outlier_bank("tinyimagenet", 8, 8), "tiny-224.zip", default)
+    user_error(lambda: dataset.load_outlier_bank("tinyimagenet", 8, 8, default / "x"), "tiny-224.zip", default / "x")
 
 
 def test_bad_banks(tmp_path):
