@@ -109,7 +109,7 @@ def deviation(crops):
 
 
 def open_photo(photo):
-    """A photograph in RGB, straight from its package; UserError when the package or the file is not the expected one."""
+    """A photograph in RGB, straight from its package; UserError when package or file is not the expected one."""
     spec = importlib.util.find_spec(photo.package)  # finds a package's folder without running its code
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"data set photos: {photo.package} is not installed; pip install {VERSIONS[photo.package]}")

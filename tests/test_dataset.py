@@ -803,7 +803,7 @@ def test_photos(photo_data):
 
 def test_photo_crops_are_where_they_say():
     for photo in photos.PHOTOS:
-        image = photos._open(photo)
+        image = photos.open_photo(photo)
         crops, ninths, corners = photos.crop_photo(image, photo.shrink)
         pixels = np.asarray(image.reduce(photo.shrink))
         taken = np.zeros(pixels.shape[:2], dtype=int)
