@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import math
+from pathlib import Path
 
 import torch
 
@@ -147,9 +148,21 @@ def resolve_settings(args, data, device):
                             f"{len(data.class_names) - 1}")
     training["precision"] = choose_precision(args.precision, device)
     training["data"] = data_fingerprint(data)
+    training["pretrained_weights"] = _file_digest(args.pretrained_weights)
     # Another kind of device gives other bits, so that a run can't be continued there.
     training["device"] = device.type
     return training, {flag: value_of(flag) for flag in AUDIT_FLAGS}
+
+
+def _file_digest(path):
+    """16 hex digits of a file's SHA-256, None without a file: the name of a file of weights says nothing about it."""
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise UserError(f"--pretrained_weights {path} is not a file; check the path")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16] if hasattr(hashlib, "file_digest") else \
+            hashlib.sha256(file.read()).hexdigest()[:16]
 
 
 def data_fingerprint(data):

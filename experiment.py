@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import runs
 import utils
@@ -31,18 +32,35 @@ class Experiment:
     settings: dict
     data: ImageData
     splits: Splits
-    users: utils.Users
+    groups: dict
     marking: utils.Marking
 
+    @property
+    def users(self):
+        """The target users, whose marked images the model is trained on."""
+        return self.groups["target"]
 
-def prepare(settings, data, data_root=None):
-    """Split the data and choose the target users. settings: the training dict of `arguments.resolve_settings`."""
-    seed = settings["seed"]
+
+def prepare(settings, audit_settings, data, data_root=None):
+    """Split the data and choose all users (see GROUPS). The settings are the dicts of `arguments.resolve_settings`.
+
+    Control users are marked in the same way as target users and have the same classes where the data allow it, but the
+    model never sees their images: what is said of them shows whether the innocent are accused. All are drawn here, so
+    that data which can't be audited are refused before a model is trained.
+    """
+    seed, size = settings["seed"], settings["marked_samples_per_user"]
     splits = make_splits(data.labels, data.is_test, settings["train_size"], settings["val_portion"], seed)
     classes = _user_classes(settings, data.labels[splits.train].numpy())
-    users = utils.draw_target_users(data.labels, splits.train, classes, settings["marked_samples_per_user"],
-                                    utils.derive_key(seed, "target users"))
-    return Experiment(settings, data, splits, users, _marking(settings, data, data_root))
+    targets = utils.draw_target_users(data.labels, splits.train, classes, size, utils.derive_key(seed, "target users"))
+    groups = {
+        "target": targets,
+        "control": utils.draw_non_member_users(data.labels, splits.non_member, len(targets), size,
+                                               utils.derive_key(seed, "control users"), classes),
+        "non_member": utils.draw_non_member_users(data.labels, splits.non_member,
+                                                  audit_settings["num_of_non_member_user"], size,
+                                                  utils.derive_key(seed, "non-member users")),
+    }
+    return Experiment(settings, data, splits, groups, _marking(settings, data, data_root))
 
 
 def _marking(settings, data, data_root):
@@ -72,24 +90,33 @@ def _user_classes(settings, train_labels):
     return np.repeat(chosen, same)
 
 
-def publish_marks(experiment, paths):
-    """Mark the target users' images, as they would publish them: uint8 (users, K, 3, H, W), kept in marks.npz."""
+def marked_images(experiment):
+    """The target users' images as they publish them: uint8 (users, K, 3, H, W)."""
     users, store = experiment.users, experiment.data.images
     numbers = np.arange(users.samples.shape[1])
-    marked = torch.stack([utils.mark_images(store[torch.from_numpy(rows)], users.key, np.full(len(rows), user), numbers,
+    return torch.stack([utils.mark_images(store[torch.from_numpy(rows)], users.key, np.full(len(rows), user), numbers,
                                             experiment.marking) for user, rows in enumerate(users.samples)])
+
+
+def publish_marks(experiment, paths):
+    """Mark the target users' images and keep them in marks.npz; returns them (see `marked_images`)."""
+    users, marked = experiment.users, marked_images(experiment)
     runs.write_arrays(paths.marks, samples=users.samples, classes=users.classes, images=marked.numpy(),
                       key=np.frombuffer(users.key, dtype=np.uint8))
     return marked
 
 
 def check_marks(experiment, paths):
-    """Raise UserError when the users that the settings give today are not those whose marks the run published."""
+    """Raise UserError when the marks that the settings give today are not those that the run published.
+
+    That happens when the images of --ood_pattern have changed, or another version of numpy draws other users.
+    """
     if paths.marks.exists():
         stored = runs.read_arrays(paths.marks)
-        if not np.array_equal(stored.get("samples"), experiment.users.samples):
-            raise UserError(f"{paths.marks} has other samples than these settings give with numpy {np.__version__}; "
-                            "audit with the version named in the run's result.json")
+        if not (np.array_equal(stored.get("samples"), experiment.users.samples)
+                and np.array_equal(stored.get("images"), marked_images(experiment).numpy())):
+            raise UserError(f"{paths.marks} has other marks than these settings give today; restore the images of "
+                            "--ood_pattern, or audit with the versions named in the run's result.json")
 
 
 def build_model(experiment, pretrained_weights=None):
@@ -106,23 +133,37 @@ def train(experiment, model, paths, device):
     """
     settings = experiment.settings
     if paths.model.exists():
+        if not paths.marks.exists():
+            publish_marks(experiment, paths)
+        check_marks(experiment, paths)
         return load_trained(paths.model, device, settings)
     started = time.monotonic()
     marked = publish_marks(experiment, paths)
     data, splits = experiment.data, experiment.splits
-    images, labels = data.images[splits.train], data.labels[splits.train]
+    images, labels = _read(data.images, splits.train), data.labels[splits.train]
     places = np.searchsorted(splits.train.numpy(), experiment.users.samples.ravel())
     images[torch.from_numpy(places)] = marked.flatten(0, 1)
-    validation = (data.images[splits.val], data.labels[splits.val]) if len(splits.val) else None
+    validation = (_read(data.images, splits.val), data.labels[splits.val]) if len(splits.val) else None
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.recipe.normalization == "imagenet" \
         else utils.channel_statistics(images)
     recipe = training_settings(settings, mean, std)
     history = utils.train_model(model, images, labels, recipe, device, paths.progress, settings, validation)
+    query = utils.make_query(model, recipe, device)
     record = {"settings": settings, "mean": mean, "std": std, "history": history, "classes": len(data.class_names),
+              "train_accuracy": utils.accuracy(query, images, labels, 2 * _batch(data)),
               "train_seconds": time.monotonic() - started, "hardware": hardware_name(device)}
     runs.save_model(paths.model, model.state_dict(), record)
     paths.progress.unlink(missing_ok=True)
-    return utils.make_query(model, recipe, device), record
+    return query, record
+
+
+def _read(store, rows):
+    """Images into one tensor, with a progress bar, because files of a large set are decoded only now."""
+    images = torch.empty(len(rows), *store.image_shape, dtype=torch.uint8)
+    bar = tqdm(torch.arange(len(rows)).split(256), "reading", disable=None if len(rows) > 10_000 else True, leave=False)
+    for part in bar:
+        images[part] = store[rows[part]]
+    return images
 
 
 def training_settings(settings, mean, std):
@@ -131,8 +172,11 @@ def training_settings(settings, mean, std):
     return utils.TrainingSettings(mean=tuple(mean), std=tuple(std), **{name: settings[name] for name in names})
 
 
-def load_trained(path, device, wanted=None):
-    """Open a checkpoint of `train`: (query function, record). `wanted` settings that differ are a UserError."""
+def load_trained(path, device, wanted=None, precision=None):
+    """Open a checkpoint of `train`: (query function, record). `wanted` settings that differ are a UserError.
+
+    precision: that of the queries, if it shall not be that of the training.
+    """
     tensors, record = runs.load_model(path)
     try:
         settings, classes = record["settings"], record["classes"]
@@ -140,7 +184,8 @@ def load_trained(path, device, wanted=None):
             runs.check_same_settings(settings, wanted, path)
         model = build_network(settings["net_type"], classes, settings["image_size"], "random")
         model.load_state_dict(tensors)
-        recipe = training_settings(settings, record["mean"], record["std"])
+        chosen = {**settings, "precision": precision or settings["precision"]}
+        recipe = training_settings(chosen, record["mean"], record["std"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} does not hold the network it names ({str(error).splitlines()[0]}); "
                         "get an undamaged copy, or train the model again") from None
@@ -168,20 +213,9 @@ class Audit:
 def audit(experiment, query, settings, paths, device):
     """Score target users, as many innocent control users, and the out-world; writes losses.npz.
 
-    settings: the audit dict of `arguments.resolve_settings`. Control users are marked in the same way as target users
-    and have the same classes where the data allow it, but the model never saw their images: what is said of them shows
-    whether the innocent are accused.
+    settings: the audit dict of `arguments.resolve_settings`.
     """
-    started = time.monotonic()
-    data, pool, targets = experiment.data, experiment.splits.non_member, experiment.users
-    size, seed = targets.samples.shape[1], experiment.settings["seed"]
-    users = {
-        "target": targets,
-        "control": utils.draw_non_member_users(data.labels, pool, len(targets), size,
-                                               utils.derive_key(seed, "control users"), targets.classes),
-        "non_member": utils.draw_non_member_users(data.labels, pool, settings["num_of_non_member_user"], size,
-                                                  utils.derive_key(seed, "non-member users")),
-    }
+    started, data, users = time.monotonic(), experiment.data, experiment.groups
     # Targets are marked on the CPU, where their published images were made: the same bits. The others where it is fast.
     signals = {name: utils.score_users(query, data.images, group, experiment.marking,
                                        torch.device("cpu") if name == "target" else device, _batch(data), name)
@@ -213,7 +247,7 @@ def conclude(experiment, query, record, answers, device):
         "audit": audits,
         "verdict": _verdicts(answers),
         "accuracy": {"test": utils.accuracy(query, data.images, data.labels, 2 * _batch(data), splits.test),
-                     "test_images": len(splits.test), "train": history[-1]["train_accuracy"],
+                     "test_images": len(splits.test), "train": record["train_accuracy"],
                      "validation": max(validation, default=None),
                      "marked": float(answers.signals["target"]["correct"].mean())},
         "seconds": {"train": record["train_seconds"], "audit": answers.seconds},

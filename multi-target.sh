@@ -24,5 +24,5 @@ for users in "$@"; do
         --img_blending_ratio .7 --noise_injection_type perlin --noise_norm 8
 done
 # shellcheck disable=SC2086
-run clean $recipe --clean_train 1
+run multiTarget-clean $recipe --clean_train 1
 finish multi-target

@@ -193,7 +193,7 @@ def check_same_settings(stored, wanted, where, but=()):
                  for name, value in wanted.items() if name not in but and stored.get(name) != value]
     if different:
         raise UserError(f"{where} was made with other settings: {'; '.join(different)}. "
-                        "Use the same settings, another --save_tag or --out, or delete that folder")
+                        "Use the same settings, or another --save_tag or --out")
 
 
 def check_config(paths, settings):
@@ -206,8 +206,8 @@ def check_config(paths, settings):
 
 
 def write_config(paths, settings):
-    """Keep a run's settings, {stage: {name: value}}, and the place of its model in config.json."""
-    write_json(paths.config, {**settings, "model": str(paths.model)})
+    """Keep a run's settings, {stage: {name: value}}, and where its model is, seen from the folder, in config.json."""
+    write_json(paths.config, {**settings, "model": os.path.relpath(paths.model, paths.folder)})
 
 
 @contextmanager
@@ -251,7 +251,7 @@ class RunPaths:
         config = read_json(paths.config)
         if not isinstance(config, dict) or not isinstance(config.get("model"), str):
             raise UserError(f"{folder} is not a run folder of train.py: its config.json names no model")
-        return cls(paths.folder, Path(config["model"]))
+        return cls(paths.folder, paths.folder / config["model"])
 
     @classmethod
     def of_tag(cls, result_folder, model_folder, name):

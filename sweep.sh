@@ -6,10 +6,12 @@ RES_FOLDER=${RES_FOLDER:-saved_res$([ -n "${QUICK:-}" ] && echo -quick)}
 CKPT_FOLDER=${CKPT_FOLDER:-checkpoint$([ -n "${QUICK:-}" ] && echo -quick)}
 FAILED=()
 
+# SEED=2 adds --seed 2 to every run and the seed to its tag: several seeds can share one folder and one table.
 # run TAG FLAGS...: train.py with the folders of this sweep and, behind the script's own flags, those in $EXTRA.
 run() {
-    local tag=$1
+    local tag=$1${SEED:+-seed$SEED}
     shift
+    set -- "$@" ${SEED:+--seed "$SEED"}
     printf '\n=== %s %s\n' "$tag" "$*"
     # shellcheck disable=SC2086  # EXTRA holds several words on purpose.
     "$PYTHON" train.py "$@" --save_tag "$tag" --res_folder "$RES_FOLDER" --ckpt_folder "$CKPT_FOLDER" ${EXTRA:-} && return

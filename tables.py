@@ -34,17 +34,23 @@ SWEEPS = {"single-target": ("Table 1", "Table 6", "Table 7"), "multi-target": ("
 PAPER_COMPONENTS = {(25, True): (0.00, 7.97), (15, True): (0.00, 20.47), (10, True): (0.18, 36.09),
                     (5, True): (0.64, None), (25, False): (None, 56.32), (15, False): (0.34, 54.79),
                     (10, False): (1.54, None), (5, False): (7.18, 49.33)}
-SAME = ["dataset", "net_type", "train_size", "epoch", "device"]
+# Runs with different values of these are different experiments; a clean run has the first list in common with the
+# marked runs that it is compared with.
+SAME = ["dataset", "net_type", "train_size", "epoch", "device", "data", "lr", "batch_size", "precision"]
+MARKS = ["marked_samples_per_user", "img_blending_ratio", "noise_injection_type", "noise_norm", "ood_pattern"]
 
 
 def collect(res_folder):
     """Every finished run below a folder as a row of a DataFrame."""
     rows = []
     for path in sorted(Path(res_folder).glob("*/result.json")):
+        if not (path.parent / "config.json").exists():
+            continue  # written by eval.py: the same model again
         result = runs.read_json(path)
         training, audit = result["settings"]["training"], result["audit"]
         rows.append({
-            **{name: training[name] for name in (*SAME, "seed", "clean_train", "marked_samples_per_user")},
+            **{name: training[name] for name in (*SAME, *MARKS, "seed", "clean_train")},
+            "classes": str([row["class"] for row in result["verdict"]["users"] if row["trained_on"]]),
             "users": sum(row["trained_on"] for row in result["verdict"]["users"]),
             "false_positives": audit["set"]["false_positives"], "non_members": audit["set"]["non_members"],
             "instance_false": audit["instance"]["false_positives"], "instances": audit["instance"]["non_members"],
@@ -55,13 +61,13 @@ def collect(res_folder):
         })
     if not rows:
         raise runs.UserError(f"no finished run (*/result.json) below {res_folder}; run the sweep script first")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).drop_duplicates([*SAME, *MARKS, "seed", "clean_train", "classes"])
 
 
 def summarize(marked, clean, table):
     """One row for each value of the table's variable, in the paper's columns, with the paper's figures beside."""
     rows = []
-    for (value, *_), group in marked.groupby([ROWS[table], *SAME], sort=False):
+    for (value, *_), group in marked.groupby([ROWS[table], *SAME, *MARKS], sort=False):
         reference = clean
         for name in SAME:
             reference = reference[reference[name] == group[name].iloc[0]]
@@ -72,10 +78,10 @@ def summarize(marked, clean, table):
         rows.append({
             ROWS[table]: value, "runs": len(group), "detected": f"{group['detected'].sum()}/{group['users'].sum()}",
             "accused": f"{group['accused'].sum()}/{group['users'].sum()}",
-            "FPR@100%TPR": _pooled(group["false_positives"], group["non_members"]), "paper": _shown(paper_fpr),
+            "FPR@100%TPR": _pooled(group["false_positives"], group["non_members"]), "paper FPR": _shown(paper_fpr),
             "unmarked, instance-based": _pooled(reference["instance_false"], reference["instances"]),
-            "accuracy": f"{100 * accuracy:.2f}", "paper ": _shown(paper_accuracy),
-            "drop": drop, "paper  ": _shown(paper_drop, "+"),
+            "accuracy": f"{100 * accuracy:.2f}", "paper accuracy": _shown(paper_accuracy),
+            "drop": drop, "paper drop": _shown(paper_drop, "+"),
             "data, network, size": " ".join(str(group[name].iloc[0]) for name in SAME[:3]),
             "s/run": f"{group['seconds'].mean():.0f}", "hardware": ", ".join(sorted(group["hardware"].unique())),
         })
@@ -86,14 +92,15 @@ def summarize(marked, clean, table):
 def summarize_components(frame):
     """Marked or not x set- or instance-based, for each number of samples per user (Tables 8 and 9)."""
     rows = []
-    for (samples, clean, *same), group in frame.groupby(["marked_samples_per_user", "clean_train", *SAME]):
+    for (samples, clean, *same), group in frame.groupby(["marked_samples_per_user", "clean_train", *SAME, "users"]):
         by_set, by_instance = PAPER_COMPONENTS.get((samples, not clean), (None, None))
         rows.append({
             "samples per user": samples, "marked": "no" if clean else "yes", "runs": len(group),
             "users per run": group["users"].iloc[0],
-            "set-based FPR@100%TPR": _pooled(group["false_positives"], group["non_members"]), "paper": _shown(by_set),
+            "set-based FPR@100%TPR": _pooled(group["false_positives"], group["non_members"]),
+            "paper, set-based": _shown(by_set),
             "instance-based FPR@100%TPR": _pooled(group["instance_false"], group["instances"]),
-            "paper ": _shown(by_instance), "set AUC": f"{group['set_auc'].mean():.4f}",
+            "paper, instance-based": _shown(by_instance), "set AUC": f"{group['set_auc'].mean():.4f}",
             "instance AUC": f"{group['instance_auc'].mean():.4f}", "accuracy": f"{100 * group['accuracy'].mean():.2f}",
             "data, network, size": " ".join(map(str, same[:3])), "s/run": f"{group['seconds'].mean():.0f}",
             "hardware": ", ".join(sorted(group["hardware"].unique())),
@@ -153,12 +160,12 @@ def main():
             rows = summarize(chosen, clean, table)
         name = f"{args.sweep}-{table.lower().replace(' ', '')}"
         with runs.atomic_path(Path(args.out or args.res_folder) / f"{name}.csv") as path:
-            rows.rename(columns=str.strip).to_csv(path, index=False)
+            rows.to_csv(path, index=False)
         parts.append(f"### {table}{': by ' + ROWS[table] if table in ROWS else ''}\n\n{to_markdown(rows)}\n")
     if not parts:
         raise runs.UserError(f"no run below {args.res_folder} belongs to the {args.sweep} tables; run the sweep first")
-    parts.append("All rates in %; FPR@100%TPR set-based, pooled over runs, with its 95 % Clopper-Pearson interval; "
-                 "\"paper\" is the paper's figure for the column before it.\n")
+    parts.append("All rates in %; FPR@100%TPR set-based, pooled over runs, with its 95 % Clopper-Pearson "
+                 "interval; the paper's figures are for its own settings.\n")
     text = "\n".join(parts)
     with runs.atomic_path(Path(args.out or args.res_folder) / f"{args.sweep}.md") as path:
         path.write_text(text, encoding="utf-8")

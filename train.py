@@ -21,6 +21,8 @@ def main():
     paths = arguments.run_paths(args, data.name, training["net_type"])
     with paths.lock():
         runs.check_config(paths, {"training": training, "audit": audit})
+        if paths.model.exists():
+            runs.check_same_settings(runs.load_model(paths.model)[1].get("settings"), training, paths.model)
         if not paths.result.exists():
             run(training, audit, data, paths, device, args)
         report.show(runs.read_json(paths.result), paths)
@@ -28,7 +30,7 @@ def main():
 
 def run(training, audit, data, paths, device, args):
     """Mark, train, audit, conclude; what an earlier start has finished is taken up from its file."""
-    experiment = stages.prepare(training, data, args.data_root)
+    experiment = stages.prepare(training, audit, data, args.data_root)
     model = stages.build_model(experiment, args.pretrained_weights)
     # Only now: flags that don't fit have been refused, and the folder belongs to this run from here on.
     runs.write_config(paths, {"training": training, "audit": audit})

@@ -159,7 +159,7 @@ def outlier_features(key, users, height, width, bank=None, device="cpu"):
         if bank.shape[-2:] != (height, width):
             raise ValueError(f"outlier images are {tuple(bank.shape[-2:])}, samples are {(height, width)}")
         chosen = torch.from_numpy(_below(words[:, 0], (0, len(bank)))[position])
-        return bank.to(device)[chosen.to(device)].to(torch.float32)
+        return bank[chosen.to(bank.device)].to(device, torch.float32)
     # 16 stripes out of 8 words: the high and the low half of each.
     halves = np.concatenate([words >> 16, words & 0xFFFF], axis=1).astype(np.int64)
     palette = np.array(list(STRIPE_COLORS.values()), dtype=np.float32) / 8 + 128

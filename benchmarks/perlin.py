@@ -2,7 +2,7 @@
 
 Example: python benchmarks/perlin.py --size 224 --out results/bench-perlin.json
 Both make the same fields (same period, octaves, frequency and offset), alternately in one process, and are compared.
-Needs the package `noise` (requirements-dev.txt).
+Needs the package `noise`, which `make test` installs.
 """
 
 import argparse
@@ -13,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from noise import pnoise2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import experiment
 import runs
 import utils
+
+try:
+    from noise import pnoise2
+except ImportError:
+    sys.exit("error: the package noise is not installed; run make test once, or pip install noise (needs a C compiler)")
 
 
 def reference_field(size, period, octaves, freq_sine, offset):
