@@ -251,7 +251,7 @@ class RunPaths:
         config = read_json(paths.config)
         if not isinstance(config, dict) or not isinstance(config.get("model"), str):
             raise UserError(f"{folder} is not a run folder of train.py: its config.json names no model")
-        return cls(paths.folder, paths.folder / config["model"])
+        return cls(paths.folder, Path(os.path.normpath(paths.folder / config["model"])))
 
     @classmethod
     def of_tag(cls, result_folder, model_folder, name):

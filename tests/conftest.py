@@ -59,3 +59,9 @@ def finished_run(tmp_path_factory):
     done = call("train.py", *SMALL, "--out", folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def assert_close_table(cell, *numbers):
+    """A table's "rate (low-high)" has these numbers, to the digits shown."""
+    import re
+    assert [float(text) for text in re.findall(r"[\d.]+", cell)] == [round(number, 2) for number in numbers]

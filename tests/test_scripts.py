@@ -349,3 +349,50 @@ def test_importing_modules_reseeds_nothing():
             "assert got == (random.random(), np.random.rand(), torch.rand(1).item())")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# --- what belongs together stays together ----------------------------------------------------------------------------
+
+def test_data_that_cannot_be_audited_are_refused_before_training(tmp_path, script):
+    """All crops are for training: no non-member is left, and no hour is lost on finding that out."""
+    done = script("train", *SMALL, "--train_size", 2966, "--out", tmp_path / "run")
+    assert_refused(done, "non-member")
+    assert not (tmp_path / "run").exists()
+
+
+def test_eval_cannot_overwrite_a_training_run(finished_run, script):
+    before = (finished_run / "result.json").read_bytes()
+    assert_refused(script("eval", "--checkpoint", finished_run, "--out", finished_run), "training run")
+    assert (finished_run / "result.json").read_bytes() == before
+
+
+def test_models_in_one_folder_get_a_folder_of_results_each(finished_run, tmp_path, script):
+    for name in ("a", "b"):
+        shutil.copy(finished_run / "model.safetensors", tmp_path / f"{name}.safetensors")
+        done = script("eval", "--checkpoint", tmp_path / f"{name}.safetensors", "--num_of_non_member_user", 20)
+        assert done.code == 0, done.err
+    assert all((tmp_path / name / "eval" / "result.json").exists() for name in ("a", "b"))
+
+
+def test_precision_of_the_queries_can_be_chosen(finished_run, tmp_path, script):
+    for precision in ("float32", "bfloat16"):
+        flags = ("--precision", precision, "--out", tmp_path / precision)
+        assert script("eval", "--checkpoint", finished_run, *flags).code == 0
+    exact, rough = (arrays_of(tmp_path / name / "losses.npz")["target_cross_entropy"]
+                    for name in ("float32", "bfloat16"))
+    assert not np.array_equal(exact, rough) and np.allclose(exact, rough, rtol=0.2, atol=0.1)
+
+
+def test_outlier_images_that_changed_since_training_are_refused(tmp_path, script):
+    from PIL import Image
+    draws = np.random.default_rng(0)
+    folder = tmp_path / "patterns"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(draws.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    flags = (*SMALL, "--epoch", 1, "--ood_pattern", folder)
+    assert script("train", *flags, "--out", tmp_path / "run").code == 0
+    assert script("eval", "--checkpoint", tmp_path / "run").code == 0
+    for number in range(3):
+        Image.fromarray(draws.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    assert_refused(script("eval", "--checkpoint", tmp_path / "run"), "marks")

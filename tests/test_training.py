@@ -361,7 +361,7 @@ def test_the_training_stage_never_opens_an_image_outside_the_training_set(val_po
                 "img_blending_ratio": 0.7, "ood_pattern": "color_stripes", "noise_injection_type": "perlin",
                 "noise_norm": 8.0, "target_user_cls": [0, 2], "num_of_multiTarget_diffCls": None,
                 "num_of_multiTarget_sameCls": None, "precision": "float32", "device": "cpu"}
-    chosen = stages.prepare(settings, ours)
+    chosen = stages.prepare(settings, {"num_of_non_member_user": 10}, ours)
     store.asked.clear()
     from runs import RunPaths
     stages.train(chosen, stages.build_model(chosen), RunPaths.of_folder(tmp_path / "run"), CPU)
