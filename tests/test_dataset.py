@@ -5,77 +5,40 @@ Every image here is made by the tests, except the photographs that lie in the in
 
 import errno
 import hashlib
-import io
 import os
-import pickle
 import random
 import stat
 import struct
 import subprocess
 import sys
-import tarfile
-import urllib.error
-import urllib.request
 import warnings
-import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from dataset_helpers import (
+    BLUE,
+    GREEN,
+    RED,
+    RunsCode,
+    all_images,
+    cache,  # noqa: F401  (a fixture that every test uses)
+    fill,
+    image_bytes,
+    make_zip,
+    user_error,
+    write_image,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import dataset
-from dataset import artbench, celeba, cifar10, cifar100, folders, imagefolder, photos, store, tinyimagenet
-from dataset.archives import unpack
+from dataset import folders, imagefolder, photos, store
 from dataset.base import Recipe, checked_data, make_splits
 from dataset.store import FileStore, MemoryStore
-from runs import UserError
-
-RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(store, "CACHE_FOLDER", folder)
-    return folder
-
-
-def random_pixels(seed, size=8):
-    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-
-
-def write_image(path, seed=0, size=8, **save):
-    """A PNG or the like of random pixels, which are returned as (3, size, size)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = random_pixels(seed, size)
-    Image.fromarray(pixels).save(path, **save)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def fill(root, counts, size=8):
-    """Write `count` PNGs into each folder of `counts`; returns the pixels by relative name."""
-    names = [f"{folder}/{i}.png" for folder, count in counts.items() for i in range(count)]
-    return {name: write_image(root / name, seed=zlib.crc32(name.encode()), size=size) for name in names}
-
-
-def user_error(call, *words):
-    """Assert that `call` raises a one-line UserError with all the words in it."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message, f"{word!r} is not in {message!r}"
-
-
-def all_images(data):
-    return data.images[torch.arange(len(data.images))]
-
 
 # ---------------------------------------------------------------------------------------------------------- registry
 
@@ -274,11 +237,6 @@ def test_cache_tells_equal_listings_apart(tmp_path):
             os.utime(tmp_path / place / name, (0, 0))
         loaded.append(all_images(dataset.load_dataset("imagefolder", tmp_path / place)))
     assert not torch.equal(*loaded)
-
-
-class RunsCode:
-    def __reduce__(self):
-        return os.mkdir, (RunsCode.marker,)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped bit", "empty", "foreign", "other shape", "pickle"])
@@ -532,216 +490,6 @@ def test_recipe_fits_the_images():
     assert small.train_size == 300 and small.marked_samples_per_user == 20 and small.target_user_cls == (0, 1)
     assert recipe(32, [1, 1]).train_size == 1 and recipe(32, [1, 1]).marked_samples_per_user == 1
     assert dataset.recipe("imagefolder").net_type == "wideresnet284"
-
-
-# ------------------------------------------------------------------------------------------- archives and named folders
-
-
-def make_zip(path, members):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-
-
-def make_tar(path, members):
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            if isinstance(content, tarfile.TarInfo):
-                archive.addfile(content)
-                continue
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-
-
-def special(name, kind, target=""):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
-
-
-MAKERS = {"zip": make_zip, "tar": make_tar}
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize("prefix", ["data/", "other/", "", "./data/"])
-def test_unpack(tmp_path, kind, prefix):
-    archive = tmp_path / f"x.{kind}"
-    MAKERS[kind](archive, {f"{prefix}train/a/0.png": b"zero", f"{prefix}train/b/1.png": b"one"})
-    unpack(archive, tmp_path / "data")
-    assert (tmp_path / "data/train/a/0.png").read_bytes() == b"zero"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", f"x.{kind}"]
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize("name", ["../evil", "data/../../evil", "/evil", "..\\evil", "C:evil", "a/.."])
-def test_unpack_refuses_paths_that_leave(tmp_path, kind, name):
-    folder = tmp_path / "deep/er"
-    folder.mkdir(parents=True)
-    name = f"{tmp_path}/evil" if name == "/evil" else name
-    MAKERS[kind](folder / "x", {"data/good": b"1", name: b"evil"})
-    user_error(lambda: unpack(folder / "x", folder / "data"), folder / "x", repr(name), "leaves its folder")
-    assert [p.name for p in folder.iterdir()] == ["x"] and not list(tmp_path.rglob("*evil*"))
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
-def test_unpack_refuses_links_and_devices(tmp_path, kind):
-    make_tar(tmp_path / "x", {"data/link": special("data/link", kind, ".."), "data/link/evil": b"evil"})
-    user_error(lambda: unpack(tmp_path / "x", tmp_path / "data"), tmp_path / "x", "'data/link'")
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
-
-
-def test_unpack_refuses_links_in_a_zip(tmp_path):
-    info = zipfile.ZipInfo("data/link")
-    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-    make_zip(tmp_path / "x", {info: ".."})
-    user_error(lambda: unpack(tmp_path / "x", tmp_path / "data"), "'data/link'")
-
-
-@pytest.mark.parametrize("kind", MAKERS)
-@pytest.mark.parametrize("damage", ["inside a file", "between files", "flipped", "text", "empty"])
-def test_damaged_archive(tmp_path, kind, damage):
-    archive = tmp_path / "x"
-    MAKERS[kind](archive, {"data/a": bytes(range(256)) * 8, "data/b": b"b" * 512})
-    content = bytearray(archive.read_bytes())
-    if damage == "flipped":
-        content[512 * 5 if kind == "tar" else 300] ^= 1  # the second header of the tar; zip checks its content as well
-    cut = {"inside a file": 1000, "between files": 2560}.get(damage, len(content))
-    archive.write_bytes({"text": b"hello", "empty": b""}.get(damage, content[:cut]))
-    user_error(lambda: unpack(archive, tmp_path / "data"), archive, "damaged")
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
-
-
-def test_full_disk_while_unpacking(tmp_path, monkeypatch):
-    make_tar(tmp_path / "x", {"data/a": b"1"})
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("shutil.copyfileobj", full)
-    with pytest.raises(OSError, match="No space left"):  # runs.run_script turns it into the line about room on the disk
-        unpack(tmp_path / "x", tmp_path / "data")
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
-
-
-def image_bytes(seed):
-    buffer = io.BytesIO()
-    Image.fromarray(random_pixels(seed)).save(buffer, "png")
-    return buffer.getvalue()
-
-
-NAMED = {"tinyimagenet": (tinyimagenet, "tiny-224", "tiny-224.zip", 200),
-         "celeba": (celeba, "celeba", "celeba.tar", 307),
-         "artbench": (artbench, "artbench", "artbench.tar", 10)}
-
-
-@pytest.mark.parametrize("name", NAMED)
-def test_named_folders(tmp_path, monkeypatch, name):
-    module, folder, archive, class_count = NAMED[name]
-    user_error(lambda: dataset.load_dataset(name, tmp_path), name, archive, tmp_path / folder, "download")
-    assert class_count == module.CLASS_COUNT
-    test = "val" if name == "tinyimagenet" else "test"
-    MAKERS[archive[-3:]](tmp_path / archive, {f"{folder}/{part}/{label}/{i}.png": image_bytes(i)
-                                              for part in ("train", test) for label in "ab" for i in range(2)})
-    user_error(lambda: dataset.load_dataset(name, tmp_path), name, f"2 classes instead of {class_count}")
-    monkeypatch.setattr(module, "CLASS_COUNT", 2)
-    data = dataset.load_dataset(name, tmp_path, 16)
-    assert data.images.image_shape == (3, 16, 16) and data.recipe == dataset.recipe(name) and data.name == name
-    assert data.is_test.tolist() == [False] * 4 + [True] * 4 and data.labels.tolist() == [0, 0, 1, 1] * 2
-    assert (tmp_path / folder / "train/a/0.png").is_file()
-    (tmp_path / archive).unlink()
-    assert dataset.load_dataset(name, tmp_path).images.image_shape == (3, 224, 224)
-
-
-def test_tinyimagenets_own_test_folder_has_no_labels(tmp_path, monkeypatch):
-    monkeypatch.setattr(tinyimagenet, "CLASS_COUNT", 2)
-    fill(tmp_path / "tiny-224", {"train/a": 1, "train/b": 1, "val/a": 1, "test/images": 5})
-    assert dataset.load_dataset("tinyimagenet", tmp_path, 8).is_test.tolist() == [False, False, True]
-
-
-def test_celeba_as_plain_class_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr(celeba, "CLASS_COUNT", 2)
-    fill(tmp_path / "celeba", {"7": 1, "12": 1})
-    data = dataset.load_dataset("celeba", tmp_path, 8)
-    assert not data.is_test.any() and data.class_names == ("12", "7")
-
-
-# ------------------------------------------------------------------------------------------------------------- CIFAR
-
-
-def no_network(*_, **__):
-    raise urllib.error.URLError("no network in tests")
-
-
-@pytest.fixture
-def cifar_files(tmp_path, monkeypatch):
-    """Three classes of CIFAR in its on-disk format, with checksums to match; no network."""
-    from torchvision import datasets
-
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    expected = {}
-
-    def pack(folder, name, content):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        packed = pickle.dumps(content)
-        (tmp_path / folder / name).write_bytes(packed)
-        return [name, hashlib.md5(packed).hexdigest()]
-
-    for cls, label_key, names in ((datasets.CIFAR10, "labels", [f"data_batch_{i}" for i in range(1, 6)]),
-                                  (datasets.CIFAR100, "fine_labels", ["train"])):
-        batches = []
-        for seed, name in enumerate([*names, cls.test_list[0][0]]):
-            pixels = np.random.default_rng(seed).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
-            batches.append((name, pixels, [0, 1, 2, 2, 1, 0]))
-        rows = [pack(cls.base_folder, name, {"data": pixels.reshape(6, -1), label_key: labels})
-                for name, pixels, labels in batches]
-        meta = pack(cls.base_folder, cls.meta["filename"], {cls.meta["key"]: ["ant", "bee", "cat"]})
-        monkeypatch.setattr(cls, "train_list", rows[:-1])
-        monkeypatch.setattr(cls, "test_list", rows[-1:])
-        monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": meta[1]})
-        expected[cls.__name__.lower()] = torch.from_numpy(np.concatenate([pixels for _, pixels, _ in batches]))
-    monkeypatch.setattr(cifar10, "CLASS_COUNT", 3)
-    monkeypatch.setattr(cifar100, "CLASS_COUNT", 3)
-    return tmp_path, expected
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar(cifar_files, name, monkeypatch):
-    root, expected = cifar_files
-    data = dataset.load_dataset(name, root)
-    assert torch.equal(all_images(data), expected[name]) and data.class_names == ("ant", "bee", "cat")
-    assert data.labels.tolist() == [0, 1, 2, 2, 1, 0] * (len(data.labels) // 6)
-    assert data.is_test.tolist() == [False] * (len(data.labels) - 6) + [True] * 6
-    assert data.recipe == dataset.recipe(name)
-    monkeypatch.setattr({"cifar10": cifar10, "cifar100": cifar100}[name], "CLASS_COUNT", 10)
-    user_error(lambda: dataset.load_dataset(name, root), name, "3 classes instead of 10")
-
-
-def test_cifar_from_its_archive(cifar_files, tmp_path_factory, monkeypatch):
-    from torchvision import datasets
-
-    root, expected = cifar_files
-    other = tmp_path_factory.mktemp("other")
-    with tarfile.open(other / "cifar-10-python.tar.gz", "w:gz") as archive:
-        archive.add(root / "cifar-10-batches-py", "cifar-10-batches-py")
-    md5 = hashlib.md5((other / "cifar-10-python.tar.gz").read_bytes()).hexdigest()
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5)
-    assert torch.equal(all_images(dataset.load_dataset("cifar10", other)), expected["cifar10"])
-
-
-@pytest.mark.parametrize(("name", "archive"), [("cifar10", "cifar-10-python.tar.gz"),
-                                               ("cifar100", "cifar-100-python.tar.gz")])
-def test_cifar_without_network(tmp_path, monkeypatch, name, archive):
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    user_error(lambda: dataset.load_dataset(name, tmp_path), name, tmp_path, archive, "no network in tests")
-
-
-def test_cifar_opens_no_foreign_pickle(cifar_files):
-    root, _ = cifar_files
-    RunsCode.marker = str(root / "hacked")
-    (root / "cifar-10-batches-py/data_batch_3").write_bytes(pickle.dumps(RunsCode()))
-    user_error(lambda: dataset.load_dataset("cifar10", root), "cifar10", root)
-    assert not (root / "hacked").exists()
 
 
 # ------------------------------------------------------------------------------------------------------ outlier bank
