@@ -127,16 +127,17 @@ def build_model(experiment, pretrained_weights=None):
 
 
 def train(experiment, model, paths, device):
-    """Train on the published marks, or take up the finished model of the same settings.
+    """Train on the published marks, or take up the finished model, whose settings the caller has checked.
 
     Returns (query function, record of the training: history, seconds, normalisation). Writes model.safetensors.
     """
     settings = experiment.settings
     if paths.model.exists():
-        if not paths.marks.exists():
+        if paths.marks.exists():
+            check_marks(experiment, paths)
+        else:
             publish_marks(experiment, paths)
-        check_marks(experiment, paths)
-        return load_trained(paths.model, device, settings)
+        return load_trained(paths.model, device)
     started = time.monotonic()
     marked = publish_marks(experiment, paths)
     data, splits = experiment.data, experiment.splits
@@ -172,16 +173,14 @@ def training_settings(settings, mean, std):
     return utils.TrainingSettings(mean=tuple(mean), std=tuple(std), **{name: settings[name] for name in names})
 
 
-def load_trained(path, device, wanted=None, precision=None):
-    """Open a checkpoint of `train`: (query function, record). `wanted` settings that differ are a UserError.
+def load_trained(path, device, precision=None):
+    """Open a checkpoint of `train`: (query function, record).
 
     precision: that of the queries, if it shall not be that of the training.
     """
     tensors, record = runs.load_model(path)
     try:
         settings, classes = record["settings"], record["classes"]
-        if wanted is not None:
-            runs.check_same_settings(settings, wanted, path)
         model = build_network(settings["net_type"], classes, settings["image_size"], "random")
         model.load_state_dict(tensors)
         chosen = {**settings, "precision": precision or settings["precision"]}

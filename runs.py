@@ -6,13 +6,14 @@ settings is refused by name; weights are safetensors, so that opening a stranger
 
 Public: UserError, run_script, atomic_path, write_json, read_json, write_arrays, read_arrays, save_model, load_model,
 check_same_settings, check_config,
-write_config, RunPaths.
+write_config, network_timeout, RunPaths.
 """
 
 import errno
 import json
 import os
 import signal
+import socket
 import sys
 import zipfile
 import zlib
@@ -93,6 +94,17 @@ def atomic_path(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def network_timeout(seconds):
+    """Give up on a silent server: torchvision's and torch.hub's downloads have no timeout of their own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def write_json(path, value):

@@ -4,8 +4,6 @@ Needs torchvision, and the network on first use (170 MB); afterwards `cifar-10-b
 """
 
 import errno
-import socket
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,7 +11,7 @@ import torch
 from dataset.base import ImageData, Recipe, checked_data
 from dataset.folders import DEFAULT_ROOT
 from dataset.store import MemoryStore
-from runs import UserError
+from runs import UserError, network_timeout
 
 CLASS_COUNT = 10
 RECIPE = Recipe(net_type="wideresnet284", train_size=25_000, epoch=100, lr=0.1, batch_size=256, momentum=0.9,
@@ -36,7 +34,7 @@ def load_cifar(name, torchvision_class, recipe, class_count, data_root, image_si
     make = getattr(datasets, torchvision_class)
     root = DEFAULT_ROOT if data_root is None else data_root
     try:
-        with _network_timeout(NETWORK_TIMEOUT):
+        with network_timeout(NETWORK_TIMEOUT):
             train = make(root, train=True, download=True)
             test = make(root, train=False, download=False)
     except (OSError, RuntimeError, EOFError) as error:
@@ -51,14 +49,3 @@ def load_cifar(name, torchvision_class, recipe, class_count, data_root, image_si
     labels = torch.tensor(train.targets + test.targets)
     is_test = torch.arange(len(labels)) >= len(train.targets)
     return checked_data(name, MemoryStore(pixels), labels, train.classes, is_test, recipe)
-
-
-@contextmanager
-def _network_timeout(seconds):
-    # torchvision gives no timeout of its own, and a firewall that drops packets would hold us for ever.
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

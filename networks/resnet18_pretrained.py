@@ -4,7 +4,6 @@ Needs torchvision's weights (45 MB), downloaded on first use into torch's hub fo
 """
 
 import errno
-import socket
 import warnings
 from http.client import HTTPException
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from torchvision.models import ResNet18_Weights, resnet18
 
 from networks.layers import Classifier
-from runs import UserError
+from runs import UserError, network_timeout
 
 _DOWNLOAD_TIMEOUT = 60  # seconds without an answer
 _OWN_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # run_script knows what to say
@@ -42,19 +41,15 @@ def _downloaded():
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = socket.getdefaulttimeout()
-    # torch.hub gives no timeout of its own, and a firewall that drops packets would hold us for ever.
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
         # The file's name ends with the first digits of its SHA-256 sum.
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1])
+        with network_timeout(_DOWNLOAD_TIMEOUT):
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1])
     except (OSError, HTTPException, RuntimeError) as error:
         if getattr(error, "errno", None) in _OWN_TROUBLE:
             raise
         raise UserError(f"ImageNet's ResNet-18 weights can't be downloaded ({error}); save {url} as {path}, or pass a "
                         "copy with --pretrained_weights FILE") from None
-    finally:
-        socket.setdefaulttimeout(before)
     return path
 
 
