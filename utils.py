@@ -37,6 +37,8 @@ STRIPE_COLORS = {
     "brown": (139, 69, 19), "pink": (255, 192, 203),
 }
 STRIPES = 16
+# Larger images carry the mark that a copy scaled to this many pixels would, since training scales them down to it.
+REFERENCE_SIZE = 224
 NOISE_TYPES = ("perlin", "uniform", "none")
 
 # The generator of Co et al. (CCS'19): whole numbers, the upper end excluded.
@@ -125,7 +127,8 @@ UNMARKED = Marking(img_blending_ratio=1.0, noise_injection_type="none")
 def mark_images(images, key, users, indices, marking=Marking()):
     """Mark a batch: noise first, then the blend `m * x + (1 - m) * o` (Eq. 1, section 4.3).
 
-    images: uint8 in 0..255 or floating point in [0, 1], (N, 3, H, W), any size and device; not changed.
+    images: uint8 in 0..255 or floating point in [0, 1], (N, 3, H, W), any size and device; not changed. Where the
+    shorter side is above REFERENCE_SIZE, the mark is computed in the coordinates of an image of that size.
     key: bytes or int; users, indices: N whole numbers each, which user owns the image and its number among the user's.
     Returns a tensor like `images`; uint8 is rounded once, at the end.
     """
@@ -135,14 +138,30 @@ def mark_images(images, key, users, indices, marking=Marking()):
         raise ValueError(f"{len(images)} images, {len(users)} users and {len(indices)} indices don't fit together")
     if marking.changes_nothing or len(images) == 0:
         return images.clone()
-    whole = not images.is_floating_point()
     height, width = images.shape[-2:]
-    marked = images.to(torch.float32) if whole else images.to(torch.promote_types(images.dtype, torch.float32)) * 255
+    noise = outlier = None
     if marking.noise_injection_type != "none":
-        # Clipped before blending, so that what is blended is an image within the budget of the original.
-        marked = (marked + noise_fields(key, users, indices, height, width, marking, images.device)).clamp_(0, 255)
+        noise = _noise_pattern(key, users, indices, height, width, marking, images.device)
     if marking.img_blending_ratio < 1:
         outlier = outlier_features(key, users, height, width, marking.outlier_bank, images.device)
+        outlier = outlier.expand(-1, -1, height, -1)
+    marked = torch.empty_like(images)
+    # Some rows at a time on the CPU: the floats of a whole 12-megapixel photo would leave the cache at every step.
+    step = max(1, 2**20 // (len(images) * width)) if images.device.type == "cpu" else height
+    for rows in (slice(start, start + step) for start in range(0, height, step)):
+        marked[:, :, rows] = _blend(images[:, :, rows], None if noise is None else noise[:, :, rows],
+                                    None if outlier is None else outlier[:, :, rows], marking)
+    return marked
+
+
+def _blend(images, noise, outlier, marking):
+    """`mark_images` for patterns that are there: noise in units of the budget, outlier features in 0..255, or None."""
+    whole = not images.is_floating_point()
+    marked = images.to(torch.float32) if whole else images.to(torch.promote_types(images.dtype, torch.float32)) * 255
+    if noise is not None:
+        # Clipped before blending, so that what is blended is an image within the budget of the original.
+        marked = (marked + noise * marking.noise_norm).clamp_(0, 255)
+    if outlier is not None:
         marked = marked.mul_(marking.img_blending_ratio).add_(outlier, alpha=1 - marking.img_blending_ratio)
     return marked.round_().to(images.dtype) if whole else (marked / 255).clamp_(0, 1).to(images.dtype)
 
@@ -151,15 +170,15 @@ def outlier_features(key, users, height, width, bank=None, device="cpu"):
     """The users' outlier features, float32 in 0..255, broadcastable to (N, 3, height, width) (section 5).
 
     Stripes: row r belongs to stripe r * 16 // height, so every row is painted; a colour c is toned down to c / 8 + 128.
-    With a `bank` (B, 3, height, width), user u gets the image that the key picks.
+    With a `bank` (B, 3, h, w), user u gets the image that the key picks, scaled to the size asked for.
     """
     owners, position = np.unique(np.asarray(users, dtype=np.int64), return_inverse=True)
     words = key_words(key, "outlier feature", owners, np.zeros_like(owners))
     if bank is not None:
-        if bank.shape[-2:] != (height, width):
-            raise ValueError(f"outlier images are {tuple(bank.shape[-2:])}, samples are {(height, width)}")
         chosen = torch.from_numpy(_below(words[:, 0], (0, len(bank)))[position])
-        return bank[chosen.to(bank.device)].to(device, torch.float32)
+        images = bank[chosen.to(bank.device)].to(device, torch.float32)
+        return images if images.shape[-2:] == (height, width) else \
+            F.interpolate(images, (height, width), mode="bilinear", antialias=True)
     # 16 stripes out of 8 words: the high and the low half of each.
     halves = np.concatenate([words >> 16, words & 0xFFFF], axis=1).astype(np.int64)
     palette = np.array(list(STRIPE_COLORS.values()), dtype=np.float32) / 8 + 128
@@ -173,12 +192,26 @@ def noise_fields(key, users, indices, height, width, marking, device="cpu"):
 
     "perlin" is one field for the three channels, "uniform" draws every value of every channel from +-noise_norm.
     """
-    if marking.noise_injection_type == "uniform":
-        words = key_words(key, "uniform noise", users, indices)
-        draws = [np.random.Generator(np.random.Philox(key=row[:4].view("<u8"))).random((3, height, width), np.float32)
-                 for row in np.ascontiguousarray(words)]
-        return (torch.from_numpy(np.stack(draws)).to(device) * 2 - 1) * marking.noise_norm
-    return perlin_signs(key, users, indices, height, width, device) * marking.noise_norm
+    return _noise_pattern(key, users, indices, height, width, marking, device) * marking.noise_norm
+
+
+def _noise_pattern(key, users, indices, height, width, marking, device):
+    if marking.noise_injection_type == "perlin":
+        return perlin_signs(key, users, indices, height, width, device)
+    words = key_words(key, "uniform noise", users, indices)
+    rows, columns = (_reference_coordinates(side, height, width).round().astype(np.int64) for side in (height, width))
+    draws = [np.random.Generator(np.random.Philox(key=row[:4].view("<u8")))
+             .random((3, rows[-1] + 1, columns[-1] + 1), np.float32) for row in np.ascontiguousarray(words)]
+    return torch.from_numpy(np.stack(draws)[:, :, rows[:, None], columns]).to(device) * 2 - 1
+
+
+def _reference_coordinates(side, height, width):
+    """Where the pixels 0..side-1 of an image of (height, width) are in its copy scaled to REFERENCE_SIZE: float64.
+
+    Pixel centres go to pixel centres, as in scaling. Up to REFERENCE_SIZE that is the pixel's own number.
+    """
+    scale = max(1.0, min(height, width) / REFERENCE_SIZE)
+    return (np.arange(side) + 0.5) / scale - 0.5
 
 
 def perlin_draws(key, users, indices):
@@ -201,14 +234,15 @@ def perlin_signs(key, users, indices, height, width, device="cpu"):
     # and not from who shares its group: a mark has the same bits in every batch.
     shortest = np.where(period < 40, PERIOD_PIXELS[0], 40)
     signs = torch.empty(len(period), 1, height, width, dtype=torch.int8, device=device)
+    rows, columns = (_reference_coordinates(side, height, width) for side in (height, width))
     turns = torch.from_numpy(np.float32(freq_sine * math.pi)).to(device)[:, None, None]
-    at_once, in_cache = (max(1, pixels // (height * width)) for pixels in (2**22, 2**18 if signs.is_cpu else 2**26))
+    at_once, in_cache = (max(1, pixels // (height * width)) for pixels in (2**22, 2**19 if signs.is_cpu else 2**26))
     for count, least in np.unique(np.stack([octaves, shortest], 1), axis=0):
         group = np.flatnonzero((octaves == count) & (shortest == least))
         for chunk in (group[start:start + at_once] for start in range(0, len(group), at_once)):
-            x = offsets[chunk, :1] + np.arange(height) / period[chunk, None]
-            y = offsets[chunk, 1:] + np.arange(width) / period[chunk, None]
-            left, right = _octave_factors(x, y, count, device, ((height - 1) / least, (width - 1) / least))
+            x, y = (offset + pixels / period[chunk, None] for offset, pixels in
+                    zip(offsets[chunk].T[:, :, None], (rows, columns), strict=True))
+            left, right = _octave_factors(x, y, count, device, (np.ptp(rows) / least, np.ptp(columns) / least))
             for start in range(0, len(chunk), in_cache):
                 part = slice(start, start + in_cache)
                 field = _product(left[part], right[part].transpose(1, 2))

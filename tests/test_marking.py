@@ -313,11 +313,33 @@ def test_outlier_images_of_a_bank_are_picked_by_the_key():
     assert torch.equal(marked[2], (features[9] * 0.3).round().to(torch.uint8))
 
 
-def test_a_bank_of_another_size_is_refused():
+def test_a_bank_of_another_size_is_scaled():
     """Wrong: broadcasting a small outlier image, or a crop of it."""
-    marking = Marking(outlier_bank=pixels(2, 1))
-    with pytest.raises((ValueError, UserError), match="outlier"):
-        mark_images(pixels(1, 8), KEY, [0], [0], marking)
+    bank = torch.tensor([0, 200], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 2, 2)
+    marking = Marking(0, "none", outlier_bank=bank)
+    marked = mark_images(pixels(1, 8), KEY, [0], [0], marking)[0, 0]
+    assert marked[0].tolist() == sorted(marked[0].tolist())
+    assert (marked[0, 0], marked[0, -1]) == (0, 200)
+    assert torch.equal(marked, marked[:1].expand(8, 8))
+
+
+@pytest.mark.parametrize("noise", ["perlin", "uniform"])
+@pytest.mark.parametrize("shape", [(448, 672), (900, 700)])
+def test_large_images_carry_the_mark_of_their_small_copy(noise, shape):
+    """Wrong: a mark in pixels, which scaling to 224 px for training wipes out."""
+    small = [round(side * 224 / min(shape)) for side in shape]
+    marking = Marking(noise_injection_type=noise)
+    large, tiny = (mark_images(torch.full((1, 3, *size), 120, dtype=torch.uint8), KEY, [0], [0], marking).float()
+                   for size in (shape, small))
+    scaled = torch.nn.functional.interpolate(large, small, mode="bilinear", antialias=True)
+
+    def alike(other):
+        parts = [image - image.mean(dim=3, keepdim=True) for image in (scaled, other)]  # the noise without the stripes
+        return float((parts[0] * parts[1]).sum() / (parts[0].norm() * parts[1].norm()))
+
+    assert alike(tiny) > 0.7
+    other = mark_images(torch.full((1, 3, *small), 120, dtype=torch.uint8), KEY, [0], [1], marking).float()
+    assert abs(alike(other)) < 0.2
 
 
 # ----------------------------------------------------------------------------------------------------------------------
