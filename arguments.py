@@ -33,7 +33,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; run {self.prog} --help for the list of flags")
 
 
-def _number(kind, low=None, high=None, above=None):
+def number(kind, low=None, high=None, above=None):
+    """An argparse type: a finite number of this kind within the limits."""
     def parse(text):
         value = kind(text)
         if (low is not None and value < low) or (high is not None and value > high) or (
@@ -54,44 +55,44 @@ def make_parser(description):
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", help=f"one of {', '.join(dataset_names())} (default cifar100)")
     data.add_argument("--data_root", help="folder of the data set (default ./dataset; needed for imagefolder)")
-    data.add_argument("--image_size", type=_number(int, 8, 4096), help="side in pixels, for folder data sets")
-    data.add_argument("--train_size", type=_number(int, 2), help="images used for training and validation together")
-    data.add_argument("--val_portion", type=_number(float, 0, 0.9), help="share of train_size kept for validation")
+    data.add_argument("--image_size", type=number(int, 8, 4096), help="side in pixels, for folder data sets")
+    data.add_argument("--train_size", type=number(int, 2), help="images used for training and validation together")
+    data.add_argument("--val_portion", type=number(float, 0, 0.9), help="share of train_size kept for validation")
     data.add_argument("--num_classes", type=int, help="read from the data set; an error if it is something else")
 
     training = parser.add_argument_group("training")
     training.add_argument("--net_type", help=f"one of {', '.join(network_names())}; or wideresnet<depth><width>")
     training.add_argument("--pretrained_weights", help="file with ImageNet weights, where torchvision can't download")
-    training.add_argument("--lr", type=_number(float, above=0), help="learning rate at the start")
-    training.add_argument("--epoch", type=_number(int, 1), help="number of epochs; lr / 5 at 60, 80, 90 %% of them")
-    training.add_argument("--batch_size", type=_number(int, 2))
-    training.add_argument("--momentum", type=_number(float, 0, 0.9999))
-    training.add_argument("--weight_decay", type=_number(float, 0))
+    training.add_argument("--lr", type=number(float, above=0), help="learning rate at the start")
+    training.add_argument("--epoch", type=number(int, 1), help="number of epochs; lr / 5 at 60, 80, 90 %% of them")
+    training.add_argument("--batch_size", type=number(int, 2))
+    training.add_argument("--momentum", type=number(float, 0, 0.9999))
+    training.add_argument("--weight_decay", type=number(float, 0))
     training.add_argument("--clean_train", **switch, help="1: train on the same samples without data marking")
-    training.add_argument("--seed", type=_number(int, 0), help="decides split, users, marks, weights, non-members")
+    training.add_argument("--seed", type=number(int, 0), help="decides split, users, marks, weights, non-members")
     training.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     training.add_argument("--precision", default="auto", choices=("auto", "bfloat16", "float32"))
 
     marking = parser.add_argument_group("data marking")
-    marking.add_argument("--marked_samples_per_user", type=_number(float, above=0),
+    marking.add_argument("--marked_samples_per_user", type=number(float, above=0),
                          help="samples of each target user: a number >= 1, or a share of train_size below 1")
-    marking.add_argument("--img_blending_ratio", type=_number(float, 0, 1), help="Eq. 1's m (default 0.7; 1: no blend)")
+    marking.add_argument("--img_blending_ratio", type=number(float, 0, 1), help="Eq. 1's m (default 0.7; 1: no blend)")
     marking.add_argument("--ood_pattern", help="outlier features: color_stripes (default), tinyimagenet, celeba, PATH")
     marking.add_argument("--noise_injection_type", choices=NOISE_TYPES, help="default perlin")
-    marking.add_argument("--noise_norm", type=_number(float, 0, 255), help="budget in 1/255 units (default 8)")
+    marking.add_argument("--noise_norm", type=number(float, 0, 255), help="budget in 1/255 units (default 8)")
 
     users = parser.add_argument_group("target users")
-    users.add_argument("--target_user_cls", nargs="+", type=_number(int, 0), help="one user for each class given")
-    users.add_argument("--num_of_multiTarget_diffCls", type=_number(int, 1),
+    users.add_argument("--target_user_cls", nargs="+", type=number(int, 0), help="one user for each class given")
+    users.add_argument("--num_of_multiTarget_diffCls", type=number(int, 1),
                        help="this many users, from as many different classes as there are")
-    users.add_argument("--num_of_multiTarget_sameCls", type=_number(int, 1), help="this many users in each class")
+    users.add_argument("--num_of_multiTarget_sameCls", type=number(int, 1), help="this many users in each class")
 
     audit = parser.add_argument_group("audit")
-    audit.add_argument("--num_of_non_member_user", type=_number(int, 1), help="users of the out-world (default 5000)")
+    audit.add_argument("--num_of_non_member_user", type=number(int, 1), help="users of the out-world (default 5000)")
     audit.add_argument("--instance_mi", **switch, help="1: judge single samples, not users' sets")
     audit.add_argument("--scaled_loss", **switch, help="1: LiRA's logit-scaled loss, for members and non-members alike")
-    audit.add_argument("--fpr", nargs="+", type=_number(float, 0, 1), help="TPR is given at each (default 1e-3 1e-4 0)")
-    audit.add_argument("--verdict_fpr", type=_number(float, 0, 0.5), help="algorithm 1's FPR (default 1e-3)")
+    audit.add_argument("--fpr", nargs="+", type=number(float, 0, 1), help="TPR is given at each (default 1e-3 1e-4 0)")
+    audit.add_argument("--verdict_fpr", type=number(float, 0, 0.5), help="algorithm 1's FPR (default 1e-3)")
 
     files = parser.add_argument_group("files")
     files.add_argument("--save_tag", default="tmp", help="name of the run")

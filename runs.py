@@ -6,7 +6,7 @@ settings is refused by name; weights are safetensors, so that opening a stranger
 
 Public: UserError, run_script, atomic_path, write_json, read_json, write_arrays, read_arrays, save_model, load_model,
 check_same_settings, check_config,
-write_config, network_timeout, RunPaths.
+write_config, network_timeout, lock_folder, RunPaths, VERSION.
 """
 
 import errno
@@ -31,6 +31,7 @@ try:
 except ImportError:  # Windows has none; there two runs of one name are the user's to keep apart.
     fcntl = None
 
+VERSION = "0.1.0"  # that of pyproject.toml
 MODEL_FORMAT = "membershiptracker-model-1"
 
 
@@ -41,15 +42,16 @@ class UserError(Exception):
 def run_script(main):
     """Run `main()` as a command: bad input, a full disk and Ctrl-C end in one line on stderr, never in a traceback.
 
-    Exit codes: 0 done, 2 bad input or no room on the disk, 130 interrupted (by Ctrl-C or a polite kill).
+    main's result is the exit code: 0 (or None) done, 1 done but for what was named. Others: 2 bad input or no room on
+    the disk, 130 interrupted (by Ctrl-C or a polite kill).
     """
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
-        main()
+        sys.exit(main())
     except UserError as error:
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; start the same command again to go on from the last finished epoch", 130))
+        sys.exit(_fail("interrupted; start the same command again to go on where it stopped", 130))
     except BrokenPipeError:  # `train.py | head`: whoever read the table has enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what Python flushes at exit)
         sys.exit(0)
@@ -242,6 +244,11 @@ def _locked(path):
                     path.parent.rmdir()
 
 
+def lock_folder(folder):
+    """Context manager: keep a second process away from a folder; a lock dies with its process."""
+    return _locked(Path(folder) / ".lock")
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """Names of every file of one run. `folder` holds the results; `model` may lie elsewhere (--ckpt_folder)."""
@@ -273,7 +280,7 @@ class RunPaths:
     def lock(self):
         """Keep a second process away from this run's files while the block lasts; a lock dies with its process."""
         with ExitStack() as locks:
-            locks.enter_context(_locked(self.folder / ".lock"))
+            locks.enter_context(lock_folder(self.folder))
             if self.model.parent != self.folder:  # another run may have the same model under another result folder
                 locks.enter_context(_locked(self.model.with_name(f".{self.model.stem}.lock")))
             yield

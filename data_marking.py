@@ -1,0 +1,171 @@
+"""Mark the photos of a folder: a marked folder to publish, and a private record to prove with.
+
+Example: python data_marking.py --data_folder path/to/user_x_data --holdout 0.5 \
+             --img_blending_ratio .7 --noise_injection_type perlin --noise_norm 8
+Writes path/to/user_x_data_marked (publish it) and path/to/user_x_data_record (keep it secret: record.json with the key,
+the photos held out, a contact sheet, result.json). The photos themselves are never changed. The marked copies carry no
+EXIF or GPS data. Exit code 1: some files could not be marked; they are named.
+"""
+
+import argparse
+import sys
+from datetime import datetime, timezone
+
+import numpy as np
+import torch
+
+import arguments
+import runs
+from dataset import load_outlier_bank
+from provenance import protect, sheet
+from provenance import record as records
+from utils import NOISE_TYPES, REFERENCE_SIZE
+
+DEFAULTS = {"img_blending_ratio": 0.7, "noise_injection_type": "perlin", "noise_norm": 8.0,
+            "ood_pattern": "color_stripes", "format": "png", "quality": 95}
+
+
+def make_parser():
+    parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    number = arguments.number
+    parser.add_argument("--data_folder", help="folder with the photos, searched with its sub-folders")
+    marking = parser.add_argument_group("data marking")
+    marking.add_argument("--img_blending_ratio", type=number(float, 0, 1), help="Eq. 1's m (default 0.7; 1: no blend)")
+    marking.add_argument("--noise_injection_type", choices=NOISE_TYPES, help="default perlin")
+    marking.add_argument("--noise_norm", type=number(float, 0, 255), help="budget in 1/255 units (default 8)")
+    marking.add_argument("--ood_pattern", help="outlier features: color_stripes (default), tinyimagenet, celeba, PATH")
+    marking.add_argument("--data_root", help="where --ood_pattern tinyimagenet or celeba lies (default ./dataset)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--format", choices=("png", "jpeg"), help="png (default, lossless) or jpeg")
+    output.add_argument("--quality", type=number(int, 1, 100), help="of JPEG files (default 95)")
+    output.add_argument("--overwrite", action="store_true",
+                        help="replace marked photos; with a new key the old record is kept under another name")
+    output.add_argument("--dry_run", action="store_true", help="say what would be done, write nothing")
+    secret = parser.add_argument_group("record")
+    secret.add_argument("--holdout", type=number(float, 0, 0.9), default=0.0,
+                        help="share of the photos, chosen at random, that is not published (0.5 gives the strongest "
+                             "proof; default 0)")
+    secret.add_argument("--record", help="record.json of an earlier call: mark these photos under the same key")
+    secret.add_argument("--seed", type=number(int, 0),
+                        help="draw the key from a number, for experiments: such a record is no evidence")
+    secret.add_argument("--verify", metavar="RECORD", help="recompute all marks of a record and check it")
+    secret.add_argument("--originals", nargs="+", default=[], help="for --verify: where the unmarked photos are now")
+    secret.add_argument("--marked_folder", help="for --verify: where the marked photos are now")
+    return parser
+
+
+def main():
+    args = make_parser().parse_args()
+    torch.set_num_threads(1)  # photos are spread over the cores, one each
+    if args.verify:
+        return verify(args)
+    if args.data_folder is None:
+        raise runs.UserError("--data_folder is missing; give the folder with the photos to mark, or --verify RECORD")
+    if args.record and args.seed is not None:
+        raise runs.UserError("--record has a key already; leave --seed out")
+    folder = protect.inspect_folder(args.data_folder)
+    settings, bank = resolve_settings(args)
+    job = protect.open_record(folder, settings, args.holdout, args.seed, args.record, args.overwrite)
+    if args.dry_run:
+        return show(folder, job, None, args)
+    records.private_folder(job.record_folder)
+    with runs.lock_folder(job.record_folder):
+        started = datetime.now(timezone.utc)
+        record, rows = protect.protect(job, bank, args.overwrite, sheet.thumbnails)
+        write_results(folder, job, record, rows, (datetime.now(timezone.utc) - started).total_seconds())
+    return show(folder, job, rows, args, record)
+
+
+def resolve_settings(args):
+    """(MarkSettings, bank of outlier images or None): flags, else those of --record, else the paper's."""
+    stored = records.read_record(args.record).settings.model_dump() if args.record else {}
+    values = {name: getattr(args, name) if getattr(args, name) is not None else stored.get(name, default)
+              for name, default in DEFAULTS.items()}
+    bank = None
+    if values["ood_pattern"] != "color_stripes" and values["img_blending_ratio"] < 1:
+        bank = load_outlier_bank(values["ood_pattern"], REFERENCE_SIZE, REFERENCE_SIZE, args.data_root)
+    settings = records.MarkSettings(**values, outlier_bank_sha256=protect.bank_digest(bank))
+    if settings.marking(bank).changes_nothing:
+        raise runs.UserError("--img_blending_ratio 1 without noise leaves the photos as they are; lower it")
+    return settings, bank
+
+
+def write_results(folder, job, record, rows, seconds):
+    """result.json and the contact sheet of a call, in the private folder."""
+    shown = [rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), sheet.SHEET_PHOTOS))
+                                                .round().astype(int))] if rows else []
+    if shown:
+        sheet.contact_sheet([(row["name"], row["thumbnail"]) for row in shown], job.record_folder / "contact_sheet.png")
+    runs.write_json(job.record_folder / "result.json", {
+        "settings": record.settings.model_dump(), "photos": len(record.photos),
+        "published": int(record.published.sum()), "commitment": record.commitments[-1], "evidence": record.evidence,
+        "images": [{name: row[name] for name in ("number", "name", "psnr", "ssim")} for row in rows],
+        "skipped": [{"name": name, "reason": reason} for name, reason in folder.skipped],
+        "duplicates": [{"name": name, "same_as": other} for name, other in folder.duplicates],
+        "seconds": seconds, "versions": records.software_versions()})
+
+
+def show(folder, job, rows, args, record=None):
+    """The short table at the end; returns the exit code."""
+    for name, reason in folder.skipped:
+        print(f"skipped: {name}: {reason}", file=sys.stderr)
+    chosen = [job.record.photos[number] for number in job.numbers]
+    published = sum(photo.published for photo in chosen)
+    table = [("photos", f"{len(chosen)} ({job.note})"), ("to publish", f"{published}, in {job.marked_folder}")]
+    if published < len(chosen):
+        table.append(("held out, never publish them",
+                      f"{len(chosen) - published}, copies in {job.record_folder / 'held_out'}"))
+    if folder.skipped:
+        table.append(("skipped, unreadable", len(folder.skipped)))
+    if folder.duplicates:
+        table.append(("skipped, same file twice", f"{len(folder.duplicates)}, such as {folder.duplicates[0][0]}"))
+    if folder.ignored:
+        table.append(("ignored, no photos", folder.ignored))
+    if rows is None:
+        table.append(("dry run", "nothing was written"))
+    elif rows:
+        table += [(name, f"{np.mean(values):.2f} on average, lowest {min(values):.2f}")
+                  for name, values in (("PSNR in dB", [row["psnr"] for row in rows if row["psnr"] is not None]),
+                                       ("SSIM", [row["ssim"] for row in rows if row["ssim"] is not None])) if values]
+        table.append(("contact sheet", job.record_folder / "contact_sheet.png"))
+    if rows is not None:
+        table += [("record, keep it secret", job.record_path), ("commitment", record.commitments[-1])]
+    width = max(len(name) for name, _ in table) + 2
+    for name, value in table:
+        print(f"{name:<{width}}{value}")
+    if rows is not None:
+        print("Before you publish the marked photos, post the commitment where its date can be checked later (a public "
+              "post, an e-mail to\nseveral people, a time-stamping service): it shows that the key was not chosen "
+              "afterwards, and it reveals nothing.")
+        if not record.evidence:
+            print("note: the key comes from --seed, so this record is for experiments and is no evidence")
+        if published == len(chosen) and not args.record:
+            print("note: --holdout 0.5 would give a much stronger proof from the same number of queries")
+    return 1 if folder.skipped else 0
+
+
+def verify(args):
+    """Check a record against the originals and the marked files; exit code 1 when something does not fit."""
+    record = records.read_record(args.verify)
+    if not record.finished:
+        raise runs.UserError(f"{args.verify} is of an interrupted run; give the same command as then again, first")
+    bank = protect.load_bank(record.settings, args.data_root)
+    originals = records.locate_originals(record, args.originals, args.verify)
+    folders = [args.marked_folder or batch.marked_folder for batch in record.batches]
+    rows = protect.verify(record, originals, folders, bank)
+    bad = [row for row in rows if row["problem"]]
+    for row in bad:
+        print(f"wrong: {row['name']}: {row['problem']}", file=sys.stderr)
+    exact = sum(row["differing"] == 0 for row in rows)
+    table = [("commitment", f"{record.commitments[-1]} (opened by this record)"),
+             ("key", "from the system's generator" if record.evidence else "from --seed: no evidence"),
+             ("originals", f"{len(originals)} of {len(originals)} as recorded"),
+             ("marked files", f"{len(rows) - len(bad)} of {len(rows)} as recorded, {exact} of them bit for bit")]
+    for name, value in table:
+        print(f"{name:<14}{value}")
+    print("The record is right." if not bad else "The record does not fit these files.")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    runs.run_script(main)

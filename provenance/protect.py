@@ -1,0 +1,341 @@
+"""Marking a folder of photos: what data_marking.py does, as functions.
+
+inspect_folder -> open_record (new, resumed or further photos) -> protect -> conclude, and verify for a finished record.
+Nothing in the user's own folder is ever written. The record is on disk before the first marked photo, because whoever
+has published photos under a key that was lost can never prove anything with them.
+"""
+
+import hashlib
+import os
+import shutil
+import threading
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+from tqdm import tqdm
+
+from dataset import load_outlier_bank
+from provenance import record as records
+from provenance.photos import UnreadablePhoto, encode_photo, find_photos, read_photo, write_photo
+from runs import UserError, atomic_path, check_same_settings
+from utils import REFERENCE_SIZE, mark_images
+
+SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
+BIG_PIXELS = 30_000_000  # photos above are marked one at a time: a 100-megapixel photo needs more than a gigabyte
+SSIM_SIDE = 512
+# Rounding differs between processors, so that a mark computed elsewhere may differ in the sign of the noise of a few
+# pixels. Another key differs in nearly all of them.
+TOLERATED_SHARE = 1e-3
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What is in the user's folder. photos: dicts original, original_sha256, height, width, sorted by name;
+    skipped: (name, reason) of what could not be read; duplicates: (name, name of the same photo); ignored: a number."""
+
+    path: Path
+    photos: list
+    skipped: list
+    duplicates: list
+    ignored: int
+
+
+def workers():
+    """Threads for work on photos: all cores, as Pillow and torch release the interpreter."""
+    return max(1, min(16, os.cpu_count() or 1))
+
+
+def _each(function, items, label):
+    """`function` of every item in a thread pool, in order, with a progress bar on a terminal."""
+    pool = ThreadPoolExecutor(workers())
+    try:
+        return list(tqdm(pool.map(function, items), label, len(items), unit="photo", disable=None, leave=False))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def inspect_folder(path):
+    """Read every photo of a folder once. Raises UserError when there is none that can be used."""
+    path = Path(path)
+    names, refused, ignored = find_photos(path)
+
+    def inspect(name):
+        try:
+            content = (path / name).read_bytes()
+            height, width, _ = read_photo(content).shape
+        except UnreadablePhoto as problem:
+            return name, str(problem)
+        except OSError as problem:
+            return name, problem.strerror or str(problem)
+        return {"original": name, "original_sha256": hashlib.sha256(content).hexdigest(), "height": height,
+                "width": width}
+
+    photos, skipped, duplicates, seen = [], list(refused), [], {}
+    for found in _each(inspect, names, "reading"):
+        if isinstance(found, tuple):
+            skipped.append(found)
+        elif found["original_sha256"] in seen:
+            # The copy of a published photo in the held-out half would make the halves alike, and the proof weaker.
+            duplicates.append((found["original"], seen[found["original_sha256"]]))
+        else:
+            seen[found["original_sha256"]] = found["original"]
+            photos.append(found)
+    if not photos:
+        why = f": {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+        raise UserError(f"{path} has no photo that can be marked ({len(skipped)} can't be read{why}); "
+                        "give the folder with the photos as --data_folder")
+    return Folder(path, photos, skipped, duplicates, ignored)
+
+
+def output_names(photos, suffix, taken=()):
+    """A name below the marked folder for each photo: its own with the new suffix; `a.jpg.png` where two would meet."""
+    def fold(name):  # as file systems do that don't tell A from a
+        return unicodedata.normalize("NFC", name).casefold()
+
+    short = [str(PurePosixPath(photo["original"]).with_suffix(suffix)) for photo in photos]
+    folded = [fold(name) for name in short]
+    taken = {fold(name) for name in taken}
+    meet = {name for name in folded if folded.count(name) > 1} if len(set(folded)) < len(folded) else set()
+    return [photo["original"] + suffix if name in meet or name in taken else plain
+            for photo, plain, name in zip(photos, short, folded, strict=True)]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A record on its way: the photos of this call (numbers), which of them are new, and where files go."""
+
+    record: records.MarkRecord
+    numbers: list
+    folder: Path
+    marked_folder: Path
+    record_folder: Path
+    note: str
+
+    @property
+    def record_path(self):
+        return self.record_folder / "record.json"
+
+
+def places_of(data_folder):
+    """(NAME_marked, NAME_record) beside the data folder."""
+    folder = Path(data_folder).resolve()
+    if not folder.name:
+        raise UserError(f"--data_folder {data_folder} is the root of the disk; give the folder with the photos")
+    return folder.parent / f"{folder.name}_marked", folder.parent / f"{folder.name}_record"
+
+
+def open_record(folder, settings, holdout, seed=None, record_file=None, overwrite=False):
+    """Decide what to do for a `Folder`: start a record, go on with an interrupted one, or extend `record_file`.
+
+    settings: `MarkSettings`, or None to take those of record_file. Returns a Job; nothing is written yet. Raises
+    UserError where a record or marked photos would be lost.
+    """
+    marked_folder, record_folder = places_of(folder.path)
+    if record_file is not None:
+        path = Path(record_file)
+        path = path / "record.json" if path.is_dir() else path
+        return _further(folder, records.read_record(path), path.resolve().parent, settings, holdout, marked_folder)
+    path = record_folder / "record.json"
+    if path.exists() and not overwrite:
+        stored = records.read_record(path)
+        if stored.finished:
+            raise UserError(f"{path} exists: it is the only proof for the photos that were marked with it. Use "
+                            f"--record {path} for the same key, or --overwrite for a new one (the old record is kept)")
+        if stored.evidence != (seed is None) or stored.seed != seed:
+            raise UserError(f"{path} is an unfinished record with another --seed; give the same one, or --overwrite")
+        return _further(folder, stored, record_folder, settings, holdout, marked_folder)
+    if marked_folder.exists() and any(marked_folder.iterdir()) and not overwrite:
+        raise UserError(f"{marked_folder} exists and is not empty; move it away, or give --overwrite")
+    return _extended(folder, records.new_record(settings, seed), folder.photos, holdout, marked_folder, record_folder,
+                     "new key")
+
+
+def _further(folder, record, record_folder, settings, holdout, marked_folder):
+    if settings is not None:
+        check_same_settings(record.settings.model_dump(), settings.model_dump(), record_folder / "record.json")
+    known = {photo.original_sha256: photo.number for photo in record.photos}
+    new = [photo for photo in folder.photos if photo["original_sha256"] not in known]
+    old = [known[photo["original_sha256"]] for photo in folder.photos if photo["original_sha256"] in known]
+    if not record.finished:
+        last = len(record.batches) - 1
+        if new or {photo.number for photo in record.photos if photo.batch == last} - set(old):
+            raise UserError(f"{record_folder / 'record.json'} belongs to an interrupted run over other photos; restore "
+                            "them and run it again, or give --overwrite for a new key")
+        return Job(record, old, folder.path, marked_folder, record_folder, "resumed")
+    if not new:
+        return Job(record, old, folder.path, marked_folder, record_folder, "same key, same photos")
+    return _extended(folder, record, new, holdout, marked_folder, record_folder, "same key, further photos", old)
+
+
+def _extended(folder, record, photos, holdout, marked_folder, record_folder, note, old=()):
+    taken = [photo.marked for photo in record.photos if photo.marked]
+    first = len(record.photos)
+    names = output_names(photos, SUFFIXES[record.settings.format], taken)
+    record = records.add_batch(record, photos, holdout, folder.path.resolve(), marked_folder, names)
+    return Job(record, [*old, *range(first, len(record.photos))], folder.path, marked_folder, record_folder, note)
+
+
+def load_bank(settings, data_root=None):
+    """The images of `--ood_pattern` for photos, or None for stripes. Raises UserError when they have changed."""
+    if settings.ood_pattern == "color_stripes" or settings.img_blending_ratio == 1:
+        return None
+    bank = load_outlier_bank(settings.ood_pattern, REFERENCE_SIZE, REFERENCE_SIZE, data_root)
+    if settings.outlier_bank_sha256 not in (None, bank_digest(bank)):
+        raise UserError(f"the images of --ood_pattern {settings.ood_pattern} are not those that the photos were marked "
+                        "with; restore them")
+    return bank
+
+
+def bank_digest(bank):
+    """SHA-256 of a bank of outlier images, None for None."""
+    return None if bank is None else hashlib.sha256(bank.numpy().tobytes()).hexdigest()
+
+
+def mark_photo(pixels, key, number, marking):
+    """One photo, uint8 (H, W, 3), with the mark of `key` (bytes) and its number: uint8 (H, W, 3)."""
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    return mark_images(image, key, [0], [number], marking)[0].permute(1, 2, 0).numpy()
+
+
+def quality(original, published):
+    """(PSNR in dB or None where nothing changed, SSIM or None for photos under 7 px) of two uint8 (H, W, 3) photos.
+
+    SSIM is taken at most at SSIM_SIDE pixels on the shorter side, about what a screen shows of a photo.
+    """
+    squared = sum(float(np.square(before.astype(np.int32) - after).sum(dtype=np.int64))
+                  for before, after in zip(original, published, strict=True))
+    psnr = 10 * np.log10(255 ** 2 * original.size / squared) if squared else None
+    small = [np.asarray(_shrunk(Image.fromarray(photo), SSIM_SIDE)) for photo in (original, published)]
+    ssim = float(structural_similarity(*small, channel_axis=2)) if min(small[0].shape[:2]) >= 7 else None
+    return psnr, ssim
+
+
+def _shrunk(image, side):
+    scale = side / min(image.size)
+    if scale >= 1:
+        return image
+    return image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.BILINEAR,
+                        reducing_gap=3)
+
+
+def protect(job, bank=None, overwrite=False, thumbnail=None):
+    """Write the record, the marked photos and the held-out half, then the finished record with its commitment.
+
+    thumbnail: None or a function (original, published) -> anything, called for each published photo. Returns
+    (finished record, list of dicts number, name, psnr, ssim, thumbnail), sorted by number.
+    """
+    record, marking = job.record, job.record.settings.marking(bank)
+    chosen = [record.photos[number] for number in job.numbers]
+    _refuse_foreign_outputs(job, [photo for photo in chosen if photo.published], overwrite)
+    records.private_folder(job.record_folder)
+    if overwrite and job.note == "new key":
+        _put_away(job)
+    records.write_record(job.record_path, record)
+    paths = dict(zip([photo.number for photo in chosen],
+                     _paths(job.folder, chosen), strict=True))
+    for photo in chosen:
+        if not photo.published:
+            with atomic_path(job.record_folder / "held_out" / photo.original) as temporary:
+                shutil.copyfile(paths[photo.number], temporary)
+    one_big_at_a_time = threading.Lock()
+
+    def mark(photo):
+        with one_big_at_a_time if photo.height * photo.width > BIG_PIXELS else nullcontext():
+            content = paths[photo.number].read_bytes()
+            if hashlib.sha256(content).hexdigest() != photo.original_sha256:
+                raise UserError(f"{paths[photo.number]} changed while it was being marked; run the command again")
+            original = read_photo(content)
+            data = encode_photo(mark_photo(original, bytes.fromhex(record.key), photo.number, marking),
+                                record.settings.format, record.settings.quality)
+            write_photo(job.marked_folder / photo.marked, data)
+            published = read_photo(data)
+            psnr, ssim = quality(original, published)
+            return {"number": photo.number, "name": photo.marked, "sha256": hashlib.sha256(data).hexdigest(),
+                    "psnr": psnr, "ssim": ssim, "thumbnail": thumbnail and thumbnail(original, published)}
+
+    rows = _each(mark, [photo for photo in chosen if photo.published], "marking")
+    if not record.finished:
+        record = records.finish_batch(record, {row["number"]: row["sha256"] for row in rows})
+        records.write_record(job.record_path, record)
+    return record, rows
+
+
+def _paths(folder, photos):
+    """The originals of a call by their content: names in the record are those of the first marking."""
+    by_name = {name: folder / name for name in find_photos(folder)[0]}
+    missing = [photo for photo in photos if photo.original not in by_name
+               or records.file_digest(by_name[photo.original]) != photo.original_sha256]
+    by_digest = {records.file_digest(path): path for path in by_name.values()} if missing else {}
+    return [by_digest[photo.original_sha256] if photo in missing else by_name[photo.original] for photo in photos]
+
+
+def _refuse_foreign_outputs(job, photos, overwrite):
+    if overwrite:
+        return
+    for photo in photos:
+        path = job.marked_folder / photo.marked
+        if path.exists() and photo.marked_sha256 is not None and records.file_digest(path) != photo.marked_sha256:
+            raise UserError(f"{path} exists and is not what this record marked; move it away, or give --overwrite")
+        if path.exists() and photo.marked_sha256 is None and job.note == "same key, further photos":
+            raise UserError(f"{path} exists already; move it away, or give --overwrite")
+
+
+def _put_away(job):
+    """Before a new key: keep the old record under another name, remove the photos that it marked.
+
+    Photos of two keys in one folder would be published together, and the halves of two selections give everything away.
+    """
+    if not job.record_path.exists():
+        return
+    try:
+        old = records.read_record(job.record_path)
+    except UserError:
+        old = None
+    name = (old.commitments[-1] if old and old.commitments else records.file_digest(job.record_path))[:16]
+    os.replace(job.record_path, job.record_folder / f"record-{name}.json")
+    for photo in old.photos if old else ():
+        if photo.marked is not None:
+            path = job.marked_folder / photo.marked
+            if path.is_file() and photo.marked_sha256 in (None, records.file_digest(path)):
+                path.unlink()
+        else:
+            (job.record_folder / "held_out" / photo.original).unlink(missing_ok=True)
+
+
+def verify(record, originals, marked_folders, bank=None):
+    """Recompute every published mark from its original: a list of dicts number, name, problem (None when all is well).
+
+    originals: paths by number (`record.locate_originals`); marked_folders: a folder for each batch. The published file
+    must have the recorded SHA-256, and its pixels must be those that marking gives today (but for TOLERATED_SHARE).
+    """
+    marking, settings = record.settings.marking(bank), record.settings
+
+    def check(photo):
+        path = Path(marked_folders[photo.batch]) / photo.marked
+        row = {"number": photo.number, "name": photo.marked, "problem": None, "differing": 0.0}
+        if not path.is_file():
+            return {**row, "problem": f"{path} is missing"}
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != photo.marked_sha256:
+            return {**row, "problem": "its file was changed after marking"}
+        marked = mark_photo(read_photo(originals[photo.number]), bytes.fromhex(record.key), photo.number, marking)
+        if settings.format == "jpeg":
+            marked = read_photo(encode_photo(marked, settings.format, settings.quality))
+        published = read_photo(content)
+        if published.shape != marked.shape:
+            return {**row, "problem": f"it is {published.shape[1]} x {published.shape[0]} px, its original is not"}
+        # JPEG spreads one pixel's difference over a block.
+        apart = np.maximum(published, marked) - np.minimum(published, marked)
+        differing = float((apart.max(axis=2) > (0 if settings.format == "png" else 24)).mean())
+        problem = None if differing <= TOLERATED_SHARE else \
+            f"{100 * differing:.1f} % of its pixels are not those of this key's mark"
+        return {**row, "problem": problem, "differing": differing}
+
+    return _each(check, [photo for photo in record.photos if photo.published], "verifying")
