@@ -32,7 +32,7 @@ $(VENV)/ready: requirements.txt
 	$(INSTALL) -r requirements.txt
 	@touch $@
 
-$(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
+$(VENV)/ready-dev: requirements-dev.txt requirements-extra.txt $(VENV)/ready
 	$(INSTALL) -r requirements-dev.txt
 	@# The reference for Perlin noise has to be compiled; without a C compiler its tests use stored values instead.
 	$(INSTALL) noise || echo "The package 'noise' could not be built; tests against it are skipped."
