@@ -1,6 +1,7 @@
 """What a run shows to people: the table that it prints last, and its plots.
 
-Public: show (table), draw (all plots of a run), draw_marks (the picture of the README), percent.
+Public: show (table), draw (all plots of a run), draw_marks (the picture of the README), percent; show_verdict and
+draw_grid for the verdict on one user.
 """
 
 import matplotlib.figure
@@ -51,7 +52,7 @@ def show(result, paths):
         print(f"{name:<{width}}{value}")
 
 
-def _figure(rows, columns, size):
+def figure_of(rows, columns, size):
     # Agg draws without a display; the caller's own backend, say in a notebook, stays as it is.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
@@ -69,13 +70,13 @@ def draw(experiment, answers, result, paths):
     draw_marks(originals, users.key, *zip(*shown, strict=True), experiment.marking, paths.mark_plot)
 
 
-def _save(figure, path):
+def save_figure(figure, path):
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
 def _draw_roc(answers, result, path):
-    figure, axes = _figure(1, 2, (10, 4.6))
+    figure, axes = figure_of(1, 2, (10, 4.6))
     for kind, style in (("set", "-"), ("instance", "--")):
         member, other = (values.mean(axis=1) if kind == "set" else values.ravel()
                          for values in (answers.losses("target"), answers.losses("non_member")))
@@ -95,12 +96,12 @@ def _draw_roc(answers, result, path):
     lowest = 0.4 / answers.losses("non_member").size
     axes[0, 1].set(xlim=(lowest, 1.3), ylim=(0.5 / max(2, answers.losses("target").size), 1.3))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_losses(answers, path):
     """Fig. 5: single samples in logit-scaled form on the left, users' average losses on the right."""
-    figure, axes = _figure(1, 2, (10, 4.2))
+    figure, axes = figure_of(1, 2, (10, 4.2))
     groups = {name: (answers.signals["target"][signal], answers.signals["non_member"][signal])
               for name, signal in (("instance", "scaled_loss"), ("set", answers.signal))}
     panels = ((axes[0, 0], [-values.ravel() for values in groups["instance"]],
@@ -119,7 +120,7 @@ def _draw_losses(answers, path):
                        label=f"threshold at {percent(answers.settings['verdict_fpr'])} FPR")
     for axis in axes[0]:
         axis.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_marks(originals, key, users, numbers, marking, path):
@@ -138,7 +139,7 @@ def draw_marks(originals, key, users, numbers, marking, path):
         # The budget stretched to the whole range: at its true strength it could hardly be seen.
         rows.append(("noise, stretched", (grey + noise * 127 / marking.noise_norm).clamp(0, 255).to(torch.uint8)))
     rows.append(("marked", mark_images(originals, key, users, numbers, marking)))
-    figure, axes = _figure(len(rows), count, (1.35 * count + 0.6, 1.4 * len(rows) + 0.2))
+    figure, axes = figure_of(len(rows), count, (1.35 * count + 0.6, 1.4 * len(rows) + 0.2))
     for line, (name, images) in zip(axes, rows, strict=True):
         line[0].set_ylabel(name, fontsize=9)
         for axis, image, user in zip(line, images, users, strict=True):
@@ -146,4 +147,45 @@ def draw_marks(originals, key, users, numbers, marking, path):
             axis.set(xticks=[], yticks=[])
             if name == "original":
                 axis.set_title(f"user {user}", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def show_verdict(result, folder):
+    """Print the short table of one user's audit and, before it, the verdict in two sentences."""
+    print(f"\n{result['sentences']}\n")
+    rows = [("exact p", f"{result['p_value']:.3g} ({result['at_most']} of {result['pairs']} pairs of the grid), alpha "
+                        f"{result['alpha']:g}"),
+            ("verdict", "USED" if result["detected"] else "not shown"),
+            ("photos", f"{result['published']} published, {result['photos'] - result['published']} held out"),
+            ("class", result["label"]), ("queries", result["queries"])]
+    beside = result.get("algorithm_1")
+    if beside:
+        rows.append(("Algorithm 1", f"{'USED' if beside['used'] else 'not used'} (mean loss {beside['mean_loss']:.4g}, "
+                                    f"threshold {beside['threshold']:.4g} at {percent(beside['fpr'])} FPR); "
+                                    f"{beside['below_user']} of {beside['non_member_users']} strangers as low: "
+                                    f"{percent(beside['fpr_at_user'], beside['fpr_interval'])}"))
+    rows += [(name, folder / file) for name, file in (("result", "result.json"), ("plot", "grid.png"),
+                                                       ("evidence", "evidence.zip"))]
+    for name, value in rows:
+        print(f"{name:<13}{value}")
+
+
+def draw_grid(grid, result, path):
+    """T(0, 0) against the grid: histograms of the pairs that share the user's key, the selection, or nothing."""
+    figure, axes = figure_of(1, 1, (8, 4.4))
+    axis = axes[0, 0]
+    groups = [("other selection, other key", grid[1:, 1:], "#999999"),
+              ("published selection, other key", grid[0, 1:], NON_MEMBER_COLOR),
+              ("other selection, the user's key", grid[1:, 0], MEMBER_COLOR)]
+    bins = np.histogram_bin_edges(grid.ravel(), 60)
+    for name, values, color in groups:
+        if values.size:
+            axis.hist(values.ravel(), bins, weights=np.full(values.size, 1 / values.size), color=color, alpha=0.6,
+                      label=f"{name} ({values.size})")
+    axis.axvline(grid[0, 0], color="black", linewidth=1.6, label="the user's own pair")
+    axis.set(xlabel="T: mean score of the selected photos under the key (low: the model is sure of the label)",
+             ylabel="share of its group",
+             title=f"p = {result['p_value']:.3g}: {result['at_most']} of {result['pairs']} pairs are as low as the "
+                   "user's own")
+    axis.legend(fontsize=8)
+    save_figure(figure, path)
