@@ -1,0 +1,173 @@
+"""What the studies share: users with real mark records among the images of a data set, models trained on what they
+published, and the answers of a model for a user's whole grid.
+
+Public: Cohort, make_cohort, make_record, published_images, train_on, ask_grid, ask_strangers, exact_p, rate, markdown,
+halves, parser, load, write_study.
+"""
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import arguments
+import experiment
+import runs
+import utils
+from dataset import load_dataset
+from networks import build_network
+from provenance import record as records
+from provenance import verdict
+from provenance.suspect import Answers
+
+SETTINGS = records.MarkSettings(img_blending_ratio=0.7, noise_injection_type="perlin", noise_norm=8.0,
+                                ood_pattern="color_stripes", format="png", quality=95)
+RECIPE = {"epoch": 100, "lr": 0.1, "batch_size": 128, "momentum": 0.9, "weight_decay": 5e-4}
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Users of one study: record i belongs to the images rows[i] (int64 (users, n)) of class classes[i].
+
+    train: rows of the training images, the users' published ones included, their held-out ones never.
+    """
+
+    records: list
+    rows: np.ndarray
+    classes: np.ndarray
+    train: np.ndarray
+
+
+def parser(description, **defaults):
+    """The flags of every study."""
+    flags = arguments.Parser(description=description)
+    flags.add_argument("--dataset", default="imagefolder")
+    flags.add_argument("--data_root", help="folder of the data set, for example CIFAR-10 as class folders")
+    flags.add_argument("--device", default="auto")
+    flags.add_argument("--work", default="runs/studies", help="where models are kept between calls")
+    flags.add_argument("--out", required=True, help="folder for result.json and plots")
+    for name, value in defaults.items():
+        kind = {"nargs": "+", "type": type(value[0])} if isinstance(value, list) else {"type": type(value)}
+        flags.add_argument(f"--{name}", default=value, **kind)
+    return flags
+
+
+def halves(data):
+    """Two disjoint halves of a data set's training images, (choice, claims), the same for every study."""
+    rows = np.flatnonzero(~data.is_test.numpy())
+    shuffled = utils.key_generator("studies", "halves").permutation(rows)
+    return np.sort(shuffled[:len(rows) // 2]), np.sort(shuffled[len(rows) // 2:])
+
+
+def make_record(data, rows, seed, holdout):
+    """A record, for experiments, over the images `rows` of a data set."""
+    pixels = data.images[torch.from_numpy(rows)].numpy()
+    photos = [{"original": f"{row}.png", "original_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
+               "height": image.shape[1], "width": image.shape[2]} for row, image in zip(rows, pixels, strict=True)]
+    return records.add_batch(records.new_record(SETTINGS, seed), photos, holdout, ".", ".",
+                             [photo["original"] for photo in photos])
+
+
+def make_cohort(data, pool, seed, users, photos, holdout, train_size):
+    """Draw users from different classes of `pool` (rows), each with `photos` images, and the other training images."""
+    draws, labels = utils.key_generator("studies", "cohort", seed), data.labels.numpy()
+    classes = draws.permutation(np.resize(np.unique(labels[pool]), users))
+    rows, left = np.empty((users, photos), dtype=np.int64), draws.permutation(pool)
+    for user, label in enumerate(classes):
+        rows[user] = left[labels[left] == label][:photos]
+        left = left[~np.isin(left, rows[user])]
+    made = [make_record(data, own, 1000 * seed + user, holdout) for user, own in enumerate(rows)]
+    published = np.concatenate([own[record.published] for own, record in zip(rows, made, strict=True)])
+    train = np.concatenate([published, left[:train_size - len(published)]])
+    return Cohort(made, rows, classes, train)
+
+
+def published_images(data, cohort):
+    """Training images uint8 (N, 3, H, W) and labels, the users' images in place as they published them (first)."""
+    images = data.images[torch.from_numpy(cohort.train)]
+    place = 0
+    for record, own in zip(cohort.records, cohort.rows, strict=True):
+        numbers = np.flatnonzero(record.published)
+        originals = data.images[torch.from_numpy(own[numbers])]
+        images[place:place + len(numbers)] = utils.mark_images(originals, bytes.fromhex(record.key),
+                                                               np.zeros_like(numbers), numbers, SETTINGS.marking())
+        place += len(numbers)
+    return images, data.labels[torch.from_numpy(cohort.train)]
+
+
+def train_on(path, images, labels, classes, seed, device, net_type="smallnet", **recipe):
+    """Train a network on exactly these images, or take it from `path`; returns (query, record of the training)."""
+    settings = {**RECIPE, **recipe, "net_type": net_type, "image_size": images.shape[-1], "seed": seed,
+                "precision": utils.choose_precision("auto", device), "classes": classes,
+                "images": hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]}
+    path = Path(path)
+    if not path.exists():
+        mean, std = utils.channel_statistics(images)
+        with utils.seeded(seed, "initial weights"):
+            model = build_network(net_type, classes, settings["image_size"])
+        chosen = experiment.training_settings(settings, mean, std)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        history = utils.train_model(model, images, labels, chosen, device, path.with_suffix(".progress"), settings)
+        query = utils.make_query(model, chosen, device)
+        runs.save_model(path, model.state_dict(), {
+            "settings": settings, "mean": mean, "std": std, "history": history, "classes": classes,
+            "train_accuracy": utils.accuracy(query, images, labels)})
+        path.with_suffix(".progress").unlink(missing_ok=True)
+    query, stored = experiment.load_trained(path, device)
+    runs.check_same_settings(stored["settings"], settings, path)
+    return query, stored
+
+
+def ask_grid(query, originals, record, keys, numbers=None, batch=1024):
+    """`Answers` for a user's grid, photo by photo with all keys in order.
+
+    originals: uint8 (n, 3, H, W), the record's photos `numbers` (all, unless told), which decide their noise.
+    """
+    numbers = np.arange(len(originals)) if numbers is None else np.asarray(numbers)
+    logits, marking = [], SETTINGS.marking()
+    for key in records.audit_keys(record, keys):
+        marked = utils.mark_images(originals, key, np.zeros_like(numbers), numbers, marking)
+        logits.append(torch.cat([query(part).cpu() for part in marked.split(batch)]).numpy())
+    return Answers(np.stack(logits, axis=1).reshape(-1, logits[0].shape[1]))
+
+
+def ask_strangers(query, data, users, batch=1024):
+    """Losses of `utils.Users` marked with their own keys, the paper's signal: float64 (users, K), and hits."""
+    found = utils.score_users(query, data.images, users, SETTINGS.marking(), torch.device("cpu"), batch)
+    return found["cross_entropy"], found["correct"]
+
+
+def exact_p(answers, record, label, label_only=False, selections=999, keys=None, rows=None):
+    """p of the exact test on a grid of `ask_grid`: with the first `keys` fresh keys and the photos `rows` alone."""
+    drawn = records.draw_selections(record.selection_key, record.batches, selections)
+    grid = answers.values.reshape(len(record.photos) if rows is None else len(rows), -1, answers.values.shape[1])
+    kept = grid[:, :None if keys is None else keys + 1]
+    chosen = drawn if rows is None else drawn[:, rows]
+    answers = Answers(kept.reshape(-1, kept.shape[2]))
+    return verdict.p_value(verdict.statistic_grid(answers, chosen, label, kept.shape[2], label_only)[0])
+
+
+def rate(hits, of):
+    """{"share", "hits", "of", "interval"}: a rate with its 95 % Clopper-Pearson interval."""
+    return {"share": hits / of, "hits": int(hits), "of": int(of), "interval": utils.clopper_pearson(hits, of)}
+
+
+def markdown(head, rows):
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+def load(args):
+    """(data set, device) of the flags."""
+    return load_dataset(args.dataset, args.data_root), utils.choose_device(args.device)
+
+
+def write_study(out, result, device):
+    """result.json of a study, with hardware and versions."""
+    runs.write_json(Path(out) / "result.json", {**result, "hardware": experiment.hardware_name(device),
+                                                "versions": records.software_versions()})
