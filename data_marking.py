@@ -1,4 +1,4 @@
-"""Mark the photos of a folder: a marked folder to publish, and a private record to prove with.
+r"""Mark the photos of a folder: a marked folder to publish, and a private record to prove with.
 
 Example: python data_marking.py --data_folder path/to/user_x_data --holdout 0.5 \
              --img_blending_ratio .7 --noise_injection_type perlin --noise_norm 8

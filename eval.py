@@ -11,6 +11,7 @@ flags that named it), the training's settings come from inside it, and --data_ro
 """
 
 import sys
+import textwrap
 from pathlib import Path
 
 import torch
@@ -268,7 +269,7 @@ def replay(args):
         table.append(("images sent", f"{right} of {len(order)} are bit for bit those of record and originals"))
     for name, value in table:
         print(f"{name:<14}{value}")
-    print(result["sentences"])
+    print(textwrap.fill(result["sentences"], 118))
     if args.out:
         runs.write_json(Path(args.out) / "result.json", {**result, "audit": audit, "model": document["model"],
                                                          "commitment": document["commitment"]})

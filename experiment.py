@@ -151,6 +151,7 @@ def train(experiment, model, paths, device):
     history = utils.train_model(model, images, labels, recipe, device, paths.progress, settings, validation)
     query = utils.make_query(model, recipe, device)
     record = {"settings": settings, "mean": mean, "std": std, "history": history, "classes": len(data.class_names),
+              "class_names": list(data.class_names),
               "train_accuracy": utils.accuracy(query, images, labels, 2 * _batch(data)),
               "train_seconds": time.monotonic() - started, "hardware": hardware_name(device)}
     runs.save_model(paths.model, model.state_dict(), record)

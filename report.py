@@ -4,6 +4,8 @@ Public: show (table), draw (all plots of a run), draw_marks (the picture of the 
 draw_grid for the verdict on one user.
 """
 
+import textwrap
+
 import matplotlib.figure
 import numpy as np
 import torch
@@ -152,7 +154,7 @@ def draw_marks(originals, key, users, numbers, marking, path):
 
 def show_verdict(result, folder):
     """Print the short table of one user's audit and, before it, the verdict in two sentences."""
-    print(f"\n{result['sentences']}\n")
+    print("", textwrap.fill(result["sentences"], 118), "", sep="\n")
     rows = [("exact p", f"{result['p_value']:.3g} ({result['at_most']} of {result['pairs']} pairs of the grid), alpha "
                         f"{result['alpha']:g}"),
             ("verdict", "USED" if result["detected"] else "not shown"),

@@ -198,7 +198,7 @@ def _why_no_safetensors(path, error):
     return f"{path} is truncated or not a safetensors file ({error}); get an undamaged copy"
 
 
-def check_same_settings(stored, wanted, where, but=()):
+def check_same_settings(stored, wanted, where, but=(), hint="Use the same settings, or another --save_tag or --out"):
     """Raise UserError naming every setting of `wanted` (but those in `but`) that differs from `stored`: flat dicts."""
     if not isinstance(stored, dict):
         raise UserError(f"{where} has no readable settings; delete it and run the command again")
@@ -206,8 +206,7 @@ def check_same_settings(stored, wanted, where, but=()):
     different = [f"{name} is {stored.get(name)!r} there and {value!r} here"
                  for name, value in wanted.items() if name not in but and stored.get(name) != value]
     if different:
-        raise UserError(f"{where} was made with other settings: {'; '.join(different)}. "
-                        "Use the same settings, or another --save_tag or --out")
+        raise UserError(f"{where} was made with other settings: {'; '.join(different)}. {hint}")
 
 
 def check_config(paths, settings):

@@ -25,11 +25,11 @@ except ImportError:
     sys.exit("error: the package noise is not installed; run make test once, or pip install noise (needs a C compiler)")
 
 
-def reference_field(size, period, octaves, freq_sine, offset):
+def reference_field(height, width, period, octaves, freq_sine, offset):
     """The generator of Co et al. (CCS'19) as its description has it: one call a pixel, then the sine; int8 signs."""
-    field = np.empty((size, size), dtype=np.float32)
-    for row in range(size):
-        for column in range(size):
+    field = np.empty((height, width), dtype=np.float32)
+    for row in range(height):
+        for column in range(width):
             field[row, column] = pnoise2(offset[0] + row / period, offset[1] + column / period, octaves=octaves)
     field = (field - field.min()) / (field.max() - field.min())
     field = np.sin(field * freq_sine * np.pi)
@@ -50,7 +50,8 @@ def main():
     rounds, same = [], []
     for image in range(args.rounds):
         start = time.perf_counter()
-        theirs = reference_field(args.size, period[image], int(octaves[image]), freq_sine[image], offsets[image])
+        theirs = reference_field(args.size, args.size, period[image], int(octaves[image]), freq_sine[image],
+                                 offsets[image])
         middle = time.perf_counter()
         ours = utils.perlin_signs(key, users, numbers, args.size, args.size)
         end = time.perf_counter()

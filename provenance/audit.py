@@ -7,6 +7,7 @@ algorithm_1 turn answers into verdicts; check_queries rebuilds every image that 
 
 import hashlib
 import json
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from provenance import record as records
 from provenance import verdict
 from provenance.evidence import AnswerLog
 from provenance.photos import UnreadablePhoto, find_photos, read_photo
-from provenance.protect import mark_photo
+from provenance.protect import each, mark_photo
 from provenance.suspect import Answers
 from runs import UserError
 from utils import (
@@ -183,11 +184,22 @@ class OutWorld:
 
 def out_world_of_folder(folder, suspect):
     """The photos of --non_member_folder; sub-folders named like classes (number or name) give the labels."""
-    names, refused, _ = find_photos(folder)
-    if not names:
-        raise UserError(f"--non_member_folder {folder} has no photos; give a folder with strangers' images")
+    found, refused, _ = find_photos(folder)
+
+    def problem(name):
+        try:
+            read_photo(Path(folder) / name)
+        except UnreadablePhoto as reason:
+            return name, str(reason)
+
+    # All are tried now, so that a damaged file is not met after thousands of queries.
+    refused += [bad for bad in each(problem, found, "reading strangers' images") if bad]
     for name, reason in refused:
-        print(f"note: {folder}/{name} is left out: {reason}")
+        print(f"note: {folder}/{name} is left out: {reason}", file=sys.stderr)
+    names = [name for name in found if name not in {name for name, _ in refused}]
+    if not names:
+        raise UserError(f"--non_member_folder {folder} has no photos that can be read; give a folder with strangers' "
+                        "images")
     known = {str(number): number for number in range(suspect.classes or 0)}
     known |= {name: number for number, name in enumerate(suspect.class_names or ())}
     labels = [known.get(name.split("/")[0], -1) if "/" in name else -1 for name in names]

@@ -42,7 +42,8 @@ class AnswerLog:
         folder = Path(folder)
         self.path, self._settings_path = folder / "answers.bin", folder / "audit.json"
         if self._settings_path.exists():
-            check_same_settings(read_json(self._settings_path), settings, folder)
+            check_same_settings(read_json(self._settings_path), settings, folder,
+                                hint="Ask the same, or choose another --out")
         elif self.path.exists():
             raise UserError(f"{self.path} has no audit.json beside it; delete it or choose another --out")
         self.blocks = self._read() if self.path.exists() else {}

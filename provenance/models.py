@@ -189,7 +189,8 @@ def _open_run(path, identity, net_type, device, precision, overrides, batch_size
     preprocessing = _preprocessing(path, [("checkpoint", facts), ("flags", overrides)])
     identity = {**identity, "kind": "run", "net_type": stored}
     suspect = _FileSuspect(lambda images: query(torch.from_numpy(images)).cpu().numpy(), identity, preprocessing,
-                           batch_size, record["classes"])
+                           batch_size, record["classes"],
+                           _class_names({"class_names": json.dumps(record.get("class_names"))}, record["classes"]))
     suspect.training_settings = record["settings"]  # tells which images of its data set it has not seen
     return suspect
 
@@ -204,7 +205,7 @@ def _open_state_dict(path, identity, net_type, device, precision, overrides, bat
     tensors = _unwrapped(path, _read_tensors(path))
     if net_type is None:
         raise UserError(f"{path} holds weights only; give --net_type, the name of their network in networks/, "
-                        "timm or torchvision")
+                        "torchvision or timm")
     family, name = _find_network(net_type)
     net_type = f"{family}:{name}"
     with utils.seeded("network of a state dict"):  # building one draws weights from the caller's generator otherwise

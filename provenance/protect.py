@@ -52,7 +52,7 @@ def workers():
     return max(1, min(16, os.cpu_count() or 1))
 
 
-def _each(function, items, label):
+def each(function, items, label):
     """`function` of every item in a thread pool, in order, with a progress bar on a terminal."""
     pool = ThreadPoolExecutor(workers())
     try:
@@ -78,7 +78,7 @@ def inspect_folder(path):
                 "width": width}
 
     photos, skipped, duplicates, seen = [], list(refused), [], {}
-    for found in _each(inspect, names, "reading"):
+    for found in each(inspect, names, "reading"):
         if isinstance(found, tuple):
             skipped.append(found)
         elif found["original_sha256"] in seen:
@@ -159,7 +159,8 @@ def open_record(folder, settings, holdout, seed=None, record_file=None, overwrit
 
 def _further(folder, record, record_folder, settings, holdout, marked_folder):
     if settings is not None:
-        check_same_settings(record.settings.model_dump(), settings.model_dump(), record_folder / "record.json")
+        check_same_settings(record.settings.model_dump(), settings.model_dump(), record_folder / "record.json",
+                            hint="One record has one way of marking: leave these flags out")
     known = {photo.original_sha256: photo.number for photo in record.photos}
     new = [photo for photo in folder.photos if photo["original_sha256"] not in known]
     old = [known[photo["original_sha256"]] for photo in folder.photos if photo["original_sha256"] in known]
@@ -252,15 +253,16 @@ def protect(job, bank=None, overwrite=False, thumbnail=None):
             if hashlib.sha256(content).hexdigest() != photo.original_sha256:
                 raise UserError(f"{paths[photo.number]} changed while it was being marked; run the command again")
             original = read_photo(content)
-            data = encode_photo(mark_photo(original, bytes.fromhex(record.key), photo.number, marking),
-                                record.settings.format, record.settings.quality)
+            published = mark_photo(original, bytes.fromhex(record.key), photo.number, marking)
+            data = encode_photo(published, record.settings.format, record.settings.quality)
             write_photo(job.marked_folder / photo.marked, data)
-            published = read_photo(data)
+            if record.settings.format == "jpeg":
+                published = read_photo(data)  # what people will see
             psnr, ssim = quality(original, published)
             return {"number": photo.number, "name": photo.marked, "sha256": hashlib.sha256(data).hexdigest(),
                     "psnr": psnr, "ssim": ssim, "thumbnail": thumbnail and thumbnail(original, published)}
 
-    rows = _each(mark, [photo for photo in chosen if photo.published], "marking")
+    rows = each(mark, [photo for photo in chosen if photo.published], "marking")
     if not record.finished:
         record = records.finish_batch(record, {row["number"]: row["sha256"] for row in rows})
         records.write_record(job.record_path, record)
@@ -338,4 +340,4 @@ def verify(record, originals, marked_folders, bank=None):
             f"{100 * differing:.1f} % of its pixels are not those of this key's mark"
         return {**row, "problem": problem, "differing": differing}
 
-    return _each(check, [photo for photo in record.photos if photo.published], "verifying")
+    return each(check, [photo for photo in record.photos if photo.published], "verifying")

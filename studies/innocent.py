@@ -149,7 +149,7 @@ def conclude(args, table, device):
     accused = table.groupby(["model", "users"], sort=False)["Algorithm 1"].agg(["sum", "count"])
     kinds = table.groupby("users", sort=False)["Algorithm 1"].agg(["sum", "count"])
     text += "\n" + common.markdown(
-        ["Algorithm 1 at 0.1 % FPR, strangers with ordinary photos", "innocent users accused", "exact test, p <= 0.001"],
+        ["Algorithm 1 at 0.1 % FPR, ordinary strangers", "innocent users accused", "exact test, p <= 0.001"],
         [[kind, f"{one['hits']} of {one['of']}: {report.percent(one['share'], one['interval'])}",
           int((table[table.users == kind]["probabilities"] <= 0.001).sum())]
          for kind, one in ((kind, common.rate(row["sum"], row["count"])) for kind, row in kinds.iterrows())])
