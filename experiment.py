@@ -18,6 +18,7 @@ import runs
 import utils
 from dataset import load_outlier_bank
 from dataset.base import ImageData, Splits, make_splits
+from distributed import ALONE
 from networks import build_network
 from runs import UserError
 
@@ -126,20 +127,21 @@ def build_model(experiment, pretrained_weights=None):
         return build_network(settings["net_type"], len(data.class_names), settings["image_size"], pretrained_weights)
 
 
-def train(experiment, model, paths, device):
+def train(experiment, model, paths, device, team=ALONE):
     """Train on the published marks, or take up the finished model, whose settings the caller has checked.
 
-    Returns (query function, record of the training: history, seconds, normalisation). Writes model.safetensors.
+    Returns (query function, record of the training: history, seconds, normalisation). Writes model.safetensors, as the
+    team's leader; the other processes of torchrun only compute, and get (None, None).
     """
     settings = experiment.settings
-    if paths.model.exists():
+    if team.leader and paths.model.exists():
         if paths.marks.exists():
             check_marks(experiment, paths)
         else:
             publish_marks(experiment, paths)
         return load_trained(paths.model, device)
     started = time.monotonic()
-    marked = publish_marks(experiment, paths)
+    marked = publish_marks(experiment, paths) if team.leader else marked_images(experiment)
     data, splits = experiment.data, experiment.splits
     images, labels = _read(data.images, splits.train), data.labels[splits.train]
     places = np.searchsorted(splits.train.numpy(), experiment.users.samples.ravel())
@@ -148,12 +150,15 @@ def train(experiment, model, paths, device):
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.recipe.normalization == "imagenet" \
         else utils.channel_statistics(images)
     recipe = training_settings(settings, mean, std)
-    history = utils.train_model(model, images, labels, recipe, device, paths.progress, settings, validation)
+    history = utils.train_model(model, images, labels, recipe, device, paths.progress, settings, validation, team)
+    if not team.leader:
+        return None, None
     query = utils.make_query(model, recipe, device)
     record = {"settings": settings, "mean": mean, "std": std, "history": history, "classes": len(data.class_names),
               "class_names": list(data.class_names),
               "train_accuracy": utils.accuracy(query, images, labels, 2 * _batch(data)),
-              "train_seconds": time.monotonic() - started, "hardware": hardware_name(device)}
+              "train_seconds": time.monotonic() - started, "hardware": hardware_name(device),
+              "processes": team.size}
     runs.save_model(paths.model, model.state_dict(), record)
     paths.progress.unlink(missing_ok=True)
     return query, record

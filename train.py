@@ -2,10 +2,12 @@
 
 Example: python train.py --dataset cifar100 --target_user_cls 17 --save_tag singleTarget-17
 The run folder keeps settings, weights, marks, losses, result.json and plots. The same command goes on where an
-interrupted run stopped, and only shows the result of a finished one.
+interrupted run stopped, and only shows the result of a finished one. On several GPUs: torchrun --nproc_per_node=N
+train.py ...
 """
 
 import arguments
+import distributed
 import experiment as stages
 import report
 import runs
@@ -15,26 +17,33 @@ from utils import choose_device
 
 def main():
     args = arguments.make_parser(__doc__).parse_args()
-    device = choose_device(args.device)
-    data = load_dataset(args.dataset or "cifar100", args.data_root, args.image_size)
-    training, audit = arguments.resolve_settings(args, data, device)
-    paths = arguments.run_paths(args, data.name, training["net_type"])
-    with paths.lock():
-        runs.check_config(paths, {"training": training, "audit": audit})
-        if paths.model.exists():
-            runs.check_same_settings(runs.load_model(paths.model)[1].get("settings"), training, paths.model)
-        if not paths.result.exists():
-            run(training, audit, data, paths, device, args)
-        report.show(runs.read_json(paths.result), paths)
+    with distributed.team(args.device) as (team, device):
+        device = choose_device(device)
+        data = load_dataset(args.dataset or "cifar100", args.data_root, args.image_size)
+        training, audit = arguments.resolve_settings(args, data, device)
+        paths = arguments.run_paths(args, data.name, training["net_type"])
+        if not team.leader:
+            if team.agree(None):
+                experiment = stages.prepare(training, audit, data, args.data_root)
+                stages.train(experiment, stages.build_model(experiment, args.pretrained_weights), paths, device, team)
+            return
+        with paths.lock():
+            runs.check_config(paths, {"training": training, "audit": audit})
+            if paths.model.exists():
+                runs.check_same_settings(runs.load_model(paths.model)[1].get("settings"), training, paths.model)
+            team.agree(not paths.result.exists() and not paths.model.exists())
+            if not paths.result.exists():
+                run(training, audit, data, paths, device, args, team)
+            report.show(runs.read_json(paths.result), paths)
 
 
-def run(training, audit, data, paths, device, args):
+def run(training, audit, data, paths, device, args, team):
     """Mark, train, audit, conclude; what an earlier start has finished is taken up from its file."""
     experiment = stages.prepare(training, audit, data, args.data_root)
-    model = stages.build_model(experiment, args.pretrained_weights)
+    model = None if paths.model.exists() else stages.build_model(experiment, args.pretrained_weights)
     # Only now: flags that don't fit have been refused, and the folder belongs to this run from here on.
     runs.write_config(paths, {"training": training, "audit": audit})
-    query, record = stages.train(experiment, model, paths, device)
+    query, record = stages.train(experiment, model, paths, device, team)
     answers = stages.audit(experiment, query, audit, paths, device)
     result = stages.conclude(experiment, query, record, answers, device)
     report.draw(experiment, answers, result, paths)

@@ -24,6 +24,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
+from distributed import ALONE
 from runs import UserError, check_same_settings, load_model, save_model
 
 # ======================================================================================================================
@@ -433,13 +434,14 @@ def make_query(model, recipe, device):
     return query
 
 
-def train_model(model, images, labels, recipe, device, progress_path, settings, validation=None):
+def train_model(model, images, labels, recipe, device, progress_path, settings, validation=None, team=ALONE):
     """Train `model` in place and leave the chosen weights in it: the best on validation data, else the last.
 
     images: uint8 (N, 3, H, W) and labels: int64 (N,), moved to the device once. validation: None or the same pair.
     progress_path: the file that makes the run resumable. It holds `settings`, and is refused if those differ; a run
     that is killed at any moment and started again ends with the same weights bit for bit on the same machine, because
-    every epoch's draws come from (seed, epoch) alone. Returns the history: a list with one dict per epoch.
+    every epoch's draws come from (seed, epoch) alone. team: the processes that train this model together (torchrun);
+    all call this with the same arguments. Returns the history: a list with one dict per epoch.
     """
     images, labels = images.to(device), labels.to(device)
     model.to(device, memory_format=torch.channels_last)
@@ -447,10 +449,11 @@ def train_model(model, images, labels, recipe, device, progress_path, settings, 
                                 weight_decay=recipe.weight_decay)
     history, best = _load_progress(progress_path, model, optimizer, settings)
     saved_at = time.monotonic()
-    bar = tqdm(range(len(history), recipe.epoch), "training", recipe.epoch, initial=len(history), disable=None)
-    with _deterministic():
+    bar = tqdm(range(len(history), recipe.epoch), "training", recipe.epoch, initial=len(history),
+               disable=None if team.leader else True)
+    with _deterministic(), team.training(model) as parallel:
         for epoch in bar:
-            record = _train_epoch(model, images, labels, recipe, optimizer, epoch)
+            record = _train_epoch(parallel, images, labels, recipe, optimizer, epoch, team)
             if validation is not None:
                 record["val_accuracy"] = accuracy(make_query(model, recipe, device), *validation, 4 * recipe.batch_size)
             history.append(record)
@@ -458,14 +461,14 @@ def train_model(model, images, labels, recipe, device, progress_path, settings, 
                     (past["val_accuracy"] for past in history[:-1]), default=-1):
                 best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
-            if time.monotonic() - saved_at > PROGRESS_SECONDS:
+            if team.leader and time.monotonic() - saved_at > PROGRESS_SECONDS:
                 _save_progress(progress_path, model, optimizer, settings, history, best)
                 saved_at = time.monotonic()
     model.load_state_dict(best)
     return history
 
 
-def _train_epoch(model, images, labels, recipe, optimizer, epoch):
+def _train_epoch(model, images, labels, recipe, optimizer, epoch, team):
     """One pass over the training images in an order, crops and flips that (seed, epoch) decides."""
     count, device = len(images), images.device
     draws = key_generator(recipe.seed, "epoch", epoch)
@@ -478,24 +481,27 @@ def _train_epoch(model, images, labels, recipe, optimizer, epoch):
     loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
     with seeded(recipe.seed, "layers", epoch):
         for start in range(0, count, recipe.batch_size):
-            chosen = order[start:start + recipe.batch_size]
-            if len(chosen) == 1 and start > 0:
-                break  # Batch normalisation can't be computed on one image; another one is left out next epoch.
             draw = slice(start, start + recipe.batch_size)
-            batch = augment(images[chosen], shifts[draw], flips[draw], recipe.crop_padding)
+            together = len(order[draw])
+            if together < max(2, team.size) and start > 0:
+                break  # Batch normalisation can't be computed on one image; another one is left out next epoch.
+            chosen, shift, flip = (team.share(part[draw]) for part in (order, shifts, flips))
+            batch = augment(images[chosen], shift, flip, recipe.crop_padding)
             with _autocast(device, recipe.precision):
                 logits = model(normalize(batch, recipe.mean, recipe.std))
             loss = F.cross_entropy(logits.float(), labels[chosen])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            # Gradients are averaged over the processes, whose shares may differ by one image.
+            (loss * (len(chosen) * team.size / together)).backward()
             optimizer.step()
             # Summed on the device: reading a number here would make the device wait in every step.
             loss_sum += loss.detach() * len(chosen)
             correct += (logits.detach().argmax(1) == labels[chosen]).sum()
             seen += len(chosen)
-    if not math.isfinite(loss := loss_sum.item() / seen):
+    loss_sum, correct, seen = team.total(torch.stack([loss_sum, correct, torch.full_like(correct, seen)])).tolist()
+    if not math.isfinite(loss := loss_sum / seen):
         raise UserError(f"training diverged in epoch {epoch + 1} (loss {loss}); lower --lr (now {recipe.lr})")
-    return {"epoch": epoch + 1, "loss": loss, "train_accuracy": correct.item() / seen}
+    return {"epoch": epoch + 1, "loss": loss, "train_accuracy": correct / seen}
 
 
 def _save_progress(path, model, optimizer, settings, history, best):

@@ -173,9 +173,8 @@ def p_value(grid):
 
 def sentences(p, alpha, published):
     """The verdict in two sentences for people."""
-    one_in = f"1 of {round(1 / p):,}" if p < 0.5 else f"{round(100 * p)} of 100"
-    if 0.01 < p < 0.5:
-        one_in = f"{round(100 * p)} of 100"
+    # Rounded so that "at most" and "up to" stay true.
+    one_in = f"1 of {math.floor(1 / p + 1e-9):,}" if p <= 0.01 else f"{math.ceil(100 * p - 1e-9)} of 100"
     if p <= alpha:
         return (f"The model was trained on the {published} published photos, or on copies of them. "
                 f"If the model had never seen these images, a result this strong would occur in at most {one_in} "

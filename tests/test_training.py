@@ -328,7 +328,8 @@ def test_validation_accuracy_is_measured_without_augmentation_and_in_evaluation_
 def test_train_model_has_no_way_to_see_test_data():
     """Defect 11: nothing but training images and an optional validation pair goes in."""
     parameters = set(inspect.signature(train_model).parameters)
-    assert parameters == {"model", "images", "labels", "recipe", "device", "progress_path", "settings", "validation"}
+    assert parameters == {"model", "images", "labels", "recipe", "device", "progress_path", "settings", "validation",
+                          "team"}
 
 
 class SpyStore:
