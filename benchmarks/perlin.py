@@ -5,18 +5,13 @@ Both make the same fields (same period, octaves, frequency and offset), alternat
 Needs the package `noise`, which `make test` installs.
 """
 
-import argparse
 import statistics
 import sys
-import time
-from pathlib import Path
 
+import common
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import experiment
-import runs
 import utils
 
 try:
@@ -38,35 +33,30 @@ def reference_field(height, width, period, octaves, freq_sine, offset):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
-    parser.add_argument("--batch", type=int, default=64, help="images that ours makes at once")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", help="JSON file to write")
-    args = parser.parse_args()
+    flags = common.parser(__doc__, rounds=9)
+    flags.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    flags.add_argument("--batch", type=int, default=64, help="images that ours makes at once")
+    args = flags.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     key, users, numbers = utils.derive_key(1, "benchmark"), np.zeros(args.batch), np.arange(args.batch)
     period, octaves, freq_sine, offsets = utils.perlin_draws(key, users, numbers)
-    utils.perlin_signs(key, users, numbers, args.size, args.size)
     rounds, same = [], []
     for image in range(args.rounds):
-        start = time.perf_counter()
-        theirs = reference_field(args.size, args.size, period[image], int(octaves[image]), freq_sine[image],
-                                 offsets[image])
-        middle = time.perf_counter()
-        ours = utils.perlin_signs(key, users, numbers, args.size, args.size)
-        end = time.perf_counter()
-        same.append(float((ours[image, 0].numpy() == theirs).mean()))
-        rounds.append({"reference_ms": 1e3 * (middle - start), "ours_ms": 1e3 * (end - middle) / args.batch})
-    ratios = [row["reference_ms"] / row["ours_ms"] for row in rounds]
-    result = {"what": "Perlin noise, per image", "size": args.size, "batch": args.batch, "rounds": rounds,
-              "median_ratio": statistics.median(ratios), "ratios": [min(ratios), max(ratios)],
-              "least_share_of_equal_pixels": min(same), "hardware": experiment.hardware_name(torch.device("cpu"))}
+        made = []
+        rounds += common.alternate(
+            lambda image=image, made=made: made.append(reference_field(
+                args.size, args.size, period[image], int(octaves[image]), freq_sine[image], offsets[image])),
+            lambda made=made: made.append(utils.perlin_signs(key, users, numbers, args.size, args.size)), 1)
+        same.append(float((made[-1][image, 0].numpy() == made[-2]).mean()))
+    found = common.summary(rounds, args.batch)
     print(f"{args.size} px, batch {args.batch}: reference "
-          f"{statistics.median(row['reference_ms'] for row in rounds):.2f} ms an image, ours "
-          f"{statistics.median(row['ours_ms'] for row in rounds):.4f} ms, ratio {result['median_ratio']:.0f} "
-          f"({min(ratios):.0f} to {max(ratios):.0f}), equal pixels at least {100 * min(same):.3f} %")
-    if args.out:
-        runs.write_json(args.out, result)
+          f"{1e3 * statistics.median(row['reference_s'] for row in rounds):.2f} ms an image, ours "
+          f"{1e3 * statistics.median(row['ours_s'] for row in rounds) / args.batch:.4f} ms, ratio "
+          f"{found['median_ratio']:.0f} ({found['ratios'][0]:.0f} to {found['ratios'][1]:.0f}), equal pixels at least "
+          f"{100 * min(same):.3f} %")
+    common.write(args, {"what": "Perlin noise, ours for a batch", "size": args.size, "batch": args.batch, **found,
+                        "least_share_of_equal_pixels": min(same)}, torch.device("cpu"))
 
 
 if __name__ == "__main__":

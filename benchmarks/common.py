@@ -1,0 +1,66 @@
+"""What the benchmarks share: alternating rounds, ratios with their spread, the JSON file.
+
+Public: parser, alternate, summary, write.
+"""
+
+import argparse
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import experiment
+import runs
+
+
+def parser(description, rounds=5):
+    """The flags of every benchmark."""
+    flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--rounds", type=int, default=rounds)
+    flags.add_argument("--threads", type=int, help="threads of PyTorch (default: all cores)")
+    flags.add_argument("--device", default="auto")
+    flags.add_argument("--out", help="JSON file to write")
+    return flags
+
+
+def seconds(call, device=None):
+    """How long `call()` takes, with what it left on the device."""
+    start = time.perf_counter()
+    call()
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def alternate(reference, ours, rounds, device=None, warm=True):
+    """Seconds of the two calls, taken in turn: a list of dicts reference_s, ours_s."""
+    if warm:
+        ours()
+    return [{"reference_s": seconds(reference, device), "ours_s": seconds(ours, device)} for _ in range(rounds)]
+
+
+def summary(found, work_ratio=1.0):
+    """Median and range of reference / ours; work_ratio: how much more ours did in its call."""
+    ratios = [row["reference_s"] / row["ours_s"] * work_ratio for row in found]
+    return {"median_ratio": statistics.median(ratios), "ratios": [min(ratios), max(ratios)], "rounds": found}
+
+
+def slope(sizes, times):
+    """Exponent of the growth: slope of the straight line in log-log axes."""
+    return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
+
+
+def peak_gb():
+    """Peak memory of the process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def write(args, result, device):
+    """Write the JSON file, with the hardware's name, where --out names one."""
+    if args.out:
+        runs.write_json(args.out, {**result, "hardware": experiment.hardware_name(device), "torch": torch.__version__})
