@@ -63,8 +63,8 @@ def main():
         raise runs.UserError("--data_folder is missing; give the folder with the photos to mark, or --verify RECORD")
     if args.record and args.seed is not None:
         raise runs.UserError("--record has a key already; leave --seed out")
-    folder = protect.inspect_folder(args.data_folder)
     settings, bank = resolve_settings(args)
+    folder = protect.inspect_folder(args.data_folder, settings.format)
     job = protect.open_record(folder, settings, args.holdout, args.seed, args.record, args.overwrite)
     if args.dry_run:
         return show(folder, job, None, args)

@@ -10,6 +10,7 @@ write_config, network_timeout, lock_folder, RunPaths, VERSION.
 """
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -85,6 +86,8 @@ def atomic_path(path):
     # The suffix stays last because numpy and matplotlib choose the format by it. The name is always the same, so that
     # what a killed process leaves behind is overwritten by the next one; `RunPaths.lock` keeps two of them apart.
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    if len(os.fsencode(temporary.name)) > 255:
+        temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.part{path.suffix[-16:]}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode

@@ -9,6 +9,7 @@ this module seeds nothing, and no function here touches the caller's generators.
 """
 
 import hashlib
+import itertools
 import math
 import operator
 import struct
@@ -243,10 +244,13 @@ def perlin_signs(key, users, indices, height, width, device="cpu"):
         for chunk in (group[start:start + at_once] for start in range(0, len(group), at_once)):
             x, y = (offset + pixels / period[chunk, None] for offset, pixels in
                     zip(offsets[chunk].T[:, :, None], (rows, columns), strict=True))
-            left, right = _octave_factors(x, y, count, device, (np.ptp(rows) / least, np.ptp(columns) / least))
+            factors = [[_octave_factors(x[:, down], y[:, across], count, device,
+                                        (np.ptp(rows[down]) / least, np.ptp(columns[across]) / least))
+                        for across in _blocks(columns)] for down in _blocks(rows)]
             for start in range(0, len(chunk), in_cache):
                 part = slice(start, start + in_cache)
-                field = _product(left[part], right[part].transpose(1, 2))
+                field = _joined([_joined([_product(left[part], right[part].transpose(1, 2)) for left, right in line], 2)
+                                 for line in factors], 1)
                 low, high = _range(field)
                 wave = field.sub_(low).mul_(turns[chunk[part]] / (high - low).clamp_min(1e-12)).sin_()
                 low, high = _range(wave)
@@ -254,6 +258,16 @@ def perlin_signs(key, users, indices, height, width, device="cpu"):
                 for image, values in zip(chunk[part], wave, strict=True):
                     signs[image, 0] = values
     return signs
+
+
+def _blocks(coordinates):
+    """Slices of a side's pixels: matrices grow with its square, which a 1 x 66,000 panorama could not be given."""
+    edges = np.linspace(0, len(coordinates), 1 + max(1, round(np.ptp(coordinates) / 2048))).round().astype(int)
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def _joined(parts, dimension):
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
 
 
 def _range(fields):

@@ -227,8 +227,11 @@ def out_world_of_data(data, rows):
 def draw_out_world(out_world, record, count, label):
     """`count` strangers, each with as many images of one class as the user published: a `utils.Users`."""
     known = np.where(out_world.labels < 0, 0 if label == verdict.AUTO else label, out_world.labels)
-    key = derive_key(bytes.fromhex(record.key), "out-world")
-    return draw_non_member_users(known, np.arange(len(known)), count, int(record.published.sum()), key)
+    key, samples = derive_key(bytes.fromhex(record.key), "out-world"), int(record.published.sum())
+    if np.unique(known, return_counts=True)[1].max() < samples:
+        raise UserError(f"the strangers' images in {out_world.source} are too few: a stranger needs {samples} of one "
+                        "class, as many as the user published; give more in --non_member_folder (or --dataset)")
+    return draw_non_member_users(known, np.arange(len(known)), count, samples, key)
 
 
 def ask_out_world(out_world, users, record, suspect, folder, bank=None):

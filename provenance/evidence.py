@@ -16,19 +16,21 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from provenance.record import canonical_digest
 from provenance.suspect import Answers
-from provenance.verdict import AUTO
 from runs import UserError, atomic_path, check_same_settings, read_json, write_json
 
 BUNDLE_FORMAT = "membershiptracker-evidence-1"
 MAX_BUNDLE_BYTES = 2 << 30
 MAX_CLASSES = 1 << 20
-_HEAD = struct.Struct("<4sIIIII")  # magic, batch number, images, values a row, classes a row, CRC-32 of the body
-_MAGIC = b"MTA1"
+_HEAD = struct.Struct("<4sIIII")  # magic, batch number, images, values a row, classes a row; a CRC-32 of all follows
+_CHECK = struct.Struct("<I")
+_MAGIC = b"MTA2"
 
 
 class AnswerLog:
@@ -54,13 +56,12 @@ class AnswerLog:
         blocks, end = {}, 0
         content = self.path.read_bytes()
         while len(content) - end >= _HEAD.size:
-            magic, batch, rows, values, classes, checksum = _HEAD.unpack_from(content, end)
-            size = rows * (32 + 4 * values + 4 * classes)
-            body = content[end + _HEAD.size:end + _HEAD.size + size]
-            if magic != _MAGIC or len(body) != size or zlib.crc32(body) != checksum:
+            magic, batch, rows, values, classes = _HEAD.unpack_from(content, end)
+            stop = end + _HEAD.size + rows * (32 + 4 * values + 4 * classes)
+            if magic != _MAGIC or content[stop:stop + _CHECK.size] != _CHECK.pack(zlib.crc32(content[end:stop])):
                 break
-            blocks[batch] = _unpack(body, rows, values, classes)
-            end += _HEAD.size + size
+            blocks[batch] = _unpack(content[end + _HEAD.size:stop], rows, values, classes)
+            end = stop + _CHECK.size
         if end < len(content):
             # What a kill tore off. Everything before it has been checked and stays.
             with open(self.path, "r+b") as file:
@@ -70,15 +71,16 @@ class AnswerLog:
     def add(self, batch, digests, answers):
         """Append the answers of a batch: digests uint8 (n, 32), `Answers` of n rows. On disk when this returns."""
         values, classes = answers.values, answers.classes
-        body = b"".join([np.ascontiguousarray(digests, dtype=np.uint8).tobytes(),
-                         b"" if values is None else np.ascontiguousarray(values, dtype="<f4").tobytes(),
-                         b"" if classes is None else np.ascontiguousarray(classes, dtype="<i4").tobytes()])
-        head = _HEAD.pack(_MAGIC, batch, len(answers), 0 if values is None else values.shape[1],
-                          0 if classes is None else classes.shape[1], zlib.crc32(body))
+        block = b"".join([
+            _HEAD.pack(_MAGIC, batch, len(answers), 0 if values is None else values.shape[1],
+                       0 if classes is None else classes.shape[1]),
+            np.ascontiguousarray(digests, dtype=np.uint8).tobytes(),
+            b"" if values is None else np.ascontiguousarray(values, dtype="<f4").tobytes(),
+            b"" if classes is None else np.ascontiguousarray(classes, dtype="<i4").tobytes()])
         with open(self.path, "ab") as file:
             start = file.tell()
             try:
-                file.write(head + body)
+                file.write(block + _CHECK.pack(zlib.crc32(block)))
                 file.flush()
                 os.fsync(file.fileno())
             except BaseException:
@@ -137,13 +139,9 @@ def read_bundle(path):
                 arrays = {name: arrays[name] for name in arrays.files}
         if document.get("format") != BUNDLE_FORMAT:
             raise ValueError(f"it has no {BUNDLE_FORMAT} inside")
-        answers = Answers(arrays.get("values"), arrays.get("classes"))
-        order, digests = arrays["order"], arrays["digests"]
-        if not (order.shape == (len(answers),) and digests.shape == (len(answers), 32)
-                and np.array_equal(np.sort(order), np.arange(len(answers)))):
-            raise ValueError("its arrays don't fit together")
+        answers, order, digests = _checked_arrays(arrays)
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RuntimeError, RecursionError,
-            NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not an evidence bundle of eval.py ({error}); get an undamaged copy") from None
     return document, order, digests, answers
 
@@ -152,24 +150,75 @@ def _claimed_bytes(arrays, name):
     return arrays.zip.getinfo(f"{name}.npy").file_size
 
 
-def check_document(document, where):
-    """(public part of the record, audit settings) of a bundle whose commitment and selection key fit. UserError."""
+def _checked_arrays(arrays):
+    """(Answers, order, digests) of a bundle's arrays. ValueError for what eval.py would not have written."""
+    order, digests = arrays["order"], arrays["digests"]
+    values, classes = arrays.get("values"), arrays.get("classes")
+    answers = Answers(values, classes)
+    if values is not None and (values.dtype != np.float32 or 0 in values.shape or not np.isfinite(values).all()):
+        raise ValueError("its answers are not finite float32 numbers")
+    if classes is not None and (classes.dtype != np.int32 or 0 in classes.shape
+                                or not -1 <= classes.min() <= classes.max() < MAX_CLASSES):
+        raise ValueError("its classes are not class numbers")
+    if order.dtype != np.int64 or order.shape != (len(answers),) or digests.dtype != np.uint8 \
+            or digests.shape != (len(answers), 32) or not np.array_equal(np.sort(order), np.arange(len(answers))):
+        raise ValueError("its arrays don't fit together")
+    return answers, order, digests
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Batch(_Part):
+    photos: int = Field(ge=1)
+    published: int = Field(ge=1)
+
+
+class _Public(_Part):
+    batches: list[_Batch] = Field(min_length=1)
+    selection_key_sha256: str
+
+
+class _Audit(_Part):
+    keys: int = Field(ge=0)
+    selections: int = Field(ge=0)
+    alpha: float = Field(gt=0, le=0.5)
+    audit_seed: str
+    label: Literal["auto"] | Annotated[int, Field(ge=0, lt=MAX_CLASSES)]
+    label_only: bool
+    top_k: Annotated[int, Field(ge=1)] | None
+
+
+class _Document(_Part):
+    record: _Public
+    commitment: str
+    selection_key: str = Field(pattern="^[0-9a-f]{64}$")
+    audit: _Audit
+    classes: Annotated[int, Field(ge=1, lt=MAX_CLASSES)] | None
+    model: dict
+    preprocessing: dict
+    result: dict
+
+
+def check_document(document, answers, where):
+    """(public part of the record, audit settings) of a bundle whose commitment, selection key and sizes fit. UserError.
+
+    answers: how many the bundle has.
+    """
     try:
-        public, audit, secret = document["record"], document["audit"], bytes.fromhex(document["selection_key"])
-        sound = (canonical_digest(public) == document["commitment"]
-                 and hashlib.sha256(secret).hexdigest() == public["selection_key_sha256"])
-        sizes = [(int(batch["photos"]), int(batch["published"])) for batch in public["batches"]]
-        numbers = [int(audit[name]) for name in ("keys", "selections")]
-        label = audit["label"]
-        complete = {"alpha", "audit_seed", "label_only", "top_k"} <= set(audit) \
-            and (label == AUTO or (isinstance(label, int) and 0 <= label < MAX_CLASSES)) \
-            and all(0 < published <= photos for photos, published in sizes) and min(numbers) >= 0
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where} lacks something that a bundle of eval.py has ({error}); get an undamaged copy"
-                        ) from None
-    if not sound:
+        checked = _Document.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{where} is not as eval.py writes it: {'.'.join(map(str, first['loc']))}: {first['msg']}; "
+                        "get an undamaged copy") from None
+    public, secret = document["record"], bytes.fromhex(checked.selection_key)
+    if canonical_digest(public) != checked.commitment \
+            or hashlib.sha256(secret).hexdigest() != checked.record.selection_key_sha256:
         raise UserError(f"{where}: the public part of its record does not fit its commitment; somebody changed it")
-    photos = sum(total for total, _ in sizes)
-    if not complete or photos * (numbers[1] + 1) > MAX_BUNDLE_BYTES:
-        raise UserError(f"{where} has audit settings that can't be; get an undamaged copy")
-    return public, audit
+    photos = sum(batch.photos for batch in checked.record.batches)
+    if photos * (checked.audit.keys + 1) != answers or photos * (checked.audit.selections + 1) > MAX_BUNDLE_BYTES \
+            or any(batch.published > batch.photos for batch in checked.record.batches):
+        raise UserError(f"{where}: its {answers} answers are not those of {photos} photos and {checked.audit.keys} "
+                        "keys; somebody changed it")
+    return public, document["audit"]

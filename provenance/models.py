@@ -188,7 +188,7 @@ def _open_run(path, identity, net_type, device, precision, overrides, batch_size
     facts = {"size": record["settings"]["image_size"], "mean": record["mean"], "std": record["std"]}
     preprocessing = _preprocessing(path, [("checkpoint", facts), ("flags", overrides)])
     identity = {**identity, "kind": "run", "net_type": stored}
-    suspect = _FileSuspect(lambda images: query(torch.from_numpy(images)).cpu().numpy(), identity, preprocessing,
+    suspect = _FileSuspect(lambda images: query(torch.tensor(images)).cpu().numpy(), identity, preprocessing,
                            batch_size, record["classes"],
                            _class_names({"class_names": json.dumps(record.get("class_names"))}, record["classes"]))
     suspect.training_settings = record["settings"]  # tells which images of its data set it has not seen

@@ -22,6 +22,7 @@ from runs import UserError, atomic_path
 
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic",
                             ".heif", ".avif", ".ppm", ".pgm"))
+MAX_JPEG_SIDE = 65_500  # libjpeg's
 MAX_BYTES = 1 << 30  # 100 megapixels of 16-bit RGBA are 800 MB; what is larger is no photo
 MAX_SCANS = 100  # a progressive JPEG has about ten; one costs a pass over all pixels, but 150 bytes of the file
 # Not hidden by their names, but nobody's photos: what macOS, Windows and Synology leave in every folder.
@@ -287,7 +288,7 @@ def encode_photo(pixels, format="png", quality=95):
         # 3000 x 4000 noisy pixels: level 1 takes 1.2 s for 25.2 MB, 2 and 3 the same, 4 to 6 1.7 s for 23.0 MB.
         settings = {"compress_level": 1}
     elif format == "jpeg":
-        if max(pixels.shape) > 65_500:
+        if max(pixels.shape) > MAX_JPEG_SIDE:
             raise UserError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels don't fit into a JPEG; write a PNG")
         # The stripes' colours live in chroma, which any other subsampling would blur.
         settings = {"quality": quality, "subsampling": 0}

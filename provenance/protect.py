@@ -6,10 +6,12 @@ has published photos under a key that was lost can never prove anything with the
 """
 
 import hashlib
+import itertools
 import os
 import shutil
 import threading
 import unicodedata
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from tqdm import tqdm
 
 from dataset import load_outlier_bank
 from provenance import record as records
-from provenance.photos import UnreadablePhoto, encode_photo, find_photos, read_photo, write_photo
+from provenance.photos import MAX_JPEG_SIDE, UnreadablePhoto, encode_photo, find_photos, read_photo, write_photo
 from runs import UserError, atomic_path, check_same_settings
 from utils import REFERENCE_SIZE, mark_images
 
@@ -61,8 +63,8 @@ def each(function, items, label):
         pool.shutdown(cancel_futures=True)
 
 
-def inspect_folder(path):
-    """Read every photo of a folder once. Raises UserError when there is none that can be used."""
+def inspect_folder(path, format="png"):
+    """Read every photo of a folder once, to be published in a format. Raises UserError when none can be used."""
     path = Path(path)
     names, refused, ignored = find_photos(path)
 
@@ -74,6 +76,8 @@ def inspect_folder(path):
             return name, str(problem)
         except OSError as problem:
             return name, problem.strerror or str(problem)
+        if format == "jpeg" and max(height, width) > MAX_JPEG_SIDE:
+            return name, f"is {width} x {height} px, and JPEG allows {MAX_JPEG_SIDE}; use --format png"
         return {"original": name, "original_sha256": hashlib.sha256(content).hexdigest(), "height": height,
                 "width": width}
 
@@ -99,12 +103,17 @@ def output_names(photos, suffix, taken=()):
     def fold(name):  # as file systems do that don't tell A from a
         return unicodedata.normalize("NFC", name).casefold()
 
-    short = [str(PurePosixPath(photo["original"]).with_suffix(suffix)) for photo in photos]
-    folded = [fold(name) for name in short]
-    taken = {fold(name) for name in taken}
-    meet = {name for name in folded if folded.count(name) > 1} if len(set(folded)) < len(folded) else set()
-    return [photo["original"] + suffix if name in meet or name in taken else plain
-            for photo, plain, name in zip(photos, short, folded, strict=True)]
+    originals = [photo["original"] for photo in photos]
+    short = [str(PurePosixPath(name).with_suffix(suffix)) for name in originals]
+    wanted, used, names = Counter(map(fold, short)), {fold(name) for name in taken}, []
+    for plain, original in zip(short, originals, strict=True):
+        longer = (f"{original}{f'.{number}' if number else ''}{suffix}" for number in itertools.count())
+        # Where several want a short name none gets it, so that names don't depend on who comes first.
+        choices = itertools.chain([plain] if wanted[fold(plain)] == 1 else [], longer)
+        names.append(next(name for name in choices
+                          if fold(name) not in used and (name == plain or fold(name) not in wanted)))
+        used.add(fold(names[-1]))
+    return names
 
 
 @dataclass(frozen=True)
@@ -150,9 +159,19 @@ def open_record(folder, settings, holdout, seed=None, record_file=None, overwrit
                             f"--record {path} for the same key, or --overwrite for a new one (the old record is kept)")
         if stored.evidence != (seed is None) or stored.seed != seed:
             raise UserError(f"{path} is an unfinished record with another --seed; give the same one, or --overwrite")
+        if stored.batches[-1].published != records.published_share(stored.batches[-1].photos, holdout):
+            raise UserError(f"{path} is of an interrupted run with another --holdout; give the same, or --overwrite")
         return _further(folder, stored, record_folder, settings, holdout, marked_folder)
-    if marked_folder.exists() and any(marked_folder.iterdir()) and not overwrite:
-        raise UserError(f"{marked_folder} exists and is not empty; move it away, or give --overwrite")
+    if marked_folder.exists() and any(marked_folder.iterdir()):
+        if not overwrite:
+            raise UserError(f"{marked_folder} exists and is not empty; move it away, or give --overwrite")
+        if path.exists():
+            try:
+                records.read_record(path)
+            except UserError as problem:
+                # Photos of two keys in one folder would be published together.
+                raise UserError(f"{problem}. It can't be told which photos in {marked_folder} it marked: move that "
+                                "folder away first") from None
     return _extended(folder, records.new_record(settings, seed), folder.photos, holdout, marked_folder, record_folder,
                      "new key")
 
@@ -275,6 +294,9 @@ def _paths(folder, photos):
     missing = [photo for photo in photos if photo.original not in by_name
                or records.file_digest(by_name[photo.original]) != photo.original_sha256]
     by_digest = {records.file_digest(path): path for path in by_name.values()} if missing else {}
+    for photo in missing:
+        if photo.original_sha256 not in by_digest:
+            raise UserError(f"{folder / photo.original} changed while it was being marked; run the command again")
     return [by_digest[photo.original_sha256] if photo in missing else by_name[photo.original] for photo in photos]
 
 

@@ -14,13 +14,13 @@ import os
 import platform
 import secrets
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 import numpy as np
 import PIL
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from provenance.photos import find_photos
 from runs import VERSION, UserError, read_json, write_json
@@ -28,8 +28,17 @@ from utils import Marking, derive_key, key_words
 
 FORMAT = "membershiptracker-record-1"
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# Names are joined to folders: one that could leave its folder is refused with the record.
-RelativePath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^(?!/)(?!.*(^|/)\.\.(/|$))[^\\\0]+$")]
+
+
+def _stays_inside(name):
+    # Names are joined to folders: one that could leave its folder is refused with the record.
+    # A backslash may be part of a name here and a separator elsewhere: ".." is refused after either.
+    if not name or "\0" in name or PurePath(name).anchor or ".." in name.replace("\\", "/").split("/"):
+        raise ValueError("a name must be relative and stay inside its folder")
+    return name
+
+
+RelativePath = Annotated[str, Field(max_length=4096), AfterValidator(_stays_inside)]
 
 
 class _Strict(BaseModel):
@@ -74,6 +83,12 @@ class Photo(_Strict):
     published: bool
     marked: RelativePath | None = None
     marked_sha256: Digest | None = None
+
+    @model_validator(mode="after")
+    def _published_has_a_name(self):
+        if self.published != (self.marked is not None):
+            raise ValueError("a published photo, and no other, has a marked file")
+        return self
 
 
 class MarkRecord(_Strict):
@@ -123,7 +138,7 @@ def add_batch(record, photos, holdout, data_folder, marked_folder, output_names)
     that stays private, at least one photo being published; output_names: the name of each photo, if it is published.
     """
     batch, first = len(record.batches), len(record.photos)
-    published = max(1, len(photos) - round(len(photos) * holdout))
+    published = published_share(len(photos), holdout)
     chosen = _draw(derive_key(bytes.fromhex(record.selection_key), "published"), 0, first, len(photos), published)
     entries = [Photo(number=first + place, batch=batch, published=bool(chosen[place]),
                      marked=output_names[place] if chosen[place] else None, **photo)
@@ -133,6 +148,11 @@ def add_batch(record, photos, holdout, data_folder, marked_folder, output_names)
         "batches": [*record.batches, Batch(created=created, photos=len(photos), published=published,
                                            data_folder=str(data_folder), marked_folder=str(marked_folder))],
         "photos": [*record.photos, *entries]})
+
+
+def published_share(photos, holdout):
+    """How many of `photos` photos are published: at least one."""
+    return max(1, photos - round(photos * holdout))
 
 
 def finish_batch(record, marked_digests):
@@ -200,10 +220,15 @@ def _check_numbers(record, path):
     found = [(sum(photo.batch == number for photo in record.photos),
               sum(photo.batch == number and photo.published for photo in record.photos))
              for number in range(len(record.batches))]
+    hashed = all(photo.marked_sha256 is not None for photo in record.photos
+                 if photo.published and photo.batch < len(record.commitments))
     numbers, batches = ([getattr(photo, name) for photo in record.photos] for name in ("number", "batch"))
     if numbers != list(range(len(numbers))) or counted != found or batches != sorted(batches) \
-            or len(record.commitments) > len(record.batches):
+            or len(record.commitments) > len(record.batches) or not hashed:
         raise UserError(f"{path} is inconsistent: its photos don't fit its batches; restore it from a copy")
+    if record.batches and not np.array_equal(draw_selections(record.selection_key, record.batches, 0)[0],
+                                             record.published):
+        raise UserError(f"{path}: the published photos are not those that its key draws; restore it from a copy")
 
 
 def write_record(path, record):

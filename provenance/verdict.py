@@ -72,8 +72,9 @@ def plan_grid(photos, batches, alpha, keys=None, selections=None, max_queries=No
                         f"alpha is {alpha:g}; give --keys {needed} or more"
                         + (", or more --selections" if held_out else ""))
     if held_out and 1 / possible > alpha * (1 + 1e-9) * (keys + 1):
+        reachable = math.ceil(1e6 / possible / (keys + 1)) / 1e6
         raise UserError(f"only {possible} different selections can be drawn from these photos, too few for alpha "
-                        f"{alpha:g}; mark more photos, or give --alpha {1 / possible / (keys + 1):.2g} or more --keys")
+                        f"{alpha:g}; mark more photos, or give --alpha {reachable:g} or more --keys")
     return plan
 
 
@@ -166,6 +167,8 @@ def statistic_grid(answers, selections, label, classes=None, label_only=False, p
 
 def p_value(grid):
     """The exact p of a grid T (m + 1, L + 1) whose (0, 0) is the user's own pair."""
+    if not np.isfinite(grid).all():
+        raise UserError("the model's answers are not all finite numbers; no verdict can be based on them")
     # Equal sums may differ in their last bits; they count as ties, against the user.
     slack = 1e-9 * (1 + abs(grid[0, 0]))
     return int((grid <= grid[0, 0] + slack).sum()) / grid.size

@@ -22,6 +22,7 @@ from dataset import load_dataset
 from networks import build_network
 from provenance import record as records
 from provenance import verdict
+from provenance.audit import query_order
 from provenance.suspect import Answers
 
 SETTINGS = records.MarkSettings(img_blending_ratio=0.7, noise_injection_type="perlin", noise_norm=8.0,
@@ -128,11 +129,12 @@ def ask_grid(query, originals, record, keys, numbers=None, batch=1024):
     originals: uint8 (n, 3, H, W), the record's photos `numbers` (all, unless told), which decide their noise.
     """
     numbers = np.arange(len(originals)) if numbers is None else np.asarray(numbers)
-    logits, marking = [], SETTINGS.marking()
-    for key in records.audit_keys(record, keys):
-        marked = utils.mark_images(originals, key, np.zeros_like(numbers), numbers, marking)
-        logits.append(torch.cat([query(part).cpu() for part in marked.split(batch)]).numpy())
-    return Answers(np.stack(logits, axis=1).reshape(-1, logits[0].shape[1]))
+    marked = torch.stack([utils.mark_images(originals, key, np.zeros_like(numbers), numbers, SETTINGS.marking())
+                          for key in records.audit_keys(record, keys)], dim=1).flatten(0, 1)
+    # Asked in random order, as in a real audit: what a place in a batch does to rounding must not single out a key.
+    order = torch.from_numpy(query_order(record, len(marked), ""))
+    logits = torch.cat([query(marked[part]).cpu() for part in order.split(batch)])
+    return Answers(logits[order.argsort()].numpy())
 
 
 def ask_strangers(query, data, users, batch=1024):

@@ -102,8 +102,9 @@ def _easiest(query, data, pool):
 def audit(model, kind, number, photos, theirs):
     """p of every case for one user, and whether Algorithm 1 accuses at 0.1 % FPR."""
     name, data, _, query = model
-    rows = draw_photos(kind, model, photos, utils.key_generator("studies", "innocent user", name, kind, number))
-    record = common.make_record(data, rows, int(utils.key_generator(name, kind, number).integers(2**40)), 0.5)
+    draws = utils.key_generator("studies", "innocent user", name, kind, number)
+    rows = draw_photos(kind, model, photos, draws)
+    record = common.make_record(data, rows, int(draws.integers(2**60)), 0.5)
     answers, label = common.ask_grid(query, data.images[torch.from_numpy(rows)], record, 19), int(data.labels[rows[0]])
     published = np.flatnonzero(record.published)
     found = {}
@@ -120,7 +121,7 @@ def audit(model, kind, number, photos, theirs):
 
 
 def main():
-    flags = common.parser(__doc__, audits=110, photos=20, strangers=1000)
+    flags = common.parser(__doc__, audits=110, first=0, photos=20, strangers=1000)
     flags.add_argument("--second_root", help="another data set, for example TinyImageNet at 32 px as class folders")
     args = flags.parse_args()
     data, device = common.load(args)
@@ -131,7 +132,8 @@ def main():
                                                 utils.derive_key("studies", "innocent strangers"))
         theirs, _ = common.ask_strangers(model[3], model[1], strangers)
         for kind in USERS[:3 if len(model[2]) else 2]:
-            found += [audit(model, kind, number, args.photos, theirs) for number in range(args.audits)]
+            found += [audit(model, kind, number, args.photos, theirs)
+                      for number in range(args.first, args.first + args.audits)]
         print(f"{model[0]}: {len(found)} audits so far", flush=True)
     conclude(args, pd.DataFrame(found), device)
 
@@ -156,9 +158,12 @@ def conclude(args, table, device):
     print(text)
     with runs.atomic_path(f"{args.out}/innocent.md") as path:
         path.write_text(text)
+    with runs.atomic_path(f"{args.out}/audits.csv") as path:
+        table.to_csv(path, index=False, float_format="%.6g")
     draw(table, f"{args.out}/p-values.png")
     common.write_study(args.out, {
-        "settings": {"audits": args.audits, "photos": args.photos, "strangers": args.strangers}, "audits": count,
+        "settings": {"audits": args.audits, "first": args.first, "photos": args.photos,
+                     "strangers": args.strangers}, "audits": count,
         "bounds": {str(alpha): bound for alpha, bound in bounds.items()}, "exact": exact,
         "algorithm_1": [{"model": model, "users": kind, "accused": int(row["sum"]), "of": int(row["count"])}
                         for (model, kind), row in accused.iterrows()]}, device)

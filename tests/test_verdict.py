@@ -64,7 +64,6 @@ def test_sums_that_differ_in_their_last_bits_are_ties():
     assert p_value(np.array([[0.1 + 0.2, 0.3], [0.9, 0.9]])) == p_value(np.array([[0.3, 0.1 + 0.2], [0.9, 0.9]])) == 0.5
 
 
-@pytest.mark.xfail(strict=True, reason="verdict.p_value: NaN compares as larger, so that p is 0 or too small")
 @pytest.mark.parametrize("grid", [[[np.nan, 1], [2, 3]], [[1, np.nan], [np.nan, np.nan]]])
 def test_nan_never_helps_the_user(grid):
     with suppress(UserError, ValueError):  # refusing is as good
@@ -349,7 +348,6 @@ def test_too_few_selections():
     assert plan_grid(8, [(2, 4), (2, 4)], 0.01).photos == 8, "batches multiply"
 
 
-@pytest.mark.xfail(strict=True, reason="verdict.plan_grid: the alpha of the advice is rounded to nearest, often down")
 def test_following_the_advice_of_a_refusal_helps():
     for published, photos in ((2, 4), (3, 5), (3, 6), (3, 7)):
         with pytest.raises(UserError) as caught:
@@ -367,8 +365,9 @@ def test_probabilities_and_logits_are_told_apart():
     assert top.tolist() == [0, 1] and only is False and np.isfinite(logs).all() and logs[1, 0] < -80
     logits = np.array([[2.0, 0.0, -1.0], [0.5, 0.25, 0.25]], np.float32)  # the second row alone looks like chances
     np.testing.assert_allclose(np.exp(dense(Answers(logits))[0]).sum(axis=1), 1)
-    np.testing.assert_allclose(np.exp(dense(Answers(logits))[0])[1], np.exp(logits[1]) / np.exp(logits[1]).sum())
-    assert not np.allclose(np.exp(dense(Answers(logits[1:]))[0]), np.exp(dense(Answers(logits))[0])[1:])
+    exact, together = np.exp(logits[1].astype(float)), np.exp(dense(Answers(logits))[0])
+    np.testing.assert_allclose(together[1], exact / exact.sum())
+    assert not np.allclose(np.exp(dense(Answers(logits[1:]))[0]), together[1:]), "decided for all answers together"
 
 
 def test_large_logits_do_not_overflow():
@@ -479,7 +478,7 @@ def test_a_torn_last_block_is_dropped_and_the_earlier_kept(tmp_path):
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("place", [0, 6, 30, 60, -1])
+@pytest.mark.parametrize("place", [0, 8, 12, 20, 30, 60, -1])
 def test_a_damaged_block_is_never_believed(tmp_path, place):
     filled(tmp_path / "log")
     path = tmp_path / "log" / "answers.bin"
@@ -493,8 +492,7 @@ def test_a_damaged_block_is_never_believed(tmp_path, place):
     assert {0, 1} <= set(log.blocks)
 
 
-@pytest.mark.xfail(strict=True, reason="evidence._HEAD: the CRC does not cover the head, a damaged number is believed")
-@pytest.mark.parametrize("place", [4, 5])
+@pytest.mark.parametrize("place", [4, 5, 6])
 def test_a_block_with_a_damaged_number_is_never_believed(tmp_path, place):
     """Block 2's answers would pass for those of another batch."""
     test_a_damaged_block_is_never_believed(tmp_path, place)
@@ -578,7 +576,7 @@ def test_a_bundle_comes_back_as_it_went(tmp_path, kind):
     assert (order == other_order).all() and (digests == other_digests).all()
     for one, two in ((answers.values, other.values), (answers.classes, other.classes)):
         assert (one is None and two is None) or (one.tobytes() == two.tobytes() and one.dtype == two.dtype)
-    assert check_document(back, "x") == (copied(document["record"]), document["audit"])
+    assert check_document(back, len(answers), "x") == (copied(document["record"]), document["audit"])
 
 
 def test_a_bundle_has_the_same_bytes_at_any_time(tmp_path, monkeypatch):
@@ -652,8 +650,9 @@ def shuffle_own(document, order, values):
     set_in("record", "settings", "noise_norm", 4.0), set_in("record", "evidence", True),
     set_in("record", "software", "torch", "0"), set_in("record", "batches", 0, "published", 4),
     set_in("record", "batches", 0, "photos", 11), set_in("record", "secret_sha256", "0" * 64),
-    set_in("record", "selection_key_sha256", "0" * 64), set_in("audit", "label", 1), set_in("audit", "audit_seed", "other side"),
-    set_in("audit", "selections", 98), shuffle_own, lambda document, order, values: (np.roll(order, 7), values)],
+    set_in("record", "selection_key_sha256", "0" * 64), set_in("audit", "label", 1),
+    set_in("audit", "audit_seed", "other side"), set_in("audit", "selections", 98), shuffle_own,
+    lambda document, order, values: (np.roll(order, 7), values)],
     ids=lambda change: getattr(change, "__name__", "") + str(getattr(change, "__closure__", "") and
                                                             change.__closure__[0].cell_contents))
 def test_tampering_is_noticed(replay, change):
@@ -661,7 +660,6 @@ def test_tampering_is_noticed(replay, change):
     refused(replay(*tampered(change)))
 
 
-@pytest.mark.xfail(strict=True, reason="eval.replay compares p alone: statistic, detected, sentences may say anything")
 @pytest.mark.parametrize("change", [
     set_in("result", "statistic", 0.0), set_in("result", "detected", True), set_in("result", "sentences", "Proven."),
     set_in("audit", "alpha", 0.5), set_in("result", "label", 0),
@@ -688,33 +686,29 @@ def with_values(value):
     return change
 
 
-TRACEBACK = "a traceback instead of one line"
 HOSTILE = {
-    "no audit": (set_in("audit", None), None), "a list": (set_in("record", []), None),
-    "negative keys": (set_in("audit", "keys", -1), None), "no class": (set_in("audit", "label", "cat"), None),
-    "true as class": (set_in("audit", "label", True), TRACEBACK), "odd key": (set_in("selection_key", "abc"), None),
-    "key no text": (set_in("selection_key", 5), None), "huge": (set_in("audit", "selections", 10**12), None),
-    "no result": (lambda document, *_: document.pop("result") and None, TRACEBACK),
-    "result no dict": (set_in("result", []), TRACEBACK),
-    "alpha no number": (set_in("audit", "alpha", "x"), TRACEBACK), "alpha null": (set_in("audit", "alpha", None),
-                                                                                   TRACEBACK),
-    "top_k no number": (set_in("audit", "top_k", "x"), TRACEBACK), "top_k 0": (set_in("audit", "top_k", 0), TRACEBACK),
-    "audit seed": (set_in("audit", "audit_seed", 0.5), TRACEBACK),
-    "classes no number": (set_in("classes", "x"), TRACEBACK), "more photos": (forged_batches((11, 5)), TRACEBACK),
-    "photos that fit by chance": (forged_batches((5, 2)), None),
-    "NaN": (with_values(np.nan), TRACEBACK), "infinite": (with_values(np.inf), TRACEBACK),
-    "keys": (set_in("audit", "keys", 9), "photos x keys is not compared with the answers"),
+    "no audit": (set_in("audit", None)), "a list": (set_in("record", [])),
+    "negative keys": (set_in("audit", "keys", -1)), "no class": (set_in("audit", "label", "cat")),
+    "true as class": (set_in("audit", "label", True)), "odd key": (set_in("selection_key", "abc")),
+    "key no text": (set_in("selection_key", 5)), "huge": (set_in("audit", "selections", 10**12)),
+    "no result": (lambda document, *_: document.pop("result") and None),
+    "result no dict": (set_in("result", [])),
+    "alpha no number": (set_in("audit", "alpha", "x")), "alpha null": (set_in("audit", "alpha", None)),
+    "top_k no number": (set_in("audit", "top_k", "x")), "top_k 0": (set_in("audit", "top_k", 0)),
+    "audit seed": (set_in("audit", "audit_seed", 0.5)),
+    "more photos": (forged_batches((11, 5))),
+    "photos that fit by chance": (forged_batches((5, 2))),
+    "NaN": (with_values(np.nan)), "infinite": (with_values(np.inf)),
+    "keys": set_in("audit", "keys", 9),
 }
 
 
 @pytest.mark.parametrize("change", [
-    pytest.param(change, id=name, marks=[pytest.mark.xfail(strict=True, reason=f"replay: {reason}")] * bool(reason))
-    for name, (change, reason) in HOSTILE.items()])
+    pytest.param(change, id=name) for name, change in HOSTILE.items()])
 def test_hostile_documents_end_in_one_line(replay, change):
     refused(replay(*tampered(change)))
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="replay --out: document['model'] is not checked")
 def test_a_bundle_without_its_model(replay, tmp_path):
     refused(replay(*tampered(lambda document, *_: document.pop("model") and None), "--out", tmp_path / "again"))
 
@@ -754,35 +748,34 @@ def hostile_bundles():
     good = document_bytes()
     fifty = np.arange(50)
     claim = npy("{'descr': '<f8', 'fortran_order': False, 'shape': (50, 100000000000), }", b"\0" * 64)
-    yield "empty", b"", None
-    yield "text", b"evidence", None
-    yield "no members", zipped({}), None
-    yield "no answers", zipped({"bundle.json": good}), None
-    yield "no document", zipped({"answers.npz": arrays_with()}), None
-    yield "list", zipped({"bundle.json": b"[]", "answers.npz": arrays_with()}), None
-    yield "deep", zipped({"bundle.json": b"[" * 200_000, "answers.npz": arrays_with()}), None
-    yield "no format", zipped({"bundle.json": b"{}", "answers.npz": arrays_with()}), None
-    yield "names with paths", zipped({"../bundle.json": good, "/answers.npz": arrays_with()}), None
-    yield "truncated", zipped({"bundle.json": good, "answers.npz": arrays_with()})[:-300], None
+    yield "empty", b""
+    yield "text", b"evidence"
+    yield "no members", zipped({})
+    yield "no answers", zipped({"bundle.json": good})
+    yield "no document", zipped({"answers.npz": arrays_with()})
+    yield "list", zipped({"bundle.json": b"[]", "answers.npz": arrays_with()})
+    yield "deep", zipped({"bundle.json": b"[" * 200_000, "answers.npz": arrays_with()})
+    yield "no format", zipped({"bundle.json": b"{}", "answers.npz": arrays_with()})
+    yield "names with paths", zipped({"../bundle.json": good, "/answers.npz": arrays_with()})
+    yield "truncated", zipped({"bundle.json": good, "answers.npz": arrays_with()})[:-300]
     label = np.zeros((50, 1), np.int32)
-    cases = [  # name, member, array, what is wrong today
-        ("pickle", "values", np.array([[{}]] * 50, dtype=object), None), ("floats", "order", fifty + 0.5, None),
-        ("twice", "order", np.zeros(50, int), None), ("short", "order", fifty[:49], None),
-        ("no digests", "digests", None, None), ("no values", "values", None, None), ("no npy", "values", b"abc", None),
-        ("flat", "values", np.zeros(50, "f4"), None), ("digests", "digests", np.zeros((50, 31), np.uint8), None),
-        ("claims 40 TB", "values", claim, "MemoryError is not caught"),
-        ("words", "values", np.array([["a", "b"]] * 50), "dtypes are not checked"),
-        ("no columns", "values", np.zeros((50, 0), "f4"), TRACEBACK), ("class -2", "classes", label - 2, None),
-        ("class 2**31", "classes", label + (2**31 - 1), "classes are not checked: 800 GB"),
-        ("two labels", "classes", np.zeros((50, 2), np.int32), None), ("half classes", "classes", label + 0.5, None)]
-    for name, member, array, wrong in cases:
+    cases = [  # name, member, array
+        ("pickle", "values", np.array([[{}]] * 50, dtype=object)), ("floats", "order", fifty + 0.5),
+        ("twice", "order", np.zeros(50, int)), ("short", "order", fifty[:49]),
+        ("no digests", "digests", None), ("no values", "values", None), ("no npy", "values", b"abc"),
+        ("flat", "values", np.zeros(50, "f4")), ("digests", "digests", np.zeros((50, 31), np.uint8)),
+        ("claims 40 TB", "values", claim),
+        ("words", "values", np.array([["a", "b"]] * 50)),
+        ("no columns", "values", np.zeros((50, 0), "f4")), ("class -2", "classes", label - 2),
+        ("class 2**31", "classes", label + (2**31 - 1)),
+        ("two labels", "classes", np.zeros((50, 2), np.int32)), ("half classes", "classes", label + 0.5)]
+    for name, member, array in cases:
         arrays = arrays_with(**{"values": None, member: array} if member == "classes" else {member: array})
-        yield name, zipped({"bundle.json": good, "answers.npz": arrays}), wrong
+        yield name, zipped({"bundle.json": good, "answers.npz": arrays})
 
 
 @pytest.mark.parametrize("content", [
-    pytest.param(content, id=name, marks=[pytest.mark.xfail(strict=True, reason=f"read_bundle: {wrong}")] * bool(wrong))
-    for name, content, wrong in hostile_bundles()])
+    pytest.param(content, id=name) for name, content in hostile_bundles()])
 def test_hostile_bundles_end_in_one_line(script, tmp_path, content):
     (tmp_path / "e.zip").write_bytes(content)
     refused(script("eval", "--replay", tmp_path / "e.zip"), "e.zip")
