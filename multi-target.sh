@@ -2,9 +2,10 @@
 # The paper's multi-target experiment, Table 2: N target users in one model, and the clean run for the accuracy drop.
 #
 #   bash multi-target.sh 100                  CIFAR-100, as in the paper (20, 50, 100, 200, 300 or 500 users)
-#   bash multi-target.sh 20 50 100            several at once
+#   bash multi-target.sh 20 50 100            several of them
 #   QUICK=1 bash multi-target.sh 10           small, on the embedded photos, on a CPU
 #   EXTRA="--data_root /data" bash multi-target.sh 100    more flags for every run; DATASET, RES_FOLDER, ... likewise
+#   JOBS=4 bash multi-target.sh 20 50 100     several runs at once; LAUNCHER=ray: on a Ray cluster (see sweep.sh)
 set -uo pipefail
 source "$(dirname "$0")/sweep.sh"
 if [ $# -eq 0 ]; then

@@ -1,10 +1,17 @@
 # Shared by the sweep scripts (sourced, not run): the interpreter, and `run`, which trains one cell of a table.
 # A finished run is only shown again; a run that fails is reported at the end, and the others go on.
+#
+#   JOBS=4 bash single-target.sh            four runs at once on this machine (default 1: one after the other)
+#   LAUNCHER=ray GPUS_PER_RUN=0.25 bash single-target.sh
+#                                           as tasks of a Ray cluster (pip install ray); LAUNCHER=local is the default.
+#                                           CPUS_PER_RUN, RETRIES, RAY_ADDRESS: see launch.py
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 RES_FOLDER=${RES_FOLDER:-saved_res$([ -n "${QUICK:-}" ] && echo -quick)}
 CKPT_FOLDER=${CKPT_FOLDER:-checkpoint$([ -n "${QUICK:-}" ] && echo -quick)}
 FAILED=()
+export LAUNCHER=${LAUNCHER:-local} JOBS=${JOBS:-1}
+QUEUE=()  # the commands that wait for launch.py, which one run after the other on this machine does without
 
 # SEED=2 adds --seed 2 to every run and the seed to its tag: several seeds can share one folder and one table.
 # run TAG FLAGS...: train.py with the folders of this sweep and, behind the script's own flags, those in $EXTRA.
@@ -12,16 +19,40 @@ run() {
     local tag=$1${SEED:+-seed$SEED}
     shift
     set -- "$@" ${SEED:+--seed "$SEED"}
+    # shellcheck disable=SC2206  # EXTRA holds several words on purpose.
+    local command=("$PYTHON" train.py "$@" --save_tag "$tag" --res_folder "$RES_FOLDER" --ckpt_folder "$CKPT_FOLDER"
+                   ${EXTRA:-})
+    if [ "$LAUNCHER $JOBS" != "local 1" ]; then
+        QUEUE+=("$(quoted "${command[@]}")")
+        return
+    fi
     printf '\n=== %s %s\n' "$tag" "$*"
-    # shellcheck disable=SC2086  # EXTRA holds several words on purpose.
-    "$PYTHON" train.py "$@" --save_tag "$tag" --res_folder "$RES_FOLDER" --ckpt_folder "$CKPT_FOLDER" ${EXTRA:-} && return
+    "${command[@]}" && return
     local code=$?
     [ "$code" -eq 130 ] && exit 130
     FAILED+=("$tag (exit code $code)")
 }
 
-# finish SWEEP: print the tables, then name what failed.
+# quoted WORDS...: one line that a shell reads as these words (printf %q has escapes of its own for some characters).
+quoted() {
+    local word
+    for word in "$@"; do
+        printf "'%s' " "${word//\'/\'\\\'\'}"
+    done
+}
+
+# launch: run what is queued, in parallel. Bad input (2) and Ctrl-C (130) end the sweep.
+launch() {
+    [ ${#QUEUE[@]} -eq 0 ] && return
+    printf '%s\n' "${QUEUE[@]}" | "$PYTHON" launch.py --logs "$RES_FOLDER/logs"
+    local code=$?
+    [ "$code" -gt 1 ] && exit "$code"
+    [ "$code" -eq 0 ] || FAILED+=("the runs that are named above the tables")
+}
+
+# finish SWEEP: run what is queued, print the tables, then name what failed.
 finish() {
+    launch
     printf '\n'
     "$PYTHON" tables.py "$1" --res_folder "$RES_FOLDER" || FAILED+=("tables of $1")
     if [ ${#FAILED[@]} -gt 0 ]; then
