@@ -1,7 +1,7 @@
 """What a run shows to people: the table that it prints last, and its plots.
 
-Public: show (table), draw (all plots of a run), draw_marks (the picture of the README), percent; show_verdict and
-draw_grid for the verdict on one user.
+Public: show (table), draw (all plots of a run), draw_roc, draw_losses, draw_marks (the picture of the README), percent;
+show_verdict and draw_grid for the verdict on one user; figure_of, save_figure.
 """
 
 import textwrap
@@ -55,6 +55,7 @@ def show(result, paths):
 
 
 def figure_of(rows, columns, size):
+    """(figure, axes (rows, columns)) of a size in inches."""
     # Agg draws without a display; the caller's own backend, say in a notebook, stays as it is.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
@@ -64,8 +65,8 @@ def figure_of(rows, columns, size):
 
 def draw(experiment, answers, result, paths):
     """Draw the three plots of a run: ROC, losses (the paper's Fig. 5) and the marked images."""
-    _draw_roc(answers, result, paths.roc_plot)
-    _draw_losses(answers, paths.loss_plot)
+    draw_roc(answers, result, paths.roc_plot)
+    draw_losses(answers, paths.loss_plot)
     users, store = experiment.users, experiment.data.images
     shown = [(user, number) for user in range(min(len(users), 2)) for number in range(min(users.samples.shape[1], 4))]
     originals = torch.cat([store[users.samples[user, number:number + 1]] for user, number in shown])
@@ -73,11 +74,13 @@ def draw(experiment, answers, result, paths):
 
 
 def save_figure(figure, path):
+    """Write a figure as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
-def _draw_roc(answers, result, path):
+def draw_roc(answers, result, path):
+    """The ROC of an `experiment.Audit`, set- and instance-based, in linear and logarithmic axes."""
     figure, axes = figure_of(1, 2, (10, 4.6))
     for kind, style in (("set", "-"), ("instance", "--")):
         member, other = (values.mean(axis=1) if kind == "set" else values.ravel()
@@ -101,7 +104,7 @@ def _draw_roc(answers, result, path):
     save_figure(figure, path)
 
 
-def _draw_losses(answers, path):
+def draw_losses(answers, path):
     """Fig. 5: single samples in logit-scaled form on the left, users' average losses on the right."""
     figure, axes = figure_of(1, 2, (10, 4.2))
     groups = {name: (answers.signals["target"][signal], answers.signals["non_member"][signal])

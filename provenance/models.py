@@ -6,6 +6,7 @@ audit through a wrongly guessed network or preprocessing is worthless. Nothing i
 timm and onnxruntime are needed only by those who ask for them.
 """
 
+import argparse
 import difflib
 import hashlib
 import json
@@ -27,7 +28,7 @@ from networks import build_network, network_names
 from provenance.suspect import Answers, Preprocessing, Suspect
 from runs import UserError
 
-PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # timm writes last.pth.tar
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "params", "state_dict_ema")
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.")
 _MOST_CLASSES, _MOST_AT_ONCE = 100_000, 1024  # a damaged file must not fill the memory
@@ -248,7 +249,10 @@ def _read_tensors(path):
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error below says all that torch's warnings about odd files would
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # torchvision's and timm's trainers keep their flags beside the weights: a Namespace of plain values, which
+            # runs nothing. Whatever else a pickle names stays refused.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
         raise UserError(f"{path} is truncated or holds more than tensors, so it was refused and nothing in it was run "
                         f"({_line(error)}); save model.state_dict(), best as .safetensors") from None
