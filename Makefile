@@ -1,4 +1,4 @@
-# make demo | test | lint | clean: each sets up .venv first, when it is missing. Needs Python >= 3.10 and make.
+# make demo | test | lint | bench | clean: each sets up .venv first, when it is missing. Needs Python >= 3.10 and make.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -10,7 +10,7 @@ else
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/ready
 	$(RUN) train.py --dataset photos --out demo
@@ -21,6 +21,14 @@ test: $(VENV)/ready-dev
 
 lint: $(VENV)/ready-dev
 	$(RUN) -m ruff check .
+
+bench: $(VENV)/ready-dev
+	$(RUN) benchmarks/perlin.py --batch 256 --out results/bench-perlin.json
+	$(RUN) benchmarks/marking.py --out results/bench-marking.json
+	$(RUN) benchmarks/training.py --net_type smallnet --images 4096 --out results/bench-training-smallnet.json
+	$(RUN) benchmarks/training.py --images 512 --rounds 3 --out results/bench-training.json
+	$(RUN) benchmarks/audit.py --out results/bench-audit.json
+	$(RUN) benchmarks/tree.py --files 50000 --out results/bench-tree.json
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache .hypothesis

@@ -21,10 +21,7 @@ def main():
     flags.add_argument("--users", nargs="+", type=int, default=[2, 4, 8], help="numbers of users to time")
     flags.add_argument("--samples", type=int, default=25)
     flags.add_argument("--batch_size", type=int, default=64)
-    args = flags.parse_args()
-    device = utils.choose_device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args, device = common.start(flags)
     settings = utils.TrainingSettings(precision=utils.choose_precision("auto", device))
     query = utils.make_query(get_model(args.arch, weights=None), settings, device)
     images = torch.randint(0, 256, (args.samples, 3, 224, 224), dtype=torch.uint8)

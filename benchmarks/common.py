@@ -1,6 +1,6 @@
 """What the benchmarks share: alternating rounds, ratios with their spread, the JSON file.
 
-Public: parser, alternate, summary, write.
+Public: parser, start, seconds, alternate, summary, slope, peak_gb, write.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import experiment
 import runs
+import utils
 
 
 def parser(description, rounds=5):
@@ -26,6 +27,14 @@ def parser(description, rounds=5):
     flags.add_argument("--device", default="auto")
     flags.add_argument("--out", help="JSON file to write")
     return flags
+
+
+def start(flags):
+    """(arguments, device) of a benchmark's flags; the threads are set."""
+    args = flags.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args, utils.choose_device(args.device)
 
 
 def seconds(call, device=None):

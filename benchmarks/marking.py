@@ -59,10 +59,7 @@ def photo(args):
 def main():
     flags = common.parser(__doc__)
     flags.add_argument("--sizes", nargs="+", type=int, default=[32, 224, 1024, 4000])
-    args = flags.parse_args()
-    device = utils.choose_device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args, device = common.start(flags)
     one = photo(args)
     print(f"4000 x 3000 px on one core: ours at most {one['slowest_s']:.2f} s, reference {one['reference_s']:.1f} s, "
           f"ratio {one['ratio']:.0f}; peak memory of the process {one['peak_GB']:.2f} GB")

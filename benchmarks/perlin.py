@@ -10,7 +10,6 @@ import sys
 
 import common
 import numpy as np
-import torch
 
 import utils
 
@@ -36,9 +35,7 @@ def main():
     flags = common.parser(__doc__, rounds=9)
     flags.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     flags.add_argument("--batch", type=int, default=64, help="images that ours makes at once")
-    args = flags.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args, device = common.start(flags)
     key, users, numbers = utils.derive_key(1, "benchmark"), np.zeros(args.batch), np.arange(args.batch)
     period, octaves, freq_sine, offsets = utils.perlin_draws(key, users, numbers)
     rounds, same = [], []
@@ -56,7 +53,7 @@ def main():
           f"{found['median_ratio']:.0f} ({found['ratios'][0]:.0f} to {found['ratios'][1]:.0f}), equal pixels at least "
           f"{100 * min(same):.3f} %")
     common.write(args, {"what": "Perlin noise, ours for a batch", "size": args.size, "batch": args.batch, **found,
-                        "least_share_of_equal_pixels": min(same)}, torch.device("cpu"))
+                        "least_share_of_equal_pixels": min(same)}, device)
 
 
 if __name__ == "__main__":

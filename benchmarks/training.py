@@ -47,10 +47,7 @@ def main():
     flags.add_argument("--images", type=int, default=512, help="training images of an epoch")
     flags.add_argument("--batch_size", type=int, default=256)
     flags.add_argument("--classes", type=int, default=100)
-    args = flags.parse_args()
-    device = utils.choose_device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args, device = common.start(flags)
     images = torch.randint(0, 256, (args.images, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, args.classes, (args.images,))
     recipe = utils.TrainingSettings(batch_size=args.batch_size, lr=0.01,

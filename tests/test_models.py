@@ -568,3 +568,14 @@ def test_an_export_of_a_torch_module(smallnet, tmp_path):
     suspect = open_model(path, device="cpu", overrides=SAYS)
     np.testing.assert_allclose(suspect.ask(pixels).values, expected(smallnet, pixels), rtol=0, atol=1e-5)
     assert suspect.classes == 7
+
+
+def test_checkpoints_of_torchvisions_and_timms_trainers(tmp_path):
+    """They keep their flags as a Namespace beside the weights, timm in a .pth.tar. Wrong: refused, or unpickled freely."""
+    import argparse
+    model = build_network("smallnet", 3)
+    content = {"model": model.state_dict(), "args": argparse.Namespace(lr=0.1, workers=[1, 2]), "epoch": 3}
+    flags = {"size": (32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    for name in ("checkpoint.pth", "last.pth.tar"):
+        torch.save(content, tmp_path / name)
+        assert open_model(tmp_path / name, "smallnet", "cpu", overrides=flags).classes == 3
