@@ -244,13 +244,13 @@ def perlin_signs(key, users, indices, height, width, device="cpu"):
         for chunk in (group[start:start + at_once] for start in range(0, len(group), at_once)):
             x, y = (offset + pixels / period[chunk, None] for offset, pixels in
                     zip(offsets[chunk].T[:, :, None], (rows, columns), strict=True))
-            factors = [[_octave_factors(x[:, down], y[:, across], count, device,
-                                        (np.ptp(rows[down]) / least, np.ptp(columns[across]) / least))
-                        for across in _blocks(columns)] for down in _blocks(rows)]
+            # A generator for each block, so that only one block's matrices are there at a time.
+            blocks = [[_block_fields(x[:, down], y[:, across], count, device, in_cache,
+                                     (np.ptp(rows[down]) / least, np.ptp(columns[across]) / least))
+                       for across in _blocks(columns)] for down in _blocks(rows)]
             for start in range(0, len(chunk), in_cache):
                 part = slice(start, start + in_cache)
-                field = _joined([_joined([_product(left[part], right[part].transpose(1, 2)) for left, right in line], 2)
-                                 for line in factors], 1)
+                field = _joined([_joined([next(block) for block in line], 2) for line in blocks], 1)
                 low, high = _range(field)
                 wave = field.sub_(low).mul_(turns[chunk[part]] / (high - low).clamp_min(1e-12)).sin_()
                 low, high = _range(wave)
@@ -264,6 +264,16 @@ def _blocks(coordinates):
     """Slices of a side's pixels: matrices grow with its square, which a 1 x 66,000 panorama could not be given."""
     edges = np.linspace(0, len(coordinates), 1 + max(1, round(np.ptp(coordinates) / 2048))).round().astype(int)
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def _block_fields(x, y, octaves, device, at_once, spans):
+    """Fields of `at_once` images after the other; see `_octave_factors`."""
+    left, right = _octave_factors(x, y, octaves, device, spans)
+    for start in range(0, len(x), at_once):
+        field = _product(left[start:start + at_once], right[start:start + at_once].transpose(1, 2))
+        if start + at_once >= len(x):
+            del left, right  # they are larger than the field, and a generator waits with what it has
+        yield field
 
 
 def _joined(parts, dimension):

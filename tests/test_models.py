@@ -571,7 +571,7 @@ def test_an_export_of_a_torch_module(smallnet, tmp_path):
 
 
 def test_checkpoints_of_torchvisions_and_timms_trainers(tmp_path):
-    """They keep their flags as a Namespace beside the weights, timm in a .pth.tar. Wrong: refused, or unpickled freely."""
+    """They keep their flags as a Namespace beside the weights. Wrong: refused, or unpickled freely."""
     import argparse
     model = build_network("smallnet", 3)
     content = {"model": model.state_dict(), "args": argparse.Namespace(lr=0.1, workers=[1, 2]), "epoch": 3}
