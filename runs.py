@@ -48,7 +48,8 @@ def run_script(main):
     """
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
-        sys.exit(main())
+        if code := main():
+            sys.exit(code)
     except UserError as error:
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:

@@ -399,7 +399,7 @@ def kill_in(monkeypatch):
     run_epoch = utils._train_epoch
 
     def arm(epoch, batch=0):
-        def deadly(model, images, labels, recipe, optimizer, number):
+        def deadly(model, images, labels, recipe, optimizer, number, team):
             seen = [0]
 
             def count(*_):
@@ -408,7 +408,7 @@ def kill_in(monkeypatch):
                     raise Killed
             handle = model.register_forward_pre_hook(count) if number == epoch else None
             try:
-                return run_epoch(model, images, labels, recipe, optimizer, number)
+                return run_epoch(model, images, labels, recipe, optimizer, number, team)
             finally:
                 if handle:
                     handle.remove()
