@@ -146,13 +146,16 @@ def mark_images(images, key, users, indices, marking=Marking()):
         noise = _noise_pattern(key, users, indices, height, width, marking, images.device)
     if marking.img_blending_ratio < 1:
         outlier = outlier_features(key, users, height, width, marking.outlier_bank, images.device)
-        outlier = outlier.expand(-1, -1, height, -1)
+        outlier = outlier.expand(len(images), -1, height, -1)
     marked = torch.empty_like(images)
-    # Some rows at a time on the CPU: the floats of a whole 12-megapixel photo would leave the cache at every step.
-    step = max(1, 2**20 // (len(images) * width)) if images.device.type == "cpu" else height
-    for rows in (slice(start, start + step) for start in range(0, height, step)):
-        marked[:, :, rows] = _blend(images[:, :, rows], None if noise is None else noise[:, :, rows],
-                                    None if outlier is None else outlier[:, :, rows], marking)
+    # Some images, or some rows of one, at a time on the CPU: the floats of all would leave the cache at every step.
+    some = 2**17 if images.device.type == "cpu" else images.numel()
+    step, rows = max(1, some // (height * width)), max(1, some // width)
+    for start in range(0, len(images), step):
+        for top in range(0, height, rows):
+            part = slice(start, start + step), slice(None), slice(top, top + rows)
+            marked[part] = _blend(images[part], None if noise is None else noise[part],
+                                  None if outlier is None else outlier[part], marking)
     return marked
 
 

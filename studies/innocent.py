@@ -121,7 +121,7 @@ def audit(model, kind, number, photos, theirs):
 
 
 def main():
-    flags = common.parser(__doc__, audits=110, first=0, photos=20, strangers=1000)
+    flags = common.parser(__doc__, audits=160, first=[1000, 5000], photos=20, strangers=1000)
     flags.add_argument("--second_root", help="another data set, for example TinyImageNet at 32 px as class folders")
     args = flags.parse_args()
     data, device = common.load(args)
@@ -133,7 +133,7 @@ def main():
         theirs, _ = common.ask_strangers(model[3], model[1], strangers)
         for kind in USERS[:3 if len(model[2]) else 2]:
             found += [audit(model, kind, number, args.photos, theirs)
-                      for number in range(args.first, args.first + args.audits)]
+                      for first in args.first for number in range(first, first + args.audits)]
         print(f"{model[0]}: {len(found)} audits so far", flush=True)
     conclude(args, pd.DataFrame(found), device)
 
