@@ -160,6 +160,8 @@ def audit_user(args):
                                            order, answers, plan)
         write_verdict(folder, record, suspect, photos, audit, result, order, digests, answers, grid)
     report.show_verdict(result, folder)
+    if not record.evidence:
+        print("note: the key of this record comes from --seed, so the audit is an experiment and no evidence")
 
 
 def open_suspect(args):
