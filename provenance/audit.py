@@ -86,7 +86,7 @@ def _digests(images):
 
 
 def _ask_all(log, suspect, count, prepare, label):
-    """Ask for images prepare(place), place in range(count), in fixed batches; what the log has is not asked again."""
+    """Ask for the images prepare(places), uint8 (n, 3, h, w), in fixed batches; what the log has is not asked again."""
     size = suspect.batch_size
     batches = range(-(-count // size))
     bar = tqdm(total=count, desc=label, unit="query", disable=None, leave=False,
@@ -95,7 +95,7 @@ def _ask_all(log, suspect, count, prepare, label):
         for batch in batches:
             if batch in log.blocks:
                 continue
-            images = np.stack([prepare(place) for place in range(batch * size, min(count, (batch + 1) * size))])
+            images = prepare(np.arange(batch * size, min(count, (batch + 1) * size)))
             log.add(batch, _digests(images), suspect.ask(images))
             bar.update(len(images))
     return log.collect()
@@ -121,8 +121,9 @@ def ask_grid(record, photos, suspect, keys, audit_seed, folder, bank=None):
     order = query_order(record, len(photos) * len(all_keys), audit_seed)
     log = AnswerLog(folder, _log_settings(record, suspect, keys=keys, audit_seed=audit_seed))
 
-    def prepare(place):
-        return prepared_image(photos, all_keys, order[place], record.settings, bank, suspect.preprocessing)
+    def prepare(places):
+        return np.stack([prepared_image(photos, all_keys, query, record.settings, bank, suspect.preprocessing)
+                         for query in order[places]])
 
     return (order, *_ask_all(log, suspect, len(order), prepare, "asking the model"))
 
@@ -241,10 +242,15 @@ def ask_out_world(out_world, users, record, suspect, folder, bank=None):
     log = AnswerLog(folder, _log_settings(record, suspect, users=len(users), out_world=out_world.source,
                                           samples=hashlib.sha256(samples.tobytes()).hexdigest()))
 
-    def prepare(place):
-        image = torch.from_numpy(np.ascontiguousarray(out_world.images[samples[place]])).permute(2, 0, 1)[None]
-        marked = mark_images(image, users.key, owners[place:place + 1], numbers[place:place + 1], marking)
-        return suspect.preprocessing.fit(marked[0].permute(1, 2, 0).numpy())
+    def prepare(places):
+        images, ready = [out_world.images[sample] for sample in samples[places]], [None] * len(places)
+        for shape in {image.shape for image in images}:  # images of one size are marked together
+            same = [number for number, image in enumerate(images) if image.shape == shape]
+            batch = torch.from_numpy(np.stack([images[number] for number in same])).permute(0, 3, 1, 2)
+            who, which = owners[places[same]], numbers[places[same]]
+            for number, marked in zip(same, mark_images(batch, users.key, who, which, marking), strict=True):
+                ready[number] = suspect.preprocessing.fit(marked.permute(1, 2, 0).contiguous().numpy())
+        return np.stack(ready)
 
     return _ask_all(log, suspect, len(samples), prepare, "asking about strangers")[1]
 
