@@ -16,10 +16,9 @@ import torch
 
 import arguments
 import runs
-from dataset import load_outlier_bank
 from provenance import protect, sheet
 from provenance import record as records
-from utils import NOISE_TYPES, REFERENCE_SIZE
+from utils import NOISE_TYPES
 
 DEFAULTS = {"img_blending_ratio": 0.7, "noise_injection_type": "perlin", "noise_norm": 8.0,
             "ood_pattern": "color_stripes", "format": "png", "quality": 95}
@@ -81,10 +80,9 @@ def resolve_settings(args):
     stored = records.read_record(args.record).settings.model_dump() if args.record else {}
     values = {name: getattr(args, name) if getattr(args, name) is not None else stored.get(name, default)
               for name, default in DEFAULTS.items()}
-    bank = None
-    if values["ood_pattern"] != "color_stripes" and values["img_blending_ratio"] < 1:
-        bank = load_outlier_bank(values["ood_pattern"], REFERENCE_SIZE, REFERENCE_SIZE, args.data_root)
-    settings = records.MarkSettings(**values, outlier_bank_sha256=protect.bank_digest(bank))
+    settings = records.MarkSettings(**values)
+    bank = protect.load_bank(settings, args.data_root)
+    settings = settings.model_copy(update={"outlier_bank_sha256": protect.bank_digest(bank)})
     if settings.marking(bank).changes_nothing:
         raise runs.UserError("--img_blending_ratio 1 without noise leaves the photos as they are; lower it")
     return settings, bank

@@ -145,7 +145,7 @@ def audit_user(args):
         return
     name = "".join(letter if letter.isalnum() else "-" for letter in suspect.name).strip("-")
     strangers = user_audit.draw_out_world(out_world, record, count, label) if out_world else None
-    folder = Path(args.out or Path(args.record).resolve().parent / f"audit-{name}")
+    folder = Path(args.out or records.record_file(args.record).resolve().parent / f"audit-{name}")
     if (folder / "config.json").exists() or (folder / "record.json").exists():
         raise runs.UserError(f"--out {folder} has another run's or a record's files; choose another folder")
     audit = {"keys": plan.keys, "selections": plan.selections, "alpha": args.alpha, "audit_seed": args.audit_seed,

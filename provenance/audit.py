@@ -22,7 +22,7 @@ from provenance import record as records
 from provenance import verdict
 from provenance.evidence import AnswerLog
 from provenance.photos import UnreadablePhoto, find_photos, read_photo
-from provenance.protect import each, mark_photo
+from provenance.protect import each, mark_photo, shrunk
 from provenance.suspect import Answers
 from runs import UserError
 from utils import (
@@ -61,11 +61,8 @@ class Photos:
             image = Image.fromarray(read_photo(self._paths[number]))
         except UnreadablePhoto as problem:
             raise UserError(f"{self._paths[number]}: {problem}") from None
-        scale = self.side / min(image.size)
-        if scale < 1:
-            image = image.resize([max(1, round(length * scale)) for length in image.size],
-                                 Image.Resampling.LANCZOS, reducing_gap=3)
-        return np.array(image)  # a copy: torch wants to be allowed to write
+        # A copy: torch wants to be allowed to write.
+        return np.array(shrunk(image, self.side, Image.Resampling.LANCZOS))
 
 
 def query_order(record, count, audit_seed):

@@ -8,13 +8,13 @@ has published photos under a key that was lost can never prove anything with the
 import hashlib
 import itertools
 import os
-import shutil
 import threading
 import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -47,6 +47,18 @@ class Folder:
     skipped: list
     duplicates: list
     ignored: int
+
+    @cached_property
+    def _names(self):
+        return {photo["original_sha256"]: photo["original"] for photo in self.photos}
+
+    def content(self, photo):
+        """The bytes of a record's photo, under whatever name it has now. UserError when they changed meanwhile."""
+        path = self.path / self._names[photo.original_sha256]
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != photo.original_sha256:
+            raise UserError(f"{path} changed while it was being marked; run the command again")
+        return content
 
 
 def workers():
@@ -122,7 +134,7 @@ class Job:
 
     record: records.MarkRecord
     numbers: list
-    folder: Path
+    folder: Folder
     marked_folder: Path
     record_folder: Path
     note: str
@@ -148,8 +160,7 @@ def open_record(folder, settings, holdout, seed=None, record_file=None, overwrit
     """
     marked_folder, record_folder = places_of(folder.path)
     if record_file is not None:
-        path = Path(record_file)
-        path = path / "record.json" if path.is_dir() else path
+        path = records.record_file(record_file)
         return _further(folder, records.read_record(path), path.resolve().parent, settings, holdout, marked_folder)
     path = record_folder / "record.json"
     if path.exists() and not overwrite:
@@ -188,9 +199,9 @@ def _further(folder, record, record_folder, settings, holdout, marked_folder):
         if new or {photo.number for photo in record.photos if photo.batch == last} - set(old):
             raise UserError(f"{record_folder / 'record.json'} belongs to an interrupted run over other photos; restore "
                             "them and run it again, or give --overwrite for a new key")
-        return Job(record, old, folder.path, marked_folder, record_folder, "resumed")
+        return Job(record, old, folder, marked_folder, record_folder, "resumed")
     if not new:
-        return Job(record, old, folder.path, marked_folder, record_folder, "same key, same photos")
+        return Job(record, old, folder, marked_folder, record_folder, "same key, same photos")
     return _extended(folder, record, new, holdout, marked_folder, record_folder, "same key, further photos", old)
 
 
@@ -199,7 +210,7 @@ def _extended(folder, record, photos, holdout, marked_folder, record_folder, not
     first = len(record.photos)
     names = output_names(photos, SUFFIXES[record.settings.format], taken)
     record = records.add_batch(record, photos, holdout, folder.path.resolve(), marked_folder, names)
-    return Job(record, [*old, *range(first, len(record.photos))], folder.path, marked_folder, record_folder, note)
+    return Job(record, [*old, *range(first, len(record.photos))], folder, marked_folder, record_folder, note)
 
 
 def load_bank(settings, data_root=None):
@@ -232,17 +243,18 @@ def quality(original, published):
     squared = sum(float(np.square(before.astype(np.int32) - after).sum(dtype=np.int64))
                   for before, after in zip(original, published, strict=True))
     psnr = 10 * np.log10(255 ** 2 * original.size / squared) if squared else None
-    small = [np.asarray(_shrunk(Image.fromarray(photo), SSIM_SIDE)) for photo in (original, published)]
+    small = [np.asarray(shrunk(Image.fromarray(photo), SSIM_SIDE, Image.Resampling.BILINEAR))
+             for photo in (original, published)]
     ssim = float(structural_similarity(*small, channel_axis=2)) if min(small[0].shape[:2]) >= 7 else None
     return psnr, ssim
 
 
-def _shrunk(image, side):
+def shrunk(image, side, resample):
+    """A PIL image, scaled down until its shorter side is `side` pixels, where it is longer."""
     scale = side / min(image.size)
     if scale >= 1:
         return image
-    return image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.BILINEAR,
-                        reducing_gap=3)
+    return image.resize([max(1, round(length * scale)) for length in image.size], resample, reducing_gap=3)
 
 
 def protect(job, bank=None, overwrite=False, thumbnail=None):
@@ -258,20 +270,15 @@ def protect(job, bank=None, overwrite=False, thumbnail=None):
     if overwrite and job.note == "new key":
         _put_away(job)
     records.write_record(job.record_path, record)
-    paths = dict(zip([photo.number for photo in chosen],
-                     _paths(job.folder, chosen), strict=True))
     for photo in chosen:
         if not photo.published:
             with atomic_path(job.record_folder / "held_out" / photo.original) as temporary:
-                shutil.copyfile(paths[photo.number], temporary)
+                temporary.write_bytes(job.folder.content(photo))
     one_big_at_a_time = threading.Lock()
 
     def mark(photo):
         with one_big_at_a_time if photo.height * photo.width > BIG_PIXELS else nullcontext():
-            content = paths[photo.number].read_bytes()
-            if hashlib.sha256(content).hexdigest() != photo.original_sha256:
-                raise UserError(f"{paths[photo.number]} changed while it was being marked; run the command again")
-            original = read_photo(content)
+            original = read_photo(job.folder.content(photo))
             published = mark_photo(original, bytes.fromhex(record.key), photo.number, marking)
             data = encode_photo(published, record.settings.format, record.settings.quality)
             write_photo(job.marked_folder / photo.marked, data)
@@ -286,18 +293,6 @@ def protect(job, bank=None, overwrite=False, thumbnail=None):
         record = records.finish_batch(record, {row["number"]: row["sha256"] for row in rows})
         records.write_record(job.record_path, record)
     return record, rows
-
-
-def _paths(folder, photos):
-    """The originals of a call by their content: names in the record are those of the first marking."""
-    by_name = {name: folder / name for name in find_photos(folder)[0]}
-    missing = [photo for photo in photos if photo.original not in by_name
-               or records.file_digest(by_name[photo.original]) != photo.original_sha256]
-    by_digest = {records.file_digest(path): path for path in by_name.values()} if missing else {}
-    for photo in missing:
-        if photo.original_sha256 not in by_digest:
-            raise UserError(f"{folder / photo.original} changed while it was being marked; run the command again")
-    return [by_digest[photo.original_sha256] if photo in missing else by_name[photo.original] for photo in photos]
 
 
 def _refuse_foreign_outputs(job, photos, overwrite):

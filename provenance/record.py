@@ -5,7 +5,7 @@ photos were published: it stays private. What may be posted is the commitment, a
 in which the secret part is represented by its own SHA-256 (the 256-bit key inside keeps that from being guessed).
 
 Public: MarkRecord and its parts, new_record, add_batch, finish_batch, commitment_of, public_part, check_commitments,
-read_record, write_record, draw_selections, audit_keys, locate_originals, file_digest, software_versions.
+record_file, read_record, write_record, draw_selections, audit_keys, locate_originals, file_digest, software_versions.
 """
 
 import hashlib
@@ -196,11 +196,15 @@ def check_commitments(record, where):
                             "restore the record as data_marking.py wrote it")
 
 
+def record_file(path):
+    """The record.json that a path names, be it the file or its folder."""
+    path = Path(path)
+    return path / "record.json" if path.is_dir() else path
+
+
 def read_record(path):
     """Read and check a record. Raises UserError for a missing, damaged, foreign or inconsistent one."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "record.json"
+    path = record_file(path)
     if not path.is_file():
         raise UserError(f"record {path} does not exist; data_marking.py writes it as record.json into the folder "
                         "NAME_record beside the photos")
@@ -261,9 +265,7 @@ def draw_selections(selection_key, batches, count, audit_seed=""):
     for draw in range(count + 1):
         first, parts = 0, []
         for photos, published in sizes:
-            parts.append(np.ones(photos, dtype=bool) if photos == published else
-                         _draw(own, 0, first, photos, published) if draw == 0 else
-                         _draw(fresh, draw, first, photos, published))
+            parts.append(_draw(fresh if draw else own, draw, first, photos, published))
             first += photos
         rows.append(np.concatenate(parts))
     return np.stack(rows)
@@ -294,7 +296,7 @@ def locate_originals(record, folders, record_path):
     folders: where to look; without any, the folders that the record names. The held-out photos beside the record
     count too. Raises UserError naming what is missing.
     """
-    beside = Path(record_path).resolve().parent / "held_out"
+    beside = record_file(record_path).resolve().parent / "held_out"
     places = [Path(folder) for folder in folders] or [Path(batch.data_folder) for batch in record.batches]
     missing_folders = [place for place in places if not place.is_dir()]
     if folders and missing_folders:

@@ -526,6 +526,16 @@ def mark_verify(mark, photos, *flags):
     return mark(photos, "--verify", record_of(photos), *flags)
 
 
+def test_the_record_may_be_named_by_its_folder(photos, mark):
+    """The held-out copies lie beside record.json. Wrong: looked for beside the folder, when that is what was given."""
+    assert mark(photos, "--holdout", "0.5").code == 0
+    for copy in (record_of(photos).parent / "held_out").rglob("*.*"):
+        (photos / copy.relative_to(record_of(photos).parent / "held_out")).unlink()
+    for name in (record_of(photos), record_of(photos).parent):
+        done = mark(photos, "--verify", name)
+        assert done.code == 0, done.err
+
+
 # --- interruption ---
 
 KILLED = """
