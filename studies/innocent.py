@@ -76,11 +76,11 @@ def losses_of(query, data, rows):
 
 def draw_photos(kind, model, photos, draws):
     """Rows of one innocent user's photos, all of one class."""
-    _, data, rows, query = model
+    name, data, rows, query = model
     labels = data.labels.numpy()
     pool = rows if kind == "trained on unmarked" else np.setdiff1d(np.arange(len(labels)), rows)
     if kind == "easy photos":
-        pool = _easiest(query, data, pool)
+        pool = _easiest(name, query, data, pool)
     enough = [label for label in np.unique(labels[pool]) if (labels[pool] == label).sum() >= photos]
     label = draws.choice(enough)
     return draws.choice(pool[labels[pool] == label], photos, replace=False)
@@ -89,14 +89,14 @@ def draw_photos(kind, model, photos, draws):
 _easy = {}
 
 
-def _easiest(query, data, pool):
+def _easiest(name, query, data, pool):
     """The tenth of each class with the lowest loss (at least 40), of at most 20,000 photos."""
-    if id(query) not in _easy:
+    if name not in _easy:
         pool = pool[np.linspace(0, len(pool) - 1, min(len(pool), 20000)).astype(int)]
         labels, loss = data.labels.numpy()[pool], losses_of(query, data, pool)
-        _easy[id(query)] = np.concatenate([part[np.argsort(loss[labels == label])[:max(40, len(part) // 10)]]
-                                           for label in np.unique(labels) for part in [pool[labels == label]]])
-    return _easy[id(query)]
+        ranked = [(pool[labels == label], np.argsort(loss[labels == label])) for label in np.unique(labels)]
+        _easy[name] = np.concatenate([part[order[:max(40, len(part) // 10)]] for part, order in ranked])
+    return _easy[name]
 
 
 def audit(model, kind, number, photos, theirs):
