@@ -112,7 +112,7 @@ def find_validation(folder):
 
 
 def open_suspect(args):
-    """The checkpoint as a `Suspect`. Stock scripts put their flags, an argparse.Namespace, beside the weights."""
+    """The checkpoint as a `Suspect`; --arch never means a network of networks/, which has a googlenet of its own."""
     import torchvision
     arch = args.arch
     if arch is not None and ":" not in arch and not os.path.isdir(args.resume_path):

@@ -9,7 +9,6 @@ small images, crop with padding and flip, in place of RandomResizedCrop; imagene
 checkpoint. Every stage is skipped when its output is there.
 """
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,6 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from safetensors.torch import save_file
 from torchvision import transforms
 
 import report
@@ -90,16 +88,6 @@ def call(script, *arguments):
         raise runs.UserError(f"{script} ended with exit code {done.returncode}")
 
 
-def weights_of(checkpoint):
-    """The checkpoint's weights alone, as eval.py reads them: the path of a .safetensors file beside it."""
-    path = checkpoint.with_suffix(".safetensors")
-    if not path.exists():
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            weights = torch.load(checkpoint, weights_only=True)["model"]
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
-    return path
-
-
 def exact_verdicts(tree, checkpoint, manifest, args):
     """eval.py's exact p for the first users, by their records and originals: a list of dicts."""
     size = ["--input_size", args.side, "--resize", args.side]
@@ -109,7 +97,7 @@ def exact_verdicts(tree, checkpoint, manifest, args):
         entry, folder = manifest["users"][name], Path(args.work) / "exact" / name
         if not (folder / "result.json").exists():
             call("eval.py", "--record", tree / "records" / name / "record.json", "--originals",
-                 Path(args.work) / "source" / "train" / entry["class"], "--checkpoint", weights_of(checkpoint),
+                 Path(args.work) / "source" / "train" / entry["class"], "--checkpoint", checkpoint,
                  "--net_type", "torchvision:resnet18", *size, "--label",
                  manifest["class_names"].index(entry["class"]), "--keys", args.keys, "--out", folder, "--device", "cpu")
         result = runs.read_json(folder / "result.json")

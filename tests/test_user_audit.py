@@ -436,16 +436,22 @@ def test_non_members_of_the_models_own_data_set(audit, world, tmp_path):
 
 # --- over HTTP ---
 
-@pytest.mark.parametrize("binary", [False, True])
-def test_a_server_gives_the_local_verdict_bit_for_bit(audit, world, verdict_folder, tmp_path, monkeypatch, binary):
-    """Faults in between: no query is lost, none is answered twice, and p and T have the same bits as from the file."""
+@pytest.fixture
+def serving(world, monkeypatch):
+    """(make_app, running, the local model) for tests with a server; the client does not sleep between its tries."""
     pytest.importorskip("fastapi", reason="the test server needs fastapi (requirements-dev.txt)")
     pytest.importorskip("uvicorn", reason="the test server needs uvicorn (requirements-dev.txt)")
     pytest.importorskip("requests")
     from inference_server import make_app, running
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(protocol, "open_server", functools.partial(protocol.open_server, sleep=lambda _: None))
-    local = models.open_model(world.run, device="cpu")
+    return make_app, running, models.open_model(world.run, device="cpu")
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_server_gives_the_local_verdict_bit_for_bit(audit, serving, verdict_folder, tmp_path, binary):
+    """Faults in between: no query is lost, none is answered twice, and p and T have the same bits as from the file."""
+    make_app, running, local = serving
     faults = [500, None, "drop", "shape", 429, None, "truncated", "timeout", None, "nan", 503, "rows", None]
     app = make_app(lambda images: local.ask(images).values, input_shape=[-1, 3, 32, 32], datatype="UINT8",
                    faults=faults, binary=binary, stall=0.8, retry_after="0")
@@ -465,15 +471,9 @@ def test_a_server_gives_the_local_verdict_bit_for_bit(audit, world, verdict_fold
     assert len(log) == len(faults) + 1 and sum(entry["answered"] for entry in log) == 5
 
 
-def test_a_server_that_dies_in_between(audit, world, verdict_folder, tmp_path, monkeypatch):
+def test_a_server_that_dies_in_between(audit, serving, verdict_folder, tmp_path):
     """What was answered before stays, and the rest is asked when the server is back."""
-    pytest.importorskip("fastapi", reason="the test server needs fastapi (requirements-dev.txt)")
-    pytest.importorskip("uvicorn", reason="the test server needs uvicorn (requirements-dev.txt)")
-    pytest.importorskip("requests")
-    from inference_server import make_app, running
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(protocol, "open_server", functools.partial(protocol.open_server, sleep=lambda _: None))
-    local = models.open_model(world.run, device="cpu")
+    make_app, running, local = serving
     app = make_app(lambda images: local.ask(images).values, input_shape=[-1, 3, 32, 32], datatype="UINT8",
                    faults=[None, None, 500, 500])
     with running(app) as server:
