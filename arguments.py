@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from countermeasures import countermeasure_names
+from countermeasures import parse as parse_countermeasure
 from dataset import dataset_names
 from networks import network_names
 from runs import RunPaths, UserError
@@ -20,10 +22,10 @@ from utils import NOISE_TYPES, choose_precision
 # Settings that decide the weights of the model; a checkpoint made with others is not the same run.
 TRAINING_FLAGS = ("dataset", "image_size", "train_size", "val_portion", "net_type", "lr", "epoch", "batch_size",
                   "momentum", "weight_decay", "seed", "clean_train", "marked_samples_per_user", "img_blending_ratio",
-                  "ood_pattern", "noise_injection_type", "noise_norm")
+                  "ood_pattern", "noise_injection_type", "noise_norm", "used_share", "countermeasure")
 USER_FLAGS = ("target_user_cls", "num_of_multiTarget_diffCls", "num_of_multiTarget_sameCls")
 # Settings of the audit, free to change on a trained model.
-AUDIT_FLAGS = ("num_of_non_member_user", "instance_mi", "scaled_loss", "fpr", "verdict_fpr")
+AUDIT_FLAGS = ("num_of_non_member_user", "instance_mi", "scaled_loss", "fpr", "verdict_fpr", "exact_keys")
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,9 +75,16 @@ def make_parser(description):
     training.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     training.add_argument("--precision", default="auto", choices=("auto", "bfloat16", "float32"))
 
+    training.add_argument("--countermeasure", help="what the model's owner does against the audit: NAME or "
+                          f"NAME:SETTING=VALUE,...; one of {', '.join(countermeasure_names())}")
+    training.add_argument("--base_model", help="the same run without the countermeasure (folder, checkpoint or "
+                          "--save_tag), whose model is taken over if the countermeasure changes only a finished model")
+
     marking = parser.add_argument_group("data marking")
     marking.add_argument("--marked_samples_per_user", type=number(float, above=0),
                          help="samples of each target user: a number >= 1, or a share of train_size below 1")
+    marking.add_argument("--used_share", type=number(float, above=0, high=1),
+                         help="share of each user's marked samples that is trained on (default 1; Table 5)")
     marking.add_argument("--img_blending_ratio", type=number(float, 0, 1), help="Eq. 1's m (default 0.7; 1: no blend)")
     marking.add_argument("--ood_pattern", help="outlier features: color_stripes (default), tinyimagenet, celeba, PATH")
     marking.add_argument("--noise_injection_type", choices=NOISE_TYPES, help="default perlin")
@@ -94,6 +103,9 @@ def make_parser(description):
     audit.add_argument("--fpr", nargs="+", type=number(float, 0, 1), help="TPR is given at each (default 1e-3 1e-4 0)")
     audit.add_argument("--verdict_fpr", type=number(float, 0, 0.5), help="algorithm 1's FPR (default 1e-3)")
 
+    audit.add_argument("--exact_keys", type=number(int, 0), help="fresh keys of the exact test: p of every target and "
+                       "control user as if half of their photos had been held out (default 19; 0: no test)")
+
     files = parser.add_argument_group("files")
     files.add_argument("--save_tag", default="tmp", help="name of the run")
     files.add_argument("--ckpt_folder", default="./checkpoint", help="where models go")
@@ -107,11 +119,13 @@ def run_paths(args, dataset, net_type):
     return RunPaths.of_folder(args.out) if args.out else tagged_paths(args, dataset, net_type)
 
 
-def tagged_paths(args, dataset, net_type):
-    """Files in --res_folder and --ckpt_folder. A tag that would leave these folders is a UserError."""
-    if "/" in args.save_tag or "\\" in args.save_tag or args.save_tag in ("", ".", ".."):
-        raise UserError(f"--save_tag {args.save_tag!r} can't be a file name; use letters, digits, '-' and '_'")
-    return RunPaths.of_tag(args.res_folder, args.ckpt_folder, f"{dataset}-{net_type}-{args.save_tag}")
+def tagged_paths(args, dataset, net_type, tag=None):
+    """Files in --res_folder and --ckpt_folder, of --save_tag or another one. A tag that would leave these folders is a
+    UserError."""
+    tag = args.save_tag if tag is None else tag
+    if "/" in tag or "\\" in tag or tag in ("", ".", ".."):
+        raise UserError(f"--save_tag {tag!r} can't be a file name; use letters, digits, '-' and '_'")
+    return RunPaths.of_tag(args.res_folder, args.ckpt_folder, f"{dataset}-{net_type}-{tag}")
 
 
 def with_stored(args, stored):
@@ -127,13 +141,16 @@ def resolve_settings(args, data, device):
     recipe = data.recipe
     defaults = {"dataset": data.name, "image_size": data.images.image_shape[-1], "seed": 1, "clean_train": 0,
                 "img_blending_ratio": 0.7, "ood_pattern": "color_stripes", "noise_injection_type": "perlin",
-                "noise_norm": 8.0, "instance_mi": 0, "scaled_loss": 0, "fpr": [1e-3, 1e-4, 0.0], "verdict_fpr": 1e-3}
+                "noise_norm": 8.0, "used_share": 1.0, "countermeasure": None, "instance_mi": 0, "scaled_loss": 0,
+                "fpr": [1e-3, 1e-4, 0.0], "verdict_fpr": 1e-3, "exact_keys": 19}
 
     def value_of(flag):
         given = getattr(args, flag)
         return given if given is not None else defaults[flag] if flag in defaults else getattr(recipe, flag)
 
     training = {flag: value_of(flag) for flag in TRAINING_FLAGS}
+    if training["countermeasure"] is not None:
+        training["countermeasure"] = str(parse_countermeasure(training["countermeasure"]))
     if args.num_classes not in (None, len(data.class_names)):
         raise UserError(f"--num_classes {args.num_classes} does not fit {data.name}, which has "
                         f"{len(data.class_names)} classes; leave the flag out")

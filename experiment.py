@@ -4,10 +4,13 @@ Each stage takes what the one before left, and writes its own file into the run 
 settings it depends on inside.
 """
 
+import copy
+import glob
+import hashlib
 import json
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +19,38 @@ from tqdm import tqdm
 
 import runs
 import utils
+from countermeasures import Countermeasure, parse
 from dataset import load_outlier_bank
 from dataset.base import ImageData, Splits, make_splits
 from distributed import ALONE
 from networks import build_network
+from provenance import verdict
 from runs import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GROUPS = ("target", "control", "non_member")
+# What `train_on` trains with, unless told: the paper's recipe with the batch of the small data sets.
+# Selections of the exact test: with 19 keys p can be as low as 1 / 20,000.
+EXACT_SELECTIONS = 999
+PLAIN_RECIPE = {"epoch": 100, "lr": 0.1, "batch_size": 128, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that the settings decide before training: who is who, and how the target users mark their images."""
+    """Everything that the settings decide before training: who is who, and how the target users mark their images.
+
+    used: how many of each target user's samples, the first ones, the model is trained on. clean: rows of unmarked
+    images that a countermeasure needs and nobody else has. countermeasure: what the model's owner does, or None.
+    """
 
     settings: dict
     data: ImageData
     splits: Splits
     groups: dict
     marking: utils.Marking
+    used: int
+    clean: torch.Tensor
+    countermeasure: Countermeasure | None
 
     @property
     def users(self):
@@ -50,9 +66,14 @@ def prepare(settings, audit_settings, data, data_root=None):
     that data which can't be audited are refused before a model is trained.
     """
     seed, size = settings["seed"], settings["marked_samples_per_user"]
+    defence = parse(settings["countermeasure"]) if settings.get("countermeasure") else None
     splits = make_splits(data.labels, data.is_test, settings["train_size"], settings["val_portion"], seed)
+    splits, clean = _set_aside(splits, data, defence.clean_share if defence else 0, seed)
     classes = _user_classes(settings, data.labels[splits.train].numpy())
-    targets = utils.draw_target_users(data.labels, splits.train, classes, size, utils.derive_key(seed, "target users"))
+    used = max(1, round(settings.get("used_share", 1.0) * size))
+    targets = utils.draw_target_users(data.labels, splits.train, classes, used, utils.derive_key(seed, "target users"))
+    if used < size:
+        targets = _with_unused(targets, data.labels, splits.non_member, size - used)
     groups = {
         "target": targets,
         "control": utils.draw_non_member_users(data.labels, splits.non_member, len(targets), size,
@@ -61,7 +82,25 @@ def prepare(settings, audit_settings, data, data_root=None):
                                                   audit_settings["num_of_non_member_user"], size,
                                                   utils.derive_key(seed, "non-member users")),
     }
-    return Experiment(settings, data, splits, groups, _marking(settings, data, data_root))
+    return Experiment(settings, data, splits, groups, _marking(settings, data, data_root), used, clean, defence)
+
+
+def _set_aside(splits, data, share, seed):
+    """(splits without them, rows of clean images as many as `share` of the training images). No test images."""
+    count = round(share * len(splits.train))
+    pool = splits.non_member[~data.is_test[splits.non_member]].numpy()
+    if count > len(pool):
+        raise UserError(f"the countermeasure needs {count} clean images, and only {len(pool)} are neither used for "
+                        "training nor for testing; lower its share or --train_size")
+    rows = torch.from_numpy(utils.key_generator(seed, "clean images").permutation(pool)[:count])
+    left, test = (part[~torch.isin(part, rows)] for part in (splits.non_member, splits.test))
+    return replace(splits, non_member=left, test=test), rows
+
+
+def _with_unused(users, labels, pool, count):
+    """Users with `count` samples more, which they marked as well, but which the model's owner did not use (Table 5)."""
+    unused = utils.draw_target_users(labels, pool, users.classes, count, utils.derive_key(users.key, "unused"))
+    return utils.Users(np.concatenate([users.samples, unused.samples], axis=1), users.classes, users.key)
 
 
 def _marking(settings, data, data_root):
@@ -124,14 +163,16 @@ def build_model(experiment, pretrained_weights=None):
     """The network with its initial weights, which follow from the seed (or from a file of ImageNet weights)."""
     settings, data = experiment.settings, experiment.data
     with utils.seeded(settings["seed"], "initial weights"):
-        return build_network(settings["net_type"], len(data.class_names), settings["image_size"], pretrained_weights)
+        model = build_network(settings["net_type"], len(data.class_names), settings["image_size"], pretrained_weights)
+        return experiment.countermeasure.prepare(model) if experiment.countermeasure else model
 
 
-def train(experiment, model, paths, device, team=ALONE):
+def train(experiment, model, paths, device, team=ALONE, base_model=None):
     """Train on the published marks, or take up the finished model, whose settings the caller has checked.
 
-    Returns (query function, record of the training: history, seconds, normalisation). Writes model.safetensors, as the
-    team's leader; the other processes of torchrun only compute, and get (None, None).
+    base_model: the checkpoint of the same run without its countermeasure, whose weights are taken over. Returns (query
+    function, record of the training: history, seconds, normalisation). Writes model.safetensors, as the team's leader;
+    the other processes of torchrun only compute, and get (None, None).
     """
     settings = experiment.settings
     if team.leader and paths.model.exists():
@@ -142,26 +183,118 @@ def train(experiment, model, paths, device, team=ALONE):
         return load_trained(paths.model, device)
     started = time.monotonic()
     marked = publish_marks(experiment, paths) if team.leader else marked_images(experiment)
-    data, splits = experiment.data, experiment.splits
+    job = _training_job(experiment, marked, model, paths, device, team, base_model)
+    defence = experiment.countermeasure or Countermeasure()
+    job.recipe = defence.recipe(job.recipe)
+    history = defence.train(job)
+    defence.after(job)
+    if not team.leader:
+        return None, None
+    plain = utils.make_query(job.model, job.recipe, device)
+    record = {"settings": settings, "mean": job.recipe.mean, "std": job.recipe.std, "history": history,
+              "classes": job.classes, "class_names": list(experiment.data.class_names),
+              "train_accuracy": utils.accuracy(plain, job.images, job.labels, 2 * _batch(experiment.data)),
+              "train_seconds": time.monotonic() - started, "hardware": hardware_name(device),
+              "processes": team.size, "countermeasure": defence.report(job)}
+    runs.save_model(paths.model, job.model.state_dict(), record)
+    job.clean_up()
+    return load_trained(paths.model, device) if experiment.countermeasure else (plain, record)
+
+
+def _training_job(experiment, marked, model, paths, device, team, base_model):
+    data, splits, users = experiment.data, experiment.splits, experiment.users
     images, labels = _read(data.images, splits.train), data.labels[splits.train]
-    places = np.searchsorted(splits.train.numpy(), experiment.users.samples.ravel())
-    images[torch.from_numpy(places)] = marked.flatten(0, 1)
+    places = np.searchsorted(splits.train.numpy(), users.samples[:, :experiment.used].ravel())
+    images[torch.from_numpy(places)] = marked[:, :experiment.used].flatten(0, 1)
     validation = (_read(data.images, splits.val), data.labels[splits.val]) if len(splits.val) else None
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.recipe.normalization == "imagenet" \
         else utils.channel_statistics(images)
-    recipe = training_settings(settings, mean, std)
-    history = utils.train_model(model, images, labels, recipe, device, paths.progress, settings, validation, team)
-    if not team.leader:
-        return None, None
-    query = utils.make_query(model, recipe, device)
-    record = {"settings": settings, "mean": mean, "std": std, "history": history, "classes": len(data.class_names),
-              "class_names": list(data.class_names),
-              "train_accuracy": utils.accuracy(query, images, labels, 2 * _batch(data)),
-              "train_seconds": time.monotonic() - started, "hardware": hardware_name(device),
-              "processes": team.size}
-    runs.save_model(paths.model, model.state_dict(), record)
-    paths.progress.unlink(missing_ok=True)
-    return query, record
+    return TrainingJob(experiment, model, images, labels, validation, training_settings(experiment.settings, mean, std),
+                       paths, device, team, base_model)
+
+
+@dataclass
+class TrainingJob:
+    """The training of one run, as a countermeasure sees it: `model` on `images` (uint8) and `labels` with `recipe`."""
+
+    experiment: Experiment
+    model: torch.nn.Module
+    images: torch.Tensor
+    labels: torch.Tensor
+    validation: tuple | None
+    recipe: utils.TrainingSettings
+    paths: runs.RunPaths
+    device: torch.device
+    team: object
+    base_model: Path | None
+
+    @property
+    def seed(self):
+        return self.experiment.settings["seed"]
+
+    @property
+    def classes(self):
+        return len(self.experiment.data.class_names)
+
+    def new_model(self):
+        """Another network with the initial weights of `model`, before that is trained."""
+        return copy.deepcopy(self.model)
+
+    def clean(self):
+        """The clean images that the countermeasure asked for: uint8 (n, 3, H, W) and labels."""
+        rows = self.experiment.clean
+        return self.experiment.data.images[rows], self.experiment.data.labels[rows]
+
+    def answers(self, model, images):
+        """A model's float32 logits for images, on the CPU."""
+        query = utils.make_query(model, self.recipe, self.device)
+        return torch.cat([query(part).cpu() for part in images.split(_batch(self.experiment.data))])
+
+    def fit(self, model, images=None, labels=None, phase=None, hooks=utils.PLAIN_TRAINING, validation="the run's",
+            **changes):
+        """Train `model` in place (see `utils.train_model`); returns the history. By default, all is the run's own.
+
+        phase: a name for a training beside the main one; its finished weights are kept until the run is done, so that
+        an interrupted run goes on with the next phase. changes: other settings of the recipe.
+        """
+        if phase is None and self.base_model:
+            return self._take_over(model)
+        settings = {**self.experiment.settings, "phase": phase} if phase else self.experiment.settings
+        done = self._phase_file(phase)
+        if phase and done.exists():
+            tensors, stored = runs.load_model(done)
+            runs.check_same_settings(stored["settings"], settings, done)
+            model.load_state_dict(tensors)
+            return stored["history"]
+        history = utils.train_model(
+            model, self.images if images is None else images, self.labels if labels is None else labels,
+            replace(self.recipe, **changes), self.device, self._phase_file(phase and f"{phase}.progress"), settings,
+            self.validation if validation == "the run's" else validation, self.team, hooks)
+        if phase:
+            runs.save_model(done, model.state_dict(), {"settings": settings, "history": history})
+            self._phase_file(f"{phase}.progress").unlink(missing_ok=True)
+        return history
+
+    def _phase_file(self, phase):
+        model = self.paths.model
+        return model.with_name(f"{model.stem}.phase-{phase}.safetensors") if phase else self.paths.progress
+
+    def _take_over(self, model):
+        tensors, record = runs.load_model(self.base_model)
+        ours = {**self.experiment.settings, "countermeasure": None}
+        runs.check_same_settings(record.get("settings"), ours, self.base_model,
+                                 hint="--base_model must be the same run without a countermeasure")
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise UserError(f"--base_model {self.base_model} does not fit ({str(error).splitlines()[0]})") from None
+        return record["history"]
+
+    def clean_up(self):
+        """Remove the files that only an unfinished run needs."""
+        self.paths.progress.unlink(missing_ok=True)
+        for file in self.paths.model.parent.glob(f"{glob.escape(self.paths.model.stem)}.phase-*.safetensors"):
+            file.unlink()
 
 
 def _read(store, rows):
@@ -187,23 +320,51 @@ def load_trained(path, device, precision=None):
     tensors, record = runs.load_model(path)
     try:
         settings, classes = record["settings"], record["classes"]
-        model = build_network(settings["net_type"], classes, settings["image_size"], "random")
+        defence = parse(settings["countermeasure"]) if settings.get("countermeasure") else Countermeasure()
+        model = defence.prepare(build_network(settings["net_type"], classes, settings["image_size"], "random"))
         model.load_state_dict(tensors)
-        chosen = {**settings, "precision": precision or settings["precision"]}
-        recipe = training_settings(chosen, record["mean"], record["std"])
+        recipe = defence.recipe(training_settings(settings, record["mean"], record["std"]))
+        recipe = replace(recipe, precision=precision or recipe.precision)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} does not hold the network it names ({str(error).splitlines()[0]}); "
                         "get an undamaged copy, or train the model again") from None
-    return utils.make_query(model, recipe, device), record
+    return defence.answer(utils.make_query(model, recipe, device), settings.get("seed", 0)), record
+
+
+def train_on(path, images, labels, classes, seed, device, net_type="smallnet", **recipe):
+    """Train a network on exactly these images, or take it from `path`; returns (query, record of the training)."""
+    settings = {**PLAIN_RECIPE, **recipe, "net_type": net_type, "image_size": images.shape[-1], "seed": seed,
+                "precision": utils.choose_precision("auto", device), "classes": classes,
+                "images": hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]}
+    path = Path(path)
+    if not path.exists():
+        mean, std = utils.channel_statistics(images)
+        with utils.seeded(seed, "initial weights"):
+            model = build_network(net_type, classes, settings["image_size"])
+        chosen = training_settings(settings, mean, std)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        history = utils.train_model(model, images, labels, chosen, device, path.with_suffix(".progress"), settings)
+        query = utils.make_query(model, chosen, device)
+        runs.save_model(path, model.state_dict(), {
+            "settings": settings, "mean": mean, "std": std, "history": history, "classes": classes,
+            "train_accuracy": utils.accuracy(query, images, labels)})
+        path.with_suffix(".progress").unlink(missing_ok=True)
+    query, stored = load_trained(path, device)
+    runs.check_same_settings(stored["settings"], settings, path)
+    return query, stored
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What the model answered: for each of GROUPS the users and their signals, {signal: float64 (users, K)}."""
+    """What the model answered: for each of GROUPS the users and their signals, {signal: float64 (users, K)}.
+
+    exact: for targets and control users the losses of the exact test, float64 (users, K + held out, L + 1).
+    """
 
     settings: dict
     users: dict
     signals: dict
+    exact: dict
     seconds: float
 
     def losses(self, group):
@@ -225,12 +386,51 @@ def audit(experiment, query, settings, paths, device):
     signals = {name: utils.score_users(query, data.images, group, experiment.marking,
                                        torch.device("cpu") if name == "target" else device, _batch(data), name)
                for name, group in users.items()}
-    result = Audit(settings, users, signals, time.monotonic() - started)
+    exact = {name: exact_losses(experiment, query, name, settings["exact_keys"], device)
+             for name in ("target", "control")} if settings["exact_keys"] else {}
+    result = Audit(settings, users, signals, exact, time.monotonic() - started)
     runs.write_arrays(paths.losses, settings=np.array(json.dumps({"training": experiment.settings, "audit": settings})),
                       **{f"{name}_{signal}": values for name in GROUPS for signal, values in signals[name].items()},
+                      **{f"{name}_exact": values.astype(np.float32) for name, values in exact.items()},
                       **{f"{name}_{what}": getattr(users[name], what) for name in GROUPS
                          for what in ("classes", "samples")})
     return result
+
+
+def exact_losses(experiment, query, group, keys, device):
+    """What the exact test needs to know of a group's users: float64 (users, K + held out, keys + 1) cross-entropies.
+
+    Beside the K samples that a user marked and published stand as many of the same class that the model has not seen,
+    as if the user had held out a random half of 2K; both are marked with the user's own key (column 0) and fresh ones.
+    Unmarked users have no key, and the selection is all that is tested.
+    """
+    users, labels = experiment.groups[group], experiment.data.labels.numpy()
+    pool = experiment.splits.non_member.numpy()
+    pool = pool[~experiment.data.is_test.numpy()[pool]] if group == "target" else pool
+    draws, held_out = utils.key_generator(users.key, "held out"), []
+    for own, label in zip(users.samples, users.classes, strict=True):
+        others = np.setdiff1d(pool[labels[pool] == label], own)
+        held_out.append(draws.permutation(others)[:users.samples.shape[1]])
+    fewest = min(map(len, held_out))
+    samples = np.concatenate([users.samples, np.stack([rows[:fewest] for rows in held_out])], axis=1)
+    columns = []
+    for number in range(1 + (0 if experiment.marking.changes_nothing else keys)):
+        key = utils.derive_key(users.key, "fresh key", number) if number else users.key
+        asked = utils.Users(samples, users.classes, key)
+        columns.append(utils.score_users(query, experiment.data.images, asked, experiment.marking, device,
+                                         _batch(experiment.data), f"{group}, key {number}")["cross_entropy"])
+    return np.stack(columns, axis=2)
+
+
+def exact_p_values(losses, published, key):
+    """p of each user of `exact_losses`, whose first `published` samples are the published ones: float64 (users,)."""
+    samples = losses.shape[1]
+    selections = np.zeros((1 if samples == published else 1 + EXACT_SELECTIONS, samples), dtype=bool)
+    selections[0, :published] = True
+    draws = utils.key_generator(key, "selections")
+    for row in selections[1:]:
+        row[draws.permutation(samples)[:published]] = True
+    return np.array([verdict.p_value(selections @ verdict.score(-user) / published) for user in losses])
 
 
 def _batch(data):
@@ -255,6 +455,7 @@ def conclude(experiment, query, record, answers, device):
                      "test_images": len(splits.test), "train": record["train_accuracy"],
                      "validation": max(validation, default=None),
                      "marked": float(answers.signals["target"]["correct"].mean())},
+        "countermeasure": record.get("countermeasure") or {},
         "seconds": {"train": record["train_seconds"], "audit": answers.seconds},
         "hardware": {"train": record["hardware"], "audit": hardware_name(device)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
@@ -262,15 +463,17 @@ def conclude(experiment, query, record, answers, device):
 
 
 def _verdicts(answers):
-    """Algorithm 1 for every target and control user."""
+    """Algorithm 1 and the exact test for every target and control user."""
     rows, detected = [], {}
     for group in ("target", "control"):
         losses, fpr = answers.losses(group), answers.settings["verdict_fpr"]
         used, threshold = utils.verify_provenance(losses, answers.losses("non_member"), fpr)
         detected[group] = int(used.sum())
+        exact = exact_p_values(answers.exact[group], losses.shape[1], answers.users[group].key).tolist() \
+            if group in answers.exact else [None] * len(losses)
         rows += [{"user": f"{group} {number}", "class": int(label), "trained_on": group == "target",
-                  "mean_loss": float(loss), "used": bool(verdict)} for number, (label, loss, verdict)
-                 in enumerate(zip(answers.users[group].classes, losses.mean(axis=1), used, strict=True))]
+                  "mean_loss": float(loss), "used": bool(says), "exact_p": p} for number, (label, loss, says, p)
+                 in enumerate(zip(answers.users[group].classes, losses.mean(axis=1), used, exact, strict=True))]
     return {"fpr": fpr, "threshold": threshold, "targets_detected": detected["target"],
             "controls_detected": detected["control"], "users": rows}
 

@@ -31,10 +31,11 @@ def show(result, paths):
     users = verdict["users"]
     shown = users if len(users) <= 12 else []
     if shown:
-        print(f"{'user':<12}{'class':>6}  {'trained on':<11}{'mean loss':>10}  verdict at {percent(verdict['fpr'])} FPR"
-              f" (threshold {verdict['threshold']:.4g})")
+        print(f"{'user':<12}{'class':>6}  {'trained on':<11}{'mean loss':>10}{'exact p':>10}  verdict at "
+              f"{percent(verdict['fpr'])} FPR (threshold {verdict['threshold']:.4g})")
     for row in shown:
         print(f"{row['user']:<12}{row['class']:>6}  {'yes' if row['trained_on'] else 'no':<11}{row['mean_loss']:>10.4f}"
+              f"{'-' if row['exact_p'] is None else format(row['exact_p'], '.2g'):>10}"
               f"  {'USED' if row['used'] else 'not used'}")
     targets = sum(row["trained_on"] for row in users)
     rows = [("users whose data were used: detected", f"{verdict['targets_detected']} of {targets}"),

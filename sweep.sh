@@ -48,6 +48,7 @@ launch() {
     local code=$?
     [ "$code" -gt 1 ] && exit "$code"
     [ "$code" -eq 0 ] || FAILED+=("the runs that are named above the tables")
+    QUEUE=()
 }
 
 # finish SWEEP: run what is queued, print the tables, then name what failed.

@@ -10,36 +10,17 @@ from pathlib import Path
 import pandas as pd
 
 import arguments
+import evaluation
 import runs
 from dataset import recipe
-from utils import clopper_pearson
+from evaluation import MARKS, SAME, pooled, shown
+from paper import COMPONENTS, MAIN
 
-# FPR@100%TPR in %, model accuracy in %, accuracy drop in points, from the paper's Tables 1, 6, 7 and 2.
-PAPER = {
-    "Table 1": {"cifar100": (0.00, 66.34, -0.41), "cifar10": (0.00, 90.64, -0.50), "celeba": (0.00, 69.41, -0.63),
-                "artbench": (0.00, 59.46, -0.42), "tinyimagenet": (0.00, 67.22, -0.40)},
-    "Table 6": {"wideresnet284": (0.00, 66.34, -0.41), "resnet": (0.00, 64.49, -0.69), "resnext": (0.00, 63.43, -0.47),
-                "densenet": (0.00, 67.14, -0.16), "googlenet": (0.00, 69.09, -0.33), "senet": (0.00, 65.26, -0.37)},
-    "Table 7": {25000: (0.00, 66.34, -0.41), 20000: (0.00, 63.73, -0.16), 15000: (0.00, 58.99, -0.83),
-                10000: (0.00, 50.28, -0.09), 5000: (0.00, 35.74, -0.10)},
-    "Table 2": {20: (0.00, None, -0.44), 50: (0.00, None, -0.56), 100: (0.00, None, -1.39), 200: (0.00, None, -2.32),
-                300: (0.00, None, -4.47), 500: (0.00, None, -8.93)},
-}
 # What tells the rows of each table apart; in the paper Tables 2, 6 and 7 are about CIFAR-100 only.
 ROWS = {"Table 1": "dataset", "Table 6": "net_type", "Table 7": "train_size", "Table 2": "users"}
 SWEEPS = {"single-target": ("Table 1", "Table 6", "Table 7"), "multi-target": ("Table 2",),
-          "components": ("Tables 8 and 9",)}
-# FPR@100%TPR in % by (samples per user, marked): set-based from Table 8 (and section 5.1), instance-based from Tables 9
-# and 10; CIFAR-100, 100 users.
-PAPER_COMPONENTS = {(25, True): (0.00, 7.97), (15, True): (0.00, 20.47), (10, True): (0.18, 36.09),
-                    (5, True): (0.64, None), (25, False): (None, 56.32), (15, False): (0.34, 54.79),
-                    (10, False): (1.54, None), (5, False): (7.18, 49.33)}
-# Runs with different values of these are different experiments; a clean run has the first list in common with the
-# marked runs that it is compared with.
-SAME = ["dataset", "net_type", "train_size", "epoch", "device", "data", "lr", "batch_size", "precision"]
-MARKS = ["marked_samples_per_user", "img_blending_ratio", "noise_injection_type", "noise_norm", "ood_pattern"]
-
-
+          "components": ("Tables 8 and 9",), "ablation": tuple(evaluation.ABLATIONS),
+          "countermeasures": ("Countermeasures",)}
 def collect(res_folder):
     """Every finished run below a folder as a row of a DataFrame."""
     rows = []
@@ -50,6 +31,7 @@ def collect(res_folder):
         training, audit = result["settings"]["training"], result["audit"]
         rows.append({
             **{name: training[name] for name in (*SAME, *MARKS, "seed", "clean_train")},
+            "used_share": training.get("used_share", 1.0), "countermeasure": training.get("countermeasure") or "none",
             "classes": str([row["class"] for row in result["verdict"]["users"] if row["trained_on"]]),
             "users": sum(row["trained_on"] for row in result["verdict"]["users"]),
             "false_positives": audit["set"]["false_positives"], "non_members": audit["set"]["non_members"],
@@ -58,10 +40,15 @@ def collect(res_folder):
             "accuracy": result["accuracy"]["test"],
             "detected": result["verdict"]["targets_detected"], "accused": result["verdict"]["controls_detected"],
             "seconds": sum(result["seconds"].values()), "hardware": result["hardware"]["train"],
+            **{f"exact_{name}": [row.get("exact_p") for row in result["verdict"]["users"]
+                                 if row["trained_on"] == trained_on]
+               for name, trained_on in (("target", True), ("control", False))},
+            "more": {name: value for name, value in (result.get("countermeasure") or {}).items() if value is not None},
         })
     if not rows:
         raise runs.UserError(f"no finished run (*/result.json) below {res_folder}; run the sweep script first")
-    return pd.DataFrame(rows).drop_duplicates([*SAME, *MARKS, "seed", "clean_train", "classes"])
+    return pd.DataFrame(rows).drop_duplicates([*SAME, *MARKS, "seed", "clean_train", "classes", "used_share",
+                                               "countermeasure"])
 
 
 def summarize(marked, clean, table):
@@ -74,18 +61,18 @@ def summarize(marked, clean, table):
         reference = reference[reference["seed"].isin(group["seed"])]
         accuracy = group["accuracy"].mean()
         drop = f"{100 * (accuracy - reference['accuracy'].mean()):+.2f}" if len(reference) else "no clean run"
-        paper_fpr, paper_accuracy, paper_drop = PAPER[table].get(value, (None,) * 3)
+        paper_fpr, paper_accuracy, paper_drop = MAIN[table].get(value, (None,) * 3)
         rows.append({
             ROWS[table]: value, "runs": len(group), "detected": f"{group['detected'].sum()}/{group['users'].sum()}",
             "accused": f"{group['accused'].sum()}/{group['users'].sum()}",
-            "FPR@100%TPR": _pooled(group["false_positives"], group["non_members"]), "paper FPR": _shown(paper_fpr),
-            "unmarked, instance-based": _pooled(reference["instance_false"], reference["instances"]),
-            "accuracy": f"{100 * accuracy:.2f}", "paper accuracy": _shown(paper_accuracy),
-            "drop": drop, "paper drop": _shown(paper_drop, "+"),
+            "FPR@100%TPR": pooled(group["false_positives"], group["non_members"]), "paper FPR": shown(paper_fpr),
+            "unmarked, instance-based": pooled(reference["instance_false"], reference["instances"]),
+            "accuracy": f"{100 * accuracy:.2f}", "paper accuracy": shown(paper_accuracy),
+            "drop": drop, "paper drop": shown(paper_drop, "+"),
             "data, network, size": " ".join(str(group[name].iloc[0]) for name in SAME[:3]),
             "s/run": f"{group['seconds'].mean():.0f}", "hardware": ", ".join(sorted(group["hardware"].unique())),
         })
-    order = {value: place for place, value in enumerate(PAPER[table])}
+    order = {value: place for place, value in enumerate(MAIN[table])}
     return pd.DataFrame(sorted(rows, key=lambda row: order.get(row[ROWS[table]], len(order))))
 
 
@@ -93,31 +80,19 @@ def summarize_components(frame):
     """Marked or not x set- or instance-based, for each number of samples per user (Tables 8 and 9)."""
     rows = []
     for (samples, clean, *same), group in frame.groupby(["marked_samples_per_user", "clean_train", *SAME, "users"]):
-        by_set, by_instance = PAPER_COMPONENTS.get((samples, not clean), (None, None))
+        by_set, by_instance = COMPONENTS.get((samples, not clean), (None, None))
         rows.append({
             "samples per user": samples, "marked": "no" if clean else "yes", "runs": len(group),
             "users per run": group["users"].iloc[0],
-            "set-based FPR@100%TPR": _pooled(group["false_positives"], group["non_members"]),
-            "paper, set-based": _shown(by_set),
-            "instance-based FPR@100%TPR": _pooled(group["instance_false"], group["instances"]),
-            "paper, instance-based": _shown(by_instance), "set AUC": f"{group['set_auc'].mean():.4f}",
+            "set-based FPR@100%TPR": pooled(group["false_positives"], group["non_members"]),
+            "paper, set-based": shown(by_set),
+            "instance-based FPR@100%TPR": pooled(group["instance_false"], group["instances"]),
+            "paper, instance-based": shown(by_instance), "set AUC": f"{group['set_auc'].mean():.4f}",
             "instance AUC": f"{group['instance_auc'].mean():.4f}", "accuracy": f"{100 * group['accuracy'].mean():.2f}",
             "data, network, size": " ".join(map(str, same[:3])), "s/run": f"{group['seconds'].mean():.0f}",
             "hardware": ", ".join(sorted(group["hardware"].unique())),
         })
     return pd.DataFrame(rows)
-
-
-def _pooled(false, total):
-    """A rate pooled over runs in %, with its 95 % Clopper-Pearson interval."""
-    if total.sum() == 0:
-        return "-"
-    low, high = clopper_pearson(false.sum(), total.sum())
-    return f"{100 * false.sum() / total.sum():.2f} ({100 * low:.2f}-{100 * high:.2f})"
-
-
-def _shown(figure, sign=""):
-    return "-" if figure is None else f"{figure:{sign}.2f}"
 
 
 def choose(frame, table):
@@ -148,11 +123,16 @@ def main():
     parser.add_argument("--out", help="folder of the tables (default: the same folder)")
     args = parser.parse_args()
     frame = collect(args.res_folder)
-    marked, clean = frame[frame["clean_train"] == 0], frame[frame["clean_train"] == 1]
+    plain = frame[(frame["countermeasure"] == "none") & (frame["used_share"] == 1)]
+    marked, clean = plain[plain["clean_train"] == 0], plain[plain["clean_train"] == 1]
     parts = []
     for table in SWEEPS[args.sweep]:
         if args.sweep == "components":
-            rows = summarize_components(frame)
+            rows = summarize_components(plain)
+        elif args.sweep in ("ablation", "countermeasures"):
+            rows = evaluation.ABLATIONS[table](frame) if args.sweep == "ablation" else evaluation.countermeasures(frame)
+            if len(rows) == 0:
+                continue
         else:
             chosen = choose(marked, table)
             if len(chosen) == 0:
@@ -162,6 +142,8 @@ def main():
         with runs.atomic_path(Path(args.out or args.res_folder) / f"{name}.csv") as path:
             rows.to_csv(path, index=False)
         parts.append(f"### {table}{': by ' + ROWS[table] if table in ROWS else ''}\n\n{to_markdown(rows)}\n")
+        if args.sweep in ("ablation", "countermeasures"):
+            parts[-1] += f"\n{evaluation.agreement(rows)}\n"
     if not parts:
         raise runs.UserError(f"no run below {args.res_folder} belongs to the {args.sweep} tables; run the sweep first")
     parts.append("All rates in %; FPR@100%TPR set-based, pooled over runs, with its 95 % Clopper-Pearson "

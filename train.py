@@ -6,6 +6,8 @@ interrupted run stopped, and only shows the result of a finished one. On several
 train.py ...
 """
 
+from pathlib import Path
+
 import arguments
 import distributed
 import experiment as stages
@@ -40,14 +42,32 @@ def main():
 def run(training, audit, data, paths, device, args, team):
     """Mark, train, audit, conclude; what an earlier start has finished is taken up from its file."""
     experiment = stages.prepare(training, audit, data, args.data_root)
+    base = base_model(args, experiment)
     model = None if paths.model.exists() else stages.build_model(experiment, args.pretrained_weights)
     # Only now: flags that don't fit have been refused, and the folder belongs to this run from here on.
     runs.write_config(paths, {"training": training, "audit": audit})
-    query, record = stages.train(experiment, model, paths, device, team)
+    query, record = stages.train(experiment, model, paths, device, team, base)
     answers = stages.audit(experiment, query, audit, paths, device)
     result = stages.conclude(experiment, query, record, answers, device)
     report.draw(experiment, answers, result, paths)
     runs.write_json(paths.result, result)
+
+
+def base_model(args, experiment):
+    """The file of --base_model, or None."""
+    if args.base_model is None:
+        return None
+    if experiment.countermeasure is None or experiment.countermeasure.needs_training:
+        raise runs.UserError("--base_model is for countermeasures that change a finished model (fine_tuning, pruning, "
+                             "output_noise, label_only); leave it out")
+    path = Path(args.base_model)
+    if not path.exists() and path.name == args.base_model:
+        settings = experiment.settings
+        path = arguments.tagged_paths(args, settings["dataset"], settings["net_type"], args.base_model).model
+    if not path.exists():
+        raise runs.UserError(f"--base_model {args.base_model} is neither a run folder, nor a checkpoint, nor the "
+                             "--save_tag of a finished run; train the run without the countermeasure first")
+    return runs.RunPaths.existing(path).model if path.is_dir() else path
 
 
 if __name__ == "__main__":

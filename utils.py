@@ -9,7 +9,6 @@ this module seeds nothing, and no function here touches the caller's generators.
 """
 
 import hashlib
-import itertools
 import math
 import operator
 import struct
@@ -20,12 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.lib.stride_tricks import sliding_window_view
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
+import procedural
 from distributed import ALONE
+from procedural import perlin_octaves  # noqa: F401  (part of this module's marking, kept where it is computed)
 from runs import UserError, check_same_settings, load_model, save_model
 
 # ======================================================================================================================
@@ -41,23 +41,10 @@ STRIPE_COLORS = {
 STRIPES = 16
 # Larger images carry the mark that a copy scaled to this many pixels would, since training scales them down to it.
 REFERENCE_SIZE = 224
-NOISE_TYPES = ("perlin", "uniform", "none")
+NOISE_TYPES = ("perlin", "uniform", "gabor", "none")
 
 # The generator of Co et al. (CCS'19): whole numbers, the upper end excluded.
 PERIOD_PIXELS, OCTAVES, FREQ_SINE = (30, 60), (1, 5), (20, 60)
-# Perlin's permutation of 0..255 and the x and y parts of 16 gradients, as in pnoise2. (The pure-Python module
-# `noise.perlin` has 9 for the 19 at place 180 and other gradients at the end: pnoise2, which is C, is the reference.)
-PERMUTATION = np.frombuffer(bytes.fromhex(
-    "97a0895b5a0f830dc95f6035c2e907e18c24671e458e086325f0150a17be0694f778ea4b001ac53e5efcdbcb75230b2039b12158"
-    "ed953857ae147d88aba844af4aa547868b301ba64d929ee7536fe57a3cd385e6dc695c29372ef528f4668f3641193fa101d85049"
-    "d14c84bbd05912a9c8c4878274bc9f56a4646dc6adba034034d9e2fa7c7b05ca2693767eff5255d4cfce3be32f103a11b6bd1c2a"
-    "dfb7aad577f898022c9aa346dd99659ba72bac09811627fd13626c6e4f71e0e8b2b97068daf661e4fb22f2c1eed2900cbfb3a2f1"
-    "513391ebf90eef6b31c0d61fb5c76a9db854ccb07379322d7f0496fe8aeccd5dde72431d1848f38d80c34e42d73d9cb4"),
-    dtype=np.uint8).astype(np.int64)
-GRADIENTS = np.array([(1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (1, 0), (-1, 0),
-                      (0, 1), (0, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (0, -1), (0, 1)], dtype=np.float32)
-# Gradient x and y at the corner (i, j), looked up by (P[i] + j) mod 256: pnoise2 permutes that twice more.
-CORNER_GRADIENTS = tuple(GRADIENTS[PERMUTATION[PERMUTATION] & 15].T.copy())
 
 
 def derive_key(*parts):
@@ -195,14 +182,16 @@ def outlier_features(key, users, height, width, bank=None, device="cpu"):
 def noise_fields(key, users, indices, height, width, marking, device="cpu"):
     """Noise in 1/255 units, float32, within +-noise_norm, broadcastable to (N, 3, height, width).
 
-    "perlin" is one field for the three channels, "uniform" draws every value of every channel from +-noise_norm.
+    "perlin" and "gabor" are one field for the three channels; "uniform" draws every value of every channel from
+    +-noise_norm.
     """
     return _noise_pattern(key, users, indices, height, width, marking, device) * marking.noise_norm
 
 
 def _noise_pattern(key, users, indices, height, width, marking, device):
-    if marking.noise_injection_type == "perlin":
-        return perlin_signs(key, users, indices, height, width, device)
+    if marking.noise_injection_type in ("perlin", "gabor"):
+        signs = perlin_signs if marking.noise_injection_type == "perlin" else gabor_signs
+        return signs(key, users, indices, height, width, device)
     words = key_words(key, "uniform noise", users, indices)
     rows, columns = (_reference_coordinates(side, height, width).round().astype(np.int64) for side in (height, width))
     draws = [np.random.Generator(np.random.Philox(key=row[:4].view("<u8")))
@@ -235,124 +224,18 @@ def perlin_signs(key, users, indices, height, width, device="cpu"):
     without the offset there would be only 30 * 4 * 40 fields in the world, and two users could share one.
     """
     period, octaves, freq_sine, offsets = perlin_draws(key, users, indices)
-    # The number of lattice lines, and with it the rounding of the matrix products, follows from an image's own draws
-    # and not from who shares its group: a mark has the same bits in every batch.
-    shortest = np.where(period < 40, PERIOD_PIXELS[0], 40)
-    signs = torch.empty(len(period), 1, height, width, dtype=torch.int8, device=device)
     rows, columns = (_reference_coordinates(side, height, width) for side in (height, width))
-    turns = torch.from_numpy(np.float32(freq_sine * math.pi)).to(device)[:, None, None]
-    at_once, in_cache = (max(1, pixels // (height * width)) for pixels in (2**22, 2**19 if signs.is_cpu else 2**26))
-    for count, least in np.unique(np.stack([octaves, shortest], 1), axis=0):
-        group = np.flatnonzero((octaves == count) & (shortest == least))
-        for chunk in (group[start:start + at_once] for start in range(0, len(group), at_once)):
-            x, y = (offset + pixels / period[chunk, None] for offset, pixels in
-                    zip(offsets[chunk].T[:, :, None], (rows, columns), strict=True))
-            # A generator for each block, so that only one block's matrices are there at a time.
-            blocks = [[_block_fields(x[:, down], y[:, across], count, device, in_cache,
-                                     (np.ptp(rows[down]) / least, np.ptp(columns[across]) / least))
-                       for across in _blocks(columns)] for down in _blocks(rows)]
-            for start in range(0, len(chunk), in_cache):
-                part = slice(start, start + in_cache)
-                field = _joined([_joined([next(block) for block in line], 2) for line in blocks], 1)
-                low, high = _range(field)
-                wave = field.sub_(low).mul_(turns[chunk[part]] / (high - low).clamp_min(1e-12)).sin_()
-                low, high = _range(wave)
-                wave.sub_((low + high) / 2).sign_()
-                for image, values in zip(chunk[part], wave, strict=True):
-                    signs[image, 0] = values
-    return signs
+    return procedural.perlin_signs(period, octaves, freq_sine, offsets, rows, columns, PERIOD_PIXELS[0], device)
 
 
-def _blocks(coordinates):
-    """Slices of a side's pixels: matrices grow with its square, which a 1 x 66,000 panorama could not be given."""
-    edges = np.linspace(0, len(coordinates), 1 + max(1, round(np.ptp(coordinates) / 2048))).round().astype(int)
-    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+def gabor_signs(key, users, indices, height, width, device="cpu"):
+    """Gabor noise, which the paper leaves to future work (appendix C.1.3): int8 (N, 1, height, width) of -1, 0 and 1.
 
-
-def _block_fields(x, y, octaves, device, at_once, spans):
-    """Fields of `at_once` images after the other; see `_octave_factors`."""
-    left, right = _octave_factors(x, y, octaves, device, spans)
-    for start in range(0, len(x), at_once):
-        field = _product(left[start:start + at_once], right[start:start + at_once].transpose(1, 2))
-        if start + at_once >= len(x):
-            del left, right  # they are larger than the field, and a generator waits with what it has
-        yield field
-
-
-def _joined(parts, dimension):
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
-
-
-def _range(fields):
-    """The smallest and the largest value of each field (N, H, W), ready to broadcast; 10 times faster than aminmax."""
-    return fields.amin((1, 2), keepdim=True), fields.amax((1, 2), keepdim=True)
-
-
-def perlin_octaves(x, y, octaves, device="cpu"):
-    """Fractal Perlin noise on grids: float32 (N, H, W) equal to `noise.pnoise2(x[n, h], y[n, w], octaves)`.
-
-    x: (N, H) and y: (N, W) coordinates in lattice cells (any real numbers).
+    The key draws, per image, width of the envelope, wavelength and direction, and where the kernels lie.
     """
-    left, right = _octave_factors(x, y, octaves, device, (0, 0))
-    return _product(left, right.transpose(1, 2))
-
-
-def _octave_factors(x, y, octaves, device, spans):
-    """Two tensors (N, H, K) and (N, W, K) whose product over K is the fractal noise.
-
-    Coordinates factor on a grid, so that one octave is Dx @ Gx @ Wy' + Wx @ Gy @ Dy': W holds the fade weights of the
-    lattice lines at each coordinate, D the same weights times the distance to the line, Gx and Gy the gradients. All
-    octaves share the last product, whose sum over lattice lines is the sum over octaves too. spans: what width in
-    cells to leave room for on each axis, so that the shapes of the products don't depend on the data.
-    """
-    x_first, x_counts, x_matrix = _lattice(x, octaves, device, spans[0])
-    y_first, y_counts, y_matrix = _lattice(y, octaves, device, spans[1])
-    scale, column, left = 2 - 2.0 ** (1 - octaves), 0, ([], [])
-    for octave, (lines, width) in enumerate(zip(x_counts, y_counts, strict=True)):
-        hashed = PERMUTATION[(x_first[:, octave, None] + np.arange(lines)) & 255]
-        start = (hashed + y_first[:, octave, None]) & 255
-        for part, gradients in enumerate(CORNER_GRADIENTS):
-            # Neighbouring y lines are neighbours in the table: a row of corners is a window of it, copied whole.
-            scaled = np.resize(gradients / np.float32(scale * 2**octave), 256 + width)
-            corners = torch.from_numpy(sliding_window_view(scaled, width)[start]).to(device)
-            place = column + (1 - part) * sum(x_counts)
-            left[part].append(_product(x_matrix[:, :, place:place + lines], corners))
-        column += lines
-    return torch.cat(left[0] + left[1], 2), y_matrix
-
-
-def _product(left, right):
-    # In float32 also where the caller is inside an autocast block: 8 bits would make other marks.
-    with torch.autocast(left.device.type, enabled=False):
-        return torch.bmm(left, right)
-
-
-def _lattice(coordinates, octaves, device, span):
-    """The lattice lines near (N, S) coordinates, all octaves side by side.
-
-    Returns the first line of each octave, int64 (N, octaves); how many lines each has, a list; and a tensor
-    (N, S, 2 * lines): the fade weights of every line at every coordinate (two of each octave are not 0), then these
-    weights times the distance to the line.
-    """
-    # pnoise2 rounds to float32 first; after that its lattice arithmetic is exact, and so is this.
-    coordinates, frequencies = np.float32(coordinates), np.float32(2) ** np.arange(octaves, dtype=np.float32)
-    first = np.floor(coordinates.min(axis=1)[:, None] * frequencies)
-    last = np.floor(coordinates.max(axis=1)[:, None] * frequencies)
-    counts = np.maximum((last - first).max(axis=0), np.floor(span * frequencies) + 1).astype(np.int64) + 2
-    starts = np.cumsum(counts) - counts
-    shift, frequencies = (torch.from_numpy(np.float32(value)).to(device) for value in (starts - first, frequencies))
-    fraction = torch.from_numpy(coordinates).to(device)[:, :, None] * frequencies
-    cells = fraction.floor()
-    fraction -= cells
-    near = cells.add_(shift[:, None]).long()
-    fade = (fraction * 6 - 15).mul_(fraction).add_(10).mul_(fraction).mul_(fraction).mul_(fraction)
-    columns = torch.cat([near, near + 1], 2)
-    weights = torch.cat([1 - fade, fade], 2)
-    matrix = torch.zeros(*coordinates.shape, 2 * int(counts.sum()), device=device)
-    near_side, far_side = matrix.chunk(2, 2)
-    near_side.scatter_(2, columns, weights)
-    far_side.scatter_(2, columns, weights.mul_(torch.cat([fraction, fraction - 1], 2)))
-    return first.astype(np.int64), counts.tolist(), matrix
+    words = key_words(key, "gabor noise", users, indices)
+    rows, columns = (_reference_coordinates(side, height, width) for side in (height, width))
+    return procedural.gabor_signs(words, rows, columns, device)
 
 
 # ======================================================================================================================
@@ -408,6 +291,38 @@ def choose_precision(name, device):
     return "bfloat16" if helps else "float32"
 
 
+class TrainingHooks:
+    """What a countermeasure may change in the training loop; as it stands, nothing: the paper's training.
+
+    stop_after: None, or the number of epochs after which training ends early, the schedule being that of all epochs.
+    """
+
+    stop_after = None
+
+    def attach(self, model, optimizer):
+        """What the loop calls and steps in place of the model and its SGD: (model, optimizer)."""
+        return model, optimizer
+
+    def steps(self, draws, count, batch_size):
+        """Which of `count` rows each step of an epoch trains on: a list of int64 arrays. draws: numpy generator."""
+        order = draws.permutation(count)
+        return [order[start:start + batch_size] for start in range(0, count, batch_size)]
+
+    def transform(self, images):
+        """Change an augmented batch: uint8 (N, 3, H, W) to the same, or to floats in units of 1/255.
+
+        Random draws may come from torch's global generator, which is seeded for each epoch.
+        """
+        return images
+
+    def loss(self, logits, labels):
+        """Mean loss of float32 logits (N, C); labels int64 (N,), or probabilities float32 (N, C)."""
+        return F.cross_entropy(logits, labels)
+
+
+PLAIN_TRAINING = TrainingHooks()
+
+
 @contextmanager
 def seeded(*parts):
     """Seed torch's global generators from a key inside the block and give the caller's state back after it."""
@@ -461,26 +376,30 @@ def make_query(model, recipe, device):
     return query
 
 
-def train_model(model, images, labels, recipe, device, progress_path, settings, validation=None, team=ALONE):
+def train_model(model, images, labels, recipe, device, progress_path, settings, validation=None, team=ALONE,
+                hooks=PLAIN_TRAINING):
     """Train `model` in place and leave the chosen weights in it: the best on validation data, else the last.
 
-    images: uint8 (N, 3, H, W) and labels: int64 (N,), moved to the device once. validation: None or the same pair.
+    images: uint8 (N, 3, H, W) and labels: int64 (N,), or probabilities float32 (N, classes), moved to the device once.
+    validation: None or the same pair.
     progress_path: the file that makes the run resumable. It holds `settings`, and is refused if those differ; a run
     that is killed at any moment and started again ends with the same weights bit for bit on the same machine, because
     every epoch's draws come from (seed, epoch) alone. team: the processes that train this model together (torchrun);
-    all call this with the same arguments. Returns the history: a list with one dict per epoch.
+    all call this with the same arguments. hooks: see TrainingHooks. Returns the history: a list, one dict an epoch.
     """
     images, labels = images.to(device), labels.to(device)
     model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
                                 weight_decay=recipe.weight_decay)
+    attached, optimizer = hooks.attach(model, optimizer)
     history, best = _load_progress(progress_path, model, optimizer, settings)
     saved_at = time.monotonic()
-    bar = tqdm(range(len(history), recipe.epoch), "training", recipe.epoch, initial=len(history),
+    epochs = min(recipe.epoch, hooks.stop_after or recipe.epoch)
+    bar = tqdm(range(len(history), epochs), "training", epochs, initial=len(history),
                disable=None if team.leader else True)
-    with _deterministic(), team.training(model) as parallel:
+    with _deterministic(), team.training(attached) as parallel:
         for epoch in bar:
-            record = _train_epoch(parallel, images, labels, recipe, optimizer, epoch, team)
+            record = _train_epoch(parallel, images, labels, recipe, optimizer, epoch, team, hooks)
             if validation is not None:
                 record["val_accuracy"] = accuracy(make_query(model, recipe, device), *validation, 4 * recipe.batch_size)
             history.append(record)
@@ -495,11 +414,12 @@ def train_model(model, images, labels, recipe, device, progress_path, settings, 
     return history
 
 
-def _train_epoch(model, images, labels, recipe, optimizer, epoch, team):
+def _train_epoch(model, images, labels, recipe, optimizer, epoch, team, hooks=PLAIN_TRAINING):
     """One pass over the training images in an order, crops and flips that (seed, epoch) decides."""
-    count, device = len(images), images.device
+    device = images.device
     draws = key_generator(recipe.seed, "epoch", epoch)
-    order = torch.from_numpy(draws.permutation(count)).to(device)
+    steps = hooks.steps(draws, len(images), recipe.batch_size)
+    order, count = torch.from_numpy(np.concatenate(steps)).to(device), sum(map(len, steps))
     shifts = torch.from_numpy(draws.integers(0, 2 * recipe.crop_padding + 1, (count, 2))).to(device)
     flips = torch.from_numpy(draws.random(count) < 0.5).to(device)
     for group in optimizer.param_groups:
@@ -507,23 +427,23 @@ def _train_epoch(model, images, labels, recipe, optimizer, epoch, team):
     model.train()
     loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
     with seeded(recipe.seed, "layers", epoch):
-        for start in range(0, count, recipe.batch_size):
-            draw = slice(start, start + recipe.batch_size)
-            together = len(order[draw])
-            if together < max(2, team.size) and start > 0:
-                break  # Batch normalisation can't be computed on one image; another one is left out next epoch.
+        for together, end in zip(map(len, steps), np.cumsum(list(map(len, steps))).tolist(), strict=True):
+            draw = slice(end - together, end)
+            if together < max(2, team.size) and end > together:
+                continue  # Batch normalisation can't be computed on one image; another one is left out next epoch.
             chosen, shift, flip = (team.share(part[draw]) for part in (order, shifts, flips))
-            batch = augment(images[chosen], shift, flip, recipe.crop_padding)
+            batch = hooks.transform(augment(images[chosen], shift, flip, recipe.crop_padding))
             with _autocast(device, recipe.precision):
                 logits = model(normalize(batch, recipe.mean, recipe.std))
-            loss = F.cross_entropy(logits.float(), labels[chosen])
+            truth = labels[chosen]
+            loss = hooks.loss(logits.float(), truth)
             optimizer.zero_grad(set_to_none=True)
             # Gradients are averaged over the processes, whose shares may differ by one image.
             (loss * (len(chosen) * team.size / together)).backward()
             optimizer.step()
             # Summed on the device: reading a number here would make the device wait in every step.
             loss_sum += loss.detach() * len(chosen)
-            correct += (logits.detach().argmax(1) == labels[chosen]).sum()
+            correct += (logits.detach().argmax(1) == (truth if truth.ndim == 1 else truth.argmax(1))).sum()
             seen += len(chosen)
     loss_sum, correct, seen = team.total(torch.stack([loss_sum, correct, torch.full_like(correct, seen)])).tolist()
     if not math.isfinite(loss := loss_sum / seen):

@@ -1,6 +1,5 @@
 """WideResNet: Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016. The paper's main network is WRN-28-4."""
 
-import torch.nn.functional as F
 from torch import nn
 
 from networks.layers import Classifier, cifar_stem, convolution
@@ -26,15 +25,16 @@ class PreActivationBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels_in)
         self.conv1 = convolution(channels_in, channels_out, 3, stride)
         self.bn2 = nn.BatchNorm2d(channels_out)
+        self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = convolution(channels_out, channels_out, 3)
         same_shape = stride == 1 and channels_in == channels_out
         self.shortcut = None if same_shape else convolution(channels_in, channels_out, 1, stride)
 
     def forward(self, x):
-        activated = F.relu(self.bn1(x), inplace=True)
+        activated = self.relu(self.bn1(x))
         identity = x if self.shortcut is None else self.shortcut(activated)
-        out = F.relu(self.bn2(self.conv1(activated)), inplace=True)
+        out = self.relu(self.bn2(self.conv1(activated)))
         return self.conv2(self.dropout(out)) + identity
 
 
@@ -55,11 +55,12 @@ class WideResNet(nn.Module):
             _stage(channels[stage], channels[stage + 1], (depth - 4) // 6, 1 if stage == 0 else 2, dropout)
             for stage in range(3)])
         self.bn = nn.BatchNorm2d(channels[-1])
+        self.relu = nn.ReLU(inplace=True)
         self.classifier = Classifier(channels[-1], num_classes)
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x):
-        x = F.relu(self.bn(self.stages(self.stem(x))), inplace=True)
+        x = self.relu(self.bn(self.stages(self.stem(x))))
         return self.classifier(x.mean((2, 3)))
 
 

@@ -1,7 +1,7 @@
 """What the studies share: users with real mark records among the images of a data set, models trained on what they
 published, and the answers of a model for a user's whole grid.
 
-Public: Cohort, make_cohort, make_record, published_images, train_on, ask_grid, ask_strangers, exact_p, rate, markdown,
+Public: Cohort, make_cohort, make_record, published_images, ask_grid, ask_strangers, exact_p, rate, markdown,
 halves, parser, load, write_study.
 """
 
@@ -19,7 +19,6 @@ import experiment
 import runs
 import utils
 from dataset import load_dataset
-from networks import build_network
 from provenance import record as records
 from provenance import verdict
 from provenance.audit import query_order
@@ -27,7 +26,6 @@ from provenance.suspect import Answers
 
 SETTINGS = records.MarkSettings(img_blending_ratio=0.7, noise_injection_type="perlin", noise_norm=8.0,
                                 ood_pattern="color_stripes", format="png", quality=95)
-RECIPE = {"epoch": 100, "lr": 0.1, "batch_size": 128, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -98,29 +96,6 @@ def published_images(data, cohort):
                                                                np.zeros_like(numbers), numbers, SETTINGS.marking())
         place += len(numbers)
     return images, data.labels[torch.from_numpy(cohort.train)]
-
-
-def train_on(path, images, labels, classes, seed, device, net_type="smallnet", **recipe):
-    """Train a network on exactly these images, or take it from `path`; returns (query, record of the training)."""
-    settings = {**RECIPE, **recipe, "net_type": net_type, "image_size": images.shape[-1], "seed": seed,
-                "precision": utils.choose_precision("auto", device), "classes": classes,
-                "images": hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]}
-    path = Path(path)
-    if not path.exists():
-        mean, std = utils.channel_statistics(images)
-        with utils.seeded(seed, "initial weights"):
-            model = build_network(net_type, classes, settings["image_size"])
-        chosen = experiment.training_settings(settings, mean, std)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        history = utils.train_model(model, images, labels, chosen, device, path.with_suffix(".progress"), settings)
-        query = utils.make_query(model, chosen, device)
-        runs.save_model(path, model.state_dict(), {
-            "settings": settings, "mean": mean, "std": std, "history": history, "classes": classes,
-            "train_accuracy": utils.accuracy(query, images, labels)})
-        path.with_suffix(".progress").unlink(missing_ok=True)
-    query, stored = experiment.load_trained(path, device)
-    runs.check_same_settings(stored["settings"], settings, path)
-    return query, stored
 
 
 def ask_grid(query, originals, record, keys, numbers=None, batch=1024):

@@ -13,6 +13,7 @@ import torch
 from scipy.stats import binom, kstest
 from sklearn.ensemble import RandomForestClassifier
 
+import experiment
 import report
 import runs
 import utils
@@ -28,8 +29,8 @@ USERS = ("ordinary photos", "easy photos", "trained on unmarked")
 def smallnet(data, args, device, name, rows, epoch, net_type="smallnet"):
     """(name, data, rows of the training images, query function)."""
     images, labels = data.images[torch.from_numpy(rows)], data.labels[torch.from_numpy(rows)]
-    query, record = common.train_on(f"{args.work}/innocent-{name.replace(' ', '-')}.safetensors", images, labels,
-                                    len(data.class_names), 7, device, net_type, epoch=epoch)
+    query, record = experiment.train_on(f"{args.work}/innocent-{name.replace(' ', '-')}.safetensors", images, labels,
+                                        len(data.class_names), 7, device, net_type, epoch=epoch)
     return f"{name}, training accuracy {report.percent(record['train_accuracy'])}", data, rows, query
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import experiment
 import report
 import runs
 import utils
@@ -49,8 +50,8 @@ def main():
     for seed in args.seeds:
         cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size)
         images, labels = common.published_images(data, cohort)
-        query, trained = common.train_on(f"{args.work}/power-{args.train_size}-{seed}.safetensors", images, labels,
-                                         classes, seed, device, epoch=args.epoch)
+        query, trained = experiment.train_on(f"{args.work}/power-{args.train_size}-{seed}.safetensors", images, labels,
+                                             classes, seed, device, epoch=args.epoch)
         strangers = utils.draw_non_member_users(data.labels, np.flatnonzero(data.is_test.numpy()), args.strangers,
                                                 args.photos // 2, utils.derive_key(seed, "strangers"))
         test = utils.accuracy(query, data.images, data.labels, rows=torch.nonzero(data.is_test).ravel())

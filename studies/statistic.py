@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import experiment
 import runs
 from provenance import record as records
 from provenance import verdict
@@ -74,7 +75,7 @@ def main():
     for seed in args.seeds:
         cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size)
         images, labels = common.published_images(data, cohort)
-        query, _ = common.train_on(f"{args.work}/choice-{seed}.safetensors", images, labels, classes, seed, device)
+        query, _ = experiment.train_on(f"{args.work}/choice-{seed}.safetensors", images, labels, classes, seed, device)
         for record, rows, label in zip(cohort.records, cohort.rows, cohort.classes, strict=True):
             answers = common.ask_grid(query, data.images[torch.from_numpy(rows)], record, 249)
             loss, scaled = signals(answers, label, len(rows))

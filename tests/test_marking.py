@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import procedural
 import utils
 from runs import UserError
 from utils import UNMARKED, Marking, mark_images, outlier_features, perlin_octaves, perlin_signs
@@ -584,6 +585,7 @@ def test_importing_utils_seeds_nothing():
 import random, numpy, torch
 torch.manual_seed(5); numpy.random.seed(5); random.seed(5)
 before = torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(), random.getstate()
+import procedural
 import utils
 assert before == (torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(), random.getstate())
 """
@@ -637,3 +639,46 @@ def test_the_device_gives_the_same_marks(device):
         marked = mark_images(images.to(device), KEY, users, numbers, Marking(noise_injection_type=kind))
         assert marked.device.type == device
         assert (marked.cpu() != expected).float().mean() < 1e-3
+
+
+# --- Gabor noise ------------------------------------------------------------------------------------------------------
+
+def test_gabor_fields_are_the_sum_of_their_kernels():
+    """Against the definition (Lagae et al. 2009), pixel by pixel and kernel by kernel."""
+    draws = np.random.default_rng(3)
+    sigma, wavelength, angle = draws.uniform(2, 6, 2), draws.uniform(4, 12, 2), draws.uniform(0, np.pi, 2)
+    down, across = draws.uniform(-5, 17, (2, 9)), draws.uniform(-5, 15, (2, 9))
+    weights = draws.choice([-1.0, 1], (2, 9))
+    rows, columns = np.arange(12.0), np.arange(10.0)
+    fields = procedural.gabor_fields(sigma, wavelength, angle, down, across, weights, rows, columns)
+    for n in range(2):
+        expected = np.zeros((12, 10))
+        for y, x, w in zip(down[n], across[n], weights[n], strict=True):
+            dy, dx = rows[:, None] - y, columns[None] - x
+            wave = np.cos(2 * np.pi / wavelength[n] * (dy * np.sin(angle[n]) + dx * np.cos(angle[n])))
+            expected += w * np.exp(-(dy**2 + dx**2) / (2 * sigma[n]**2)) * wave
+        np.testing.assert_allclose(fields[n], expected, atol=1e-4)
+
+
+def test_gabor_noise_depends_on_the_key_and_not_on_the_batch():
+    users, indices = np.repeat(np.arange(6), 4), np.tile(np.arange(4), 6)
+    together = utils.gabor_signs(KEY, users, indices, 32, 32)
+    alone = torch.cat([utils.gabor_signs(KEY, [user], [index], 32, 32)
+                       for user, index in zip(users, indices, strict=True)])
+    assert torch.equal(together, alone)
+    assert len({field.numpy().tobytes() for field in together}) == 24
+    assert not torch.equal(together, utils.gabor_signs(b"x" * 32, users, indices, 32, 32))
+    # Balanced, as a budget's two ends, and with structure: neighbours agree more often than not.
+    assert abs(together.float().mean()) < 0.1
+    assert (together[:, :, 1:] == together[:, :, :-1]).float().mean() > 0.6
+
+
+def test_gabor_noise_keeps_the_budget_and_grows_with_large_images():
+    images = torch.full((2, 3, 448, 448), 128, dtype=torch.uint8)
+    marked = mark_images(images, KEY, [0, 1], [0, 0], Marking(1.0, "gabor", 8))
+    difference = marked.int() - 128
+    assert difference.abs().max() == 8
+    assert (difference[:, 0] == difference[:, 1]).all(), "one field for the three channels"
+    # In the coordinates of a 224-px copy: pixels come in pairs.
+    small = mark_images(images[:, :, ::2, ::2], KEY, [0, 1], [0, 0], Marking(1.0, "gabor", 8)).int() - 128
+    assert ((difference[:, :, ::2, ::2] == small).float().mean()) > 0.8

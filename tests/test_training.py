@@ -329,7 +329,7 @@ def test_train_model_has_no_way_to_see_test_data():
     """Defect 11: nothing but training images and an optional validation pair goes in."""
     parameters = set(inspect.signature(train_model).parameters)
     assert parameters == {"model", "images", "labels", "recipe", "device", "progress_path", "settings", "validation",
-                          "team"}
+                          "team", "hooks"}
 
 
 class SpyStore:
@@ -399,7 +399,7 @@ def kill_in(monkeypatch):
     run_epoch = utils._train_epoch
 
     def arm(epoch, batch=0):
-        def deadly(model, images, labels, recipe, optimizer, number, team):
+        def deadly(model, images, labels, recipe, optimizer, number, team, hooks):
             seen = [0]
 
             def count(*_):
@@ -408,7 +408,7 @@ def kill_in(monkeypatch):
                     raise Killed
             handle = model.register_forward_pre_hook(count) if number == epoch else None
             try:
-                return run_epoch(model, images, labels, recipe, optimizer, number, team)
+                return run_epoch(model, images, labels, recipe, optimizer, number, team, hooks)
             finally:
                 if handle:
                     handle.remove()
