@@ -2,7 +2,7 @@
 
 Every function takes the DataFrame of `tables.collect`, one row a run, and returns one with a row for each line of the
 table: what varies, FPR@100%TPR pooled over the runs with its interval, the paper's, and what else was measured.
-Public: ABLATIONS, countermeasures, agreement, pooled, shown.
+Public: ABLATIONS, countermeasures, agreement, marking_varied, main_setting, outlier_name, pooled, shown.
 """
 
 from itertools import combinations
@@ -99,43 +99,48 @@ def table_9(frame):
                          for samples, group in frame.groupby("marked_samples_per_user", sort=True)])
 
 
-def _varied(frame, column, others):
-    """Runs with blend and noise in which only `column` may differ from the usual marking, fewest samples first."""
+USUAL = {"img_blending_ratio": 0.7, "noise_injection_type": "perlin", "noise_norm": 8.0, "ood_pattern": "color_stripes"}
+
+
+def marking_varied(frame, column):
+    """Runs with blend and noise that differ from the usual marking in `column` alone, and those with the usual one.
+
+    Only numbers of samples with which several values were tried: a comparison has at least two.
+    """
     frame = _many(_plain(frame))
-    frame = frame[frame["clean_train"] == 0]
-    usual = {"img_blending_ratio": 0.7, "noise_injection_type": "perlin", "noise_norm": 8.0,
-             "ood_pattern": "color_stripes"}
-    for name in others:
-        frame = frame[frame[name] == usual[name]]
-    several = frame.groupby("marked_samples_per_user")[column].transform("nunique") > 1
-    return frame[several]
+    frame = frame[(frame["clean_train"] == 0) & (frame["img_blending_ratio"] < 1) & (frame["noise_norm"] > 0)
+                  & (frame["noise_injection_type"] != "none")]
+    for name in set(USUAL) - {column}:
+        frame = frame[frame[name] == USUAL[name]]
+    return frame[frame.groupby("marked_samples_per_user")[column].transform("nunique") > 1]
+
+
+def outlier_name(source):
+    """A folder of outlier images by its name, ".../tinyimagenet32/train" as "tinyimagenet32"."""
+    parts = [part for part in str(source).split("/") if part and part not in ("train", "test", "val")]
+    return parts[-1] if parts else str(source)
 
 
 def figure_12(frame):
     """Fig. 12: blending ratio and noise norm (whose figures the paper only draws: stronger is better)."""
-    rows = []
-    for column in ("img_blending_ratio", "noise_norm"):
-        chosen = _varied(frame, column, {"img_blending_ratio", "noise_injection_type", "noise_norm", "ood_pattern"}
-                         - {column})
-        chosen = chosen[(chosen["img_blending_ratio"] < 1) & (chosen["noise_norm"] > 0)]
-        rows += [_line(group, {"varied": column, "value": value, "samples": samples})
-                 for (samples, value), group in chosen.groupby(["marked_samples_per_user", column], sort=True)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_line(group, {"varied": column, "value": value, "samples": samples})
+                         for column in ("img_blending_ratio", "noise_norm")
+                         for (samples, value), group
+                         in marking_varied(frame, column).groupby(["marked_samples_per_user", column], sort=True)])
 
 
 def figure_13(frame):
     """Fig. 13: where outlier features come from, by samples per user (0.00 at 20 and 25 samples in the paper)."""
-    chosen = _varied(frame, "ood_pattern", ("img_blending_ratio", "noise_injection_type", "noise_norm"))
-    return pd.DataFrame([_line(group, {"outlier features": str(source).rstrip("/").rsplit("/", 1)[-1],
-                                       "samples": samples}, 0.0 if samples in (20, 25) else None)
+    chosen = marking_varied(frame, "ood_pattern")
+    return pd.DataFrame([_line(group, {"outlier features": outlier_name(source), "samples": samples},
+                               0.0 if samples in (20, 25) else None)
                          for (source, samples), group
                          in chosen.groupby(["ood_pattern", "marked_samples_per_user"], sort=True)])
 
 
 def noise_types(frame):
     """Appendix C.1.3: Perlin against uniform noise (the paper: Perlin is better), and Gabor noise."""
-    chosen = _varied(frame, "noise_injection_type", ("img_blending_ratio", "ood_pattern"))
-    chosen = chosen[(chosen["noise_norm"] == 8) & (chosen["noise_injection_type"] != "none")]
+    chosen = marking_varied(frame, "noise_injection_type")
     return pd.DataFrame([_line(group, {"noise": noise, "samples": samples}) for (noise, samples), group in
                          chosen.groupby(["noise_injection_type", "marked_samples_per_user"], sort=False)])
 

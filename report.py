@@ -86,13 +86,11 @@ def draw_roc(answers, result, path):
     for kind, style in (("set", "-"), ("instance", "--")):
         member, other = (values.mean(axis=1) if kind == "set" else values.ravel()
                          for values in (answers.losses("target"), answers.losses("non_member")))
-        truth = np.concatenate([np.ones(len(member)), np.zeros(len(other))])
-        fpr, tpr, _ = roc_curve(truth, -np.concatenate([member, other]), drop_intermediate=True)
+        (fpr, tpr), (linear_fpr, _) = (roc_points(member, other, scale) for scale in ("log", "linear"))
         label = f"{kind}-based: FPR@100%TPR {percent(result['audit'][kind]['fpr_at_100_tpr'])}, " \
                 f"AUC {result['audit'][kind]['auc']:.4f}"
         for axis in axes[0]:
-            # On the logarithmic axis 0 has no place; it is drawn at half of one false positive.
-            axis.plot(np.maximum(fpr, 0.5 / len(other)) if axis is axes[0, 1] else fpr, tpr, style,
+            axis.plot(fpr if axis is axes[0, 1] else linear_fpr, tpr, style,
                       color=MEMBER_COLOR if kind == "set" else NON_MEMBER_COLOR, label=label)
     for axis, scale in zip(axes[0], ("linear", "log"), strict=True):
         axis.plot([1e-5, 1], [1e-5, 1], color="grey", linewidth=0.8, linestyle=":")
@@ -105,6 +103,26 @@ def draw_roc(answers, result, path):
     save_figure(figure, path)
 
 
+def roc_points(member, other, scale="log"):
+    """(false positive rates, true positive rates) of losses, which are lower for members: float64 arrays.
+
+    On a logarithmic axis 0 has no place; it becomes half of one false positive.
+    """
+    truth = np.concatenate([np.ones(len(member)), np.zeros(len(other))])
+    fpr, tpr, _ = roc_curve(truth, -np.concatenate([member, other]), drop_intermediate=True)
+    return (np.maximum(fpr, 0.5 / len(other)) if scale == "log" else fpr), tpr
+
+
+def draw_shares(axis, groups, title, label):
+    """Histograms of non-members and members (two arrays) as shares, so that 5 members stand beside 5,000 others."""
+    bins = np.histogram_bin_edges(np.concatenate(groups), 60)
+    for values, color, name in zip(groups, (NON_MEMBER_COLOR, MEMBER_COLOR), ("non-members", "members"), strict=True):
+        axis.hist(values, bins, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.6,
+                  label=f"{name} ({len(values)})")
+    axis.set(title=title, xlabel=label, ylabel="share")
+    axis.legend(fontsize=8)
+
+
 def draw_losses(answers, path):
     """Fig. 5: single samples in logit-scaled form on the left, users' average losses on the right."""
     figure, axes = figure_of(1, 2, (10, 4.2))
@@ -115,17 +133,11 @@ def draw_losses(answers, path):
               (axes[0, 1], [values.mean(axis=1) for values in groups["set"]],
                "sets of the users", f"average {answers.signal.replace('_', ' ')} of a user"))
     for axis, (member, other), title, label in panels:
-        bins = np.histogram_bin_edges(np.concatenate([member, other]), 60)
-        for values, color, name in ((other, NON_MEMBER_COLOR, "non-members"), (member, MEMBER_COLOR, "members")):
-            # Shares, so that 5 members stand beside 5,000 non-members.
-            axis.hist(values, bins, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.6,
-                      label=f"{name} ({len(values)})")
-        axis.set(title=title, xlabel=label, ylabel="share")
+        draw_shares(axis, (other, member), title, label)
     axes[0, 1].axvline(threshold_at_fpr(answers.losses("non_member").mean(axis=1), answers.settings["verdict_fpr"]),
                        color="black", linestyle="--", linewidth=1,
                        label=f"threshold at {percent(answers.settings['verdict_fpr'])} FPR")
-    for axis in axes[0]:
-        axis.legend(fontsize=8)
+    axes[0, 1].legend(fontsize=8)
     save_figure(figure, path)
 
 
