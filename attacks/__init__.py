@@ -1,0 +1,24 @@
+"""Instance-level membership inference: was this record in the training set? One file per attack, all on numpy arrays.
+
+    loss        LOSS: the target model's loss alone (Yeom et al., CSF'18)
+    population  Attack P: its rank among the losses of records that nobody trained on (Ye et al., CCS'22)
+    reference   Attack R: its rank among the losses of reference models on the same record (Ye et al., CCS'22)
+    rmia        RMIA offline and online (Zarifzadeh et al., ICML'24)
+    lira        LiRA offline, online and without shadow models (Carlini et al., S&P'22)
+    membership  who trains on what, and every model as target with the others as references
+    signals     loss <-> logit-scaled confidence, and the checks that all attacks share
+    evaluation  AUC, TPR at low FPR, FPR at 100 % TPR, with their intervals
+
+Conventions, in every file:
+
+- A score is float64 (N,), HIGHER for records that are more likely members. Scores of one call can be compared with each
+  other; across attacks or calls only their order means something.
+- Signals of the target are (N,), those of M reference models (M, N). With Q augmented queries a record, (Q, N) and
+  (M, Q, N). float32 or float64; sums are taken in float64.
+- "losses": cross entropy -log p_y >= 0. "scaled": LiRA's logit-scaled confidence log p_y - log(1 - p_y). From
+  `utils.sample_signals`: losses are `cross_entropy`, scaled is MINUS `scaled_loss`.
+- `membership`: bool (M, N), True where that model was trained on that record ("IN"; False: "OUT"). It is the reference
+  models' and says nothing about the target.
+- Nothing is drawn but in `membership.balanced` and the bootstrap of `evaluation`, both from a seed. Bad input raises
+  `runs.UserError`.
+"""
