@@ -6,6 +6,7 @@
 #   QUICK=1 bash countermeasures.sh                   small, on the embedded photos, on a CPU
 #   DEFENCES="pruning:amount=0.7 hamp" bash countermeasures.sh       some of them; a new one is one file more
 #   SEEDS="1 2 3" bash countermeasures.sh             each seed is a run of its own
+#   DETECTION="--features FILE ..." bash countermeasures.sh          flags of countermeasures/input_detection.py
 #   EXTRA="--data_root /data" bash countermeasures.sh more flags for every run; DATASET, CLASSES, USERS, RES_FOLDER, ...
 #   JOBS=4 bash countermeasures.sh                    several runs at once; LAUNCHER=ray: on a Ray cluster: sweep.sh
 set -uo pipefail
@@ -15,18 +16,18 @@ if [ -n "${QUICK:-}" ]; then
     recipe="--dataset ${DATASET:-photos}"
     CLASSES=${CLASSES:-36} USERS=${USERS:-5}
     # DP-SGD without copies of each image, and SELENA with 5 networks: what two cores do in minutes.
-    TRAINING=${TRAINING:-dp_sgd:noise_multiplier=0.03,multiplicity=1 selena:models=5,left_out=2 hamp
+    TRAINING=${TRAINING-dp_sgd:noise_multiplier=0.03,multiplicity=1 selena:models=5,left_out=2 hamp
               early_stopping:share=0.5 dropout:rate=0.5 gaussian_noise:std=0.1 randaugment:operations=3}
-    FINISHED=${FINISHED:-fine_tuning:lr=0.01 fine_tuning:lr=0.05 fine_tuning:lr=0.1 pruning:amount=0.5 pruning:amount=0.7
+    FINISHED=${FINISHED-fine_tuning:lr=0.01 fine_tuning:lr=0.05 fine_tuning:lr=0.1 pruning:amount=0.5 pruning:amount=0.7
               output_noise:sigma=1 output_noise:sigma=5 label_only}
 else
     recipe="--dataset ${DATASET:-cifar100} --lr 0.1 --train_size 25000 --epoch 100 --marked_samples_per_user 25
             --num_of_non_member_user 5000"
     CLASSES=${CLASSES:-17 36 69 80 93} USERS=${USERS:-25}
-    TRAINING=${TRAINING:-$(printf 'dp_sgd:noise_multiplier=%s ' 0.01 0.03 0.05 0.2 0.3) selena hamp
+    TRAINING=${TRAINING-$(printf 'dp_sgd:noise_multiplier=%s ' 0.01 0.03 0.05 0.2 0.3) selena hamp
               $(printf 'early_stopping:share=%s ' 0.2 0.4 0.6 0.8) $(printf 'dropout:rate=%s ' 0.1 0.3 0.5 0.7 0.9)
               $(printf 'gaussian_noise:std=%s ' 0.02 0.05 0.1 0.2 0.5) $(printf 'randaugment:operations=%s ' 3 6 9 12 15)}
-    FINISHED=${FINISHED:-$(printf 'fine_tuning:lr=%s ' 0.00001 0.0001 0.001 0.01 0.05 0.1)
+    FINISHED=${FINISHED-$(printf 'fine_tuning:lr=%s ' 0.00001 0.0001 0.001 0.01 0.05 0.1)
               $(printf 'pruning:amount=%s ' 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9)
               $(printf 'output_noise:sigma=%s ' 0.5 1 2 3 4 5) label_only}
 fi
@@ -75,4 +76,18 @@ targets undefended
 targets trained
 launch  # what follows takes the undefended models over
 targets finished
+launch
+
+# Input detection looks at images and trains no model of the sweep. Its features come from a network that was trained on
+# other images: torchvision's ImageNet weights, which QUICK does not download; DETECTION="--features FILE ..." names one.
+# shellcheck disable=SC2086
+if [ -z "${DEFENCES:-}" ]; then
+    DETECTION=${DETECTION-$([ -n "${QUICK:-}" ] || echo "--dataset ${DATASET:-cifar100} --features resnet18_pretrained")}
+    if [ -n "$DETECTION" ]; then
+        "$PYTHON" countermeasures/input_detection.py $DETECTION --seed ${SEEDS:-${SEED:-1}} \
+            --out "$RES_FOLDER/input-detection" || FAILED+=("input detection")
+    else
+        echo "Input detection is left out: DETECTION names no network for features"
+    fi
+fi
 finish countermeasures

@@ -49,7 +49,7 @@ class MarkSettings(_Strict):
     """How photos are marked and written; the names are those of data_marking.py's flags."""
 
     img_blending_ratio: float = Field(ge=0, le=1)
-    noise_injection_type: Literal["perlin", "uniform", "none"]
+    noise_injection_type: Literal["perlin", "uniform", "gabor", "none"]
     noise_norm: float = Field(ge=0, le=255)
     ood_pattern: str
     outlier_bank_sha256: Digest | None = None

@@ -73,8 +73,8 @@ def main():
         count = sum(int(record.published.sum()) for record in cohort.records)
         for name, change in CHANGES.items():
             images_now = torch.cat([changed(images[:count], change, seed), images[count:]])
-            query, _ = experiment.train_on(f"{args.work}/survival-{name.replace(' ', '-')}-{seed}.safetensors", images_now,
-                                           labels, classes, seed, device, epoch=args.epoch)
+            path = f"{args.work}/survival-{name.replace(' ', '-')}-{seed}.safetensors"
+            query, _ = experiment.train_on(path, images_now, labels, classes, seed, device, epoch=args.epoch)
             for record, rows, label in zip(cohort.records, cohort.rows, cohort.classes, strict=True):
                 answers = common.ask_grid(query, data.images[torch.from_numpy(rows)], record, 19)
                 found.append({"seed": seed, "change": name, "p": common.exact_p(answers, record, int(label))})
