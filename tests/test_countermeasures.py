@@ -329,6 +329,23 @@ def test_finished_models_are_defended_without_training(finished_run, tmp_path, c
             assert np.array_equal(ours["non_member_correct"], theirs["non_member_correct"])
 
 
+def test_eval_audits_the_defended_model_again(finished_run, tmp_path):
+    """Wrong: eval.py asks the model without its owner's output noise, or a network of another structure."""
+    for number, flags in enumerate((("label_only", "--base_model", finished_run),
+                                    ("dp_sgd:multiplicity=1", "--epoch", "1"))):
+        out = tmp_path / f"run{number}"
+        if flags[0].startswith("dp_sgd"):
+            pytest.importorskip("opacus")
+        done = call("train.py", *SMALL, "--out", out, "--countermeasure", *flags)
+        assert done.returncode == 0, done.stderr
+        done = call("eval.py", "--checkpoint", out, "--out", tmp_path / f"again{number}")
+        assert done.returncode == 0, done.stderr
+        first, again = (json.loads((folder / "result.json").read_text())
+                        for folder in (out, tmp_path / f"again{number}"))
+        assert first["audit"] == again["audit"] and first["verdict"] == again["verdict"]
+        assert first["countermeasure"] == again["countermeasure"]
+
+
 def test_an_interrupted_countermeasure_goes_on_with_the_same_bits(tmp_path):
     """Killed while SELENA trains its third network: the first two are not trained again, and the result is the same."""
     flags = (*SMALL, "--countermeasure", "selena:models=3,left_out=1", "--epoch", "2")
