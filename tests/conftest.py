@@ -1,6 +1,7 @@
 """Shared by all tests: one small finished run of train.py, and ways to call the scripts as a user does."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,19 @@ SMALL = ("--dataset", "photos", "--train_size", "500", "--val_portion", "0.2", "
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _interruptible():
+    # A shell starts background jobs with Ctrl-C ignored, and what the tests start would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _threads():
     # The same number in this process and in those that tests start: sums, and so bits, depend on it.
     torch.set_num_threads(1)
 
 
-def call(script, *arguments, code=None, cwd=ROOT, timeout=300):
+def call(script, *arguments, code=None, cwd=ROOT, timeout=900):
     """Run a script in a process of its own; `code` runs Python text before its main function."""
     command = [sys.executable, str(ROOT / script)] if code is None else \
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = {script!r}\n{code}\n"

@@ -2,9 +2,13 @@
 
 The runs are those of a stand-in for train.py that starts in a moment: FAKE locks its folder, writes down when it
 starts and ends, and complains when its result is there already. One test starts the real train.py.
+
+Nothing here depends on how fast the machine is: a run that a test needs at work is held there by a file (`held`) until
+the test has seen what it waits for, and the deadlines are so long that only what never happens reaches them.
 """
 
 import fcntl
+import functools
 import json
 import os
 import shlex
@@ -23,7 +27,10 @@ from conftest import ROOT, SMALL
 import launch
 import runs
 
+DEADLINE = 300  # seconds for anything that happens at once on an idle machine
+
 # --lr: seconds that it takes; --seed above 1: its exit code. A run that is started when it is finished says "again".
+# It goes on once no file hold-TAG is in the folder of results (no test holds one for ten minutes: that one has died).
 FAKE = """
 import fcntl, os, sys, time
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -43,6 +50,11 @@ if os.path.exists(result):
     sys.exit(note("again"))
 note("start")
 time.sleep(float(flags.get("--lr", 0.01)))
+given_up = time.monotonic() + 600
+while os.path.exists(os.path.join(flags["--res_folder"], "hold-" + flags["--save_tag"])):
+    time.sleep(0.02)
+    if time.monotonic() > given_up:
+        sys.exit("error: held for ten minutes")
 if int(flags.get("--seed", 1)) > 1:
     print("error: made to fail")
     sys.exit(int(flags["--seed"]))
@@ -89,8 +101,17 @@ def is_alive(process):
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
-def until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
+def held(folder, *tags):
+    """Hold the runs of these tags once they have started. Returns a function that lets them all go on."""
+    files = [folder / "res" / f"hold-{tag}" for tag in tags]
+    (folder / "res").mkdir(exist_ok=True)
+    for file in files:
+        file.touch()
+    return lambda: [file.unlink() for file in files]
+
+
+def until(condition):
+    deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.05)
@@ -117,11 +138,21 @@ def test_every_run_once_whatever_the_order_and_finished_ones_are_skipped(folder,
     assert [line.split()[-2:] for line in table if "run-3" in line] == [["1", "done"]]
 
 
-@pytest.mark.parametrize(("jobs", "overlap"), [(1, False), (2, True)])
-def test_jobs_are_how_many_run_at_once(folder, script, jobs, overlap):
-    assert script("launch", *started(folder, [command(folder, tag, lr=1) for tag in "ab"], "--jobs", jobs)).code == 0
+def test_without_jobs_one_run_follows_the_other(folder, script):
+    assert script("launch", *started(folder, [command(folder, tag, lr=1) for tag in "ab"])).code == 0
     begin, end = ([note[3] for note in notes(folder) if note[0] == what] for what in ("start", "end"))
-    assert (max(begin) < min(end)) == overlap
+    assert max(begin) > min(end)
+
+
+def test_jobs_are_how_many_run_at_once(folder):
+    release = held(folder, *"abc")
+    launcher = open_launcher(folder, [command(folder, tag) for tag in "abc"], "--jobs", "2")
+    until(lambda: len(tags(folder, "start")) == 2)
+    assert tags(folder, "start") == ["a", "b"] and not tags(folder, "end")
+    release()
+    assert launcher.communicate(timeout=DEADLINE)[1] == "" and launcher.returncode == 0
+    third, end = next(note[3] for note in notes(folder) if note[:2] == ("start", "c")), notes(folder)
+    assert third > min(note[3] for note in end if note[0] == "end")
 
 
 def test_the_cores_are_shared_among_the_runs(folder, script, monkeypatch):
@@ -212,14 +243,18 @@ def test_a_bad_path_is_named(folder, script, what):
 
 
 def test_a_folder_that_is_locked_for_a_moment_is_waited_for(folder, script):
-    held = folder / "res" / "photos-smallnet-run"
-    held.mkdir(parents=True)
-    lock = open(held / ".lock", "a")  # noqa: SIM115  (closed by the timer, as if its process had died)
+    locked = folder / "res" / "photos-smallnet-run"
+    locked.mkdir(parents=True)
+    lock = open(locked / ".lock", "a")  # noqa: SIM115  (closed once it was met, as if its process had died)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    threading.Timer(1.5, lock.close).start()
+
+    def met():
+        return any("another process" in log.read_text() for log in (folder / "res" / "logs").glob("*.log"))
+    closer = threading.Thread(target=lambda: (until(met), lock.close()))
+    closer.start()
     done = script("launch", *started(folder, [command(folder, "run")]))
-    assert done.code == 0 and tags(folder, "end") == ["run"]
-    assert (next((folder / "res" / "logs").glob("*.log"))).read_text().count("another process") >= 1
+    closer.join()
+    assert done.code == 0 and tags(folder, "end") == ["run"] and met()
 
 
 def test_train_says_what_the_guard_listens_for(tmp_path):
@@ -233,13 +268,14 @@ def test_train_says_what_the_guard_listens_for(tmp_path):
 def test_no_run_outlives_who_started_it(folder, victim):
     if victim == "guard" and sys.platform != "linux":
         pytest.skip("only Linux kills the children of a killed process")
-    launcher = open_launcher(folder, [command(folder, "run", lr=60)])
+    held(folder, "run")
+    launcher = open_launcher(folder, [command(folder, "run")])
     until(lambda: tags(folder, "start"))
     process = notes(folder)[0][2]
     parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1]) if victim == "guard" else None
     os.kill(parent or launcher.pid, signal.SIGKILL)
-    until(lambda: not is_alive(process), 10)
-    _, error = launcher.communicate(timeout=60)
+    until(lambda: not is_alive(process))
+    _, error = launcher.communicate(timeout=DEADLINE)
     assert launcher.returncode == (1 if victim == "guard" else -signal.SIGKILL)
     assert victim == "launcher" or "guard was killed" in error
 
@@ -272,9 +308,12 @@ esac
     return path
 
 
-def sweep(folder, script, *arguments, res="res", start_new_session=False, **environment):
+SWEPT = ("multiTarget-1", "multiTarget-2", "multiTarget-clean")  # the runs of `multi-target.sh 1 2`
+
+
+def sweep(folder, script, *arguments, res="res", start_new_session=False, stdout=subprocess.PIPE, **environment):
     return subprocess.Popen(
-        ["bash", str(ROOT / script), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ["bash", str(ROOT / script), *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True,
         start_new_session=start_new_session,
         env={**os.environ, "PYTHON": str(folder / "python"), "QUICK": "1", "RES_FOLDER": str(folder / res),
              "CKPT_FOLDER": str(folder / "ckpt"), "OMP_NUM_THREADS": "1", **environment})
@@ -287,7 +326,7 @@ def test_a_sweep_with_jobs_gives_the_same_commands(folder):
     for jobs in ("1", "2"):
         process = sweep(folder, "single-target.sh", res=f"it's $HOME {jobs}", JOBS=jobs, EXTRA="--epoch 5 --lr .05",
                         TABLES="1 7")
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=DEADLINE)
         assert process.returncode == 0, error
         calls = (folder / "calls").read_text().replace(f"HOME {jobs}", "HOME").splitlines()
         (folder / "calls").unlink()
@@ -300,27 +339,29 @@ def test_a_sweep_with_jobs_gives_the_same_commands(folder):
 def test_a_sweep_ends_with_the_exit_code_of_its_runs(folder):
     fake_python(folder, seed=3)
     failed = sweep(folder, "multi-target.sh", "5", JOBS="2")
-    _, error = failed.communicate(timeout=60)
+    _, error = failed.communicate(timeout=DEADLINE)
     assert failed.returncode == 1 and error.count("not finished") == 3 and "tables.py" in (folder / "calls").read_text()
     wrong = sweep(folder, "multi-target.sh", "5", LAUNCHER="slurm")
-    _, error = wrong.communicate(timeout=60)
+    _, error = wrong.communicate(timeout=DEADLINE)
     assert wrong.returncode == 2 and len(error.strip().splitlines()) == 1 and "slurm" in error
     assert len(tags(folder, "start")) == 2
 
 
 def test_ctrl_c_ends_the_whole_sweep_and_the_second_start_goes_on(folder):
     """As in a terminal, where bash and all that runs in its foreground get it."""
-    fake_python(folder, lr=3)
+    fake_python(folder)
+    release = held(folder, *SWEPT, "multiTarget-3")
     process = sweep(folder, "multi-target.sh", "1", "2", "3", start_new_session=True, JOBS="2")
     until(lambda: len(tags(folder, "start")) == 2)
     os.killpg(process.pid, signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130 and len(error.strip().splitlines()) == 1 and "interrupted" in error
     assert "tables.py" not in (folder / "calls").read_text() and out.count("  interrupted\n") == 2
     assert out.count("  not started\n") == 2
     assert not any(is_alive(note[2]) for note in notes(folder))
+    release()
     process = sweep(folder, "multi-target.sh", "1", "2", "3", JOBS="4")
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, error
     assert len(tags(folder, "end")) == 4 and not tags(folder, "again")
 
@@ -330,11 +371,16 @@ def test_ctrl_c_ends_the_whole_sweep_and_the_second_start_goes_on(folder):
 @pytest.fixture(scope="module")
 def cluster():
     """A Ray cluster whose head has one core. Its folder is short, because it holds Unix sockets."""
-    pytest.importorskip("ray", reason="needs Ray (requirements-extra.txt)")
-    from ray.cluster_utils import Cluster
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder, \
             pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray gives its own processes 30 or 60 seconds to start, which is not enough for them on a busy machine.
+        for wait in ("gcs_server_port_wait_time_s", "gcs_server_request_timeout_seconds",
+                     "worker_register_timeout_seconds"):
+            patch.setenv(f"RAY_{wait}", str(DEADLINE))
+        pytest.importorskip("ray", reason="needs Ray (requirements-extra.txt)")
+        from ray.cluster_utils import Cluster
+        patch.setattr(Cluster, "_wait_for_node", functools.partialmethod(Cluster._wait_for_node, timeout=DEADLINE))
         patch.setenv("RAY_TMPDIR", folder)
         (Path(folder) / "ray").mkdir()
         cluster = Cluster(initialize_head=True, head_node_args={
@@ -343,30 +389,37 @@ def cluster():
         cluster.shutdown()
 
 
-def nodes_of_running(folder):
-    """{the node's name: the ids of the runs that have started there}, from records and notes."""
-    found = {}
+def running_on(folder, node):
+    """The ids of the runs that have started on the node of this name, from records and notes."""
+    found = []
     for path in (folder / "res" / "logs").glob("*.json"):
         record = json.loads(path.read_text())
         tag = record["command"][record["command"].index("--save_tag") + 1]
         processes = [note[2] for note in notes(folder) if note[:2] == ("start", tag)]
-        if processes and "code" not in record:
-            found.setdefault(record["node"], []).extend(processes)
+        found += processes if record["node"] == node and "code" not in record else []
     return found
 
 
 def test_every_run_finishes_once_though_a_node_is_killed(folder, cluster):
-    """A sweep on two nodes, one of which dies at work: its run starts again, nothing is lost, no orphan is left."""
-    fake_python(folder, lr=3)
+    """A sweep on two nodes, one of which dies at work: its run starts again, nothing is lost, no orphan is left.
+
+    No run ends before the node is dead and its run with it, and the launcher has said where that one ran.
+    """
+    fake_python(folder)
+    release, said = held(folder, *SWEPT), folder / "said"
     node = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-    process = sweep(folder, "multi-target.sh", "1", "2", LAUNCHER="ray", RAY_ADDRESS=cluster.address)
+    with open(said, "w") as stdout:
+        process = sweep(folder, "multi-target.sh", "1", "2", LAUNCHER="ray", RAY_ADDRESS=cluster.address, stdout=stdout)
     name = f"{socket.gethostname()}/{node.node_id[:6]}"
-    until(lambda: name in nodes_of_running(folder), 120)
-    victims = nodes_of_running(folder)[name]
+    until(lambda: running_on(folder, name) and f" on {name}\n" in said.read_text())
+    victims = running_on(folder, name)
     cluster.remove_node(node, allow_graceful=False)
-    out, error = process.communicate(timeout=180)
+    until(lambda: not any(map(is_alive, victims)))
+    release()
+    _, error = process.communicate(timeout=DEADLINE)
+    out = said.read_text()
     assert process.returncode == 0, (out, error)
-    assert tags(folder, "end") == ["multiTarget-1", "multiTarget-2", "multiTarget-clean"]
+    assert tags(folder, "end") == list(SWEPT)
     assert len(tags(folder, "start")) == 3 + len(victims) and not tags(folder, "again")
     assert not set(victims) & {note[2] for note in notes(folder) if note[0] == "end"}
     assert not any(is_alive(note[2]) for note in notes(folder))
@@ -374,17 +427,18 @@ def test_every_run_finishes_once_though_a_node_is_killed(folder, cluster):
     assert len(out.splitlines()) == 1 + (3 + len(victims)) + 3 + 4 + 1  # nothing of Ray's own
     # The same sweep again has nothing to do, and asks no cluster.
     again = sweep(folder, "multi-target.sh", "1", "2", LAUNCHER="ray", RAY_ADDRESS="nowhere")
-    out, error = again.communicate(timeout=60)
+    out, error = again.communicate(timeout=DEADLINE)
     assert again.returncode == 0 and "3 runs, 3 finished before" in out, error
     assert not tags(folder, "again")
 
 
 def test_ctrl_c_stops_the_runs_on_the_cluster(folder, cluster):
-    commands = [command(folder, "quick"), *(command(folder, tag, lr=60) for tag in "ab")]
-    launcher = open_launcher(folder, commands, LAUNCHER="ray", RAY_ADDRESS=cluster.address, CPUS_PER_RUN="0.5")
-    until(lambda: len(tags(folder, "start")) == 3, 120)
+    held(folder, *"ab")
+    launcher = open_launcher(folder, [command(folder, tag) for tag in ("quick", "a", "b")],
+                             LAUNCHER="ray", RAY_ADDRESS=cluster.address, CPUS_PER_RUN="0.5")
+    until(lambda: len(tags(folder, "start")) == 3)
     launcher.send_signal(signal.SIGINT)
-    out, error = launcher.communicate(timeout=90)
+    out, error = launcher.communicate(timeout=DEADLINE)
     assert launcher.returncode == 130 and "interrupted" in error, (out, error)
-    until(lambda: not any(is_alive(note[2]) for note in notes(folder)), 10)
+    until(lambda: not any(is_alive(note[2]) for note in notes(folder)))
     assert tags(folder, "end") == ["quick"] and out.count("  interrupted") == 2
