@@ -414,20 +414,28 @@ def train_model(model, images, labels, recipe, device, progress_path, settings, 
     return history
 
 
+def epoch_draws(recipe, epoch, count, hooks=PLAIN_TRAINING):
+    """What (seed, epoch) decides about training on `count` images: rows int64 (S,) of all steps one after the other,
+    shifts int64 (S, 2) and flips bool (S,) for `augment`, and the sizes of the steps, a list."""
+    draws = key_generator(recipe.seed, "epoch", epoch)
+    steps = hooks.steps(draws, count, recipe.batch_size)
+    order = np.concatenate(steps)
+    shifts = draws.integers(0, 2 * recipe.crop_padding + 1, (len(order), 2))
+    flips = draws.random(len(order)) < 0.5
+    return *map(torch.from_numpy, (order, shifts, flips)), [len(rows) for rows in steps]
+
+
 def _train_epoch(model, images, labels, recipe, optimizer, epoch, team, hooks=PLAIN_TRAINING):
     """One pass over the training images in an order, crops and flips that (seed, epoch) decides."""
     device = images.device
-    draws = key_generator(recipe.seed, "epoch", epoch)
-    steps = hooks.steps(draws, len(images), recipe.batch_size)
-    order, count = torch.from_numpy(np.concatenate(steps)).to(device), sum(map(len, steps))
-    shifts = torch.from_numpy(draws.integers(0, 2 * recipe.crop_padding + 1, (count, 2))).to(device)
-    flips = torch.from_numpy(draws.random(count) < 0.5).to(device)
+    *drawn, sizes = epoch_draws(recipe, epoch, len(images), hooks)
+    order, shifts, flips = (part.to(device) for part in drawn)
     for group in optimizer.param_groups:
         group["lr"] = recipe.lr_at(epoch)
     model.train()
     loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
     with seeded(recipe.seed, "layers", epoch):
-        for together, end in zip(map(len, steps), np.cumsum(list(map(len, steps))).tolist(), strict=True):
+        for together, end in zip(sizes, np.cumsum(sizes).tolist(), strict=True):
             draw = slice(end - together, end)
             if together < max(2, team.size) and end > together:
                 continue  # Batch normalisation can't be computed on one image; another one is left out next epoch.

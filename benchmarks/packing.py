@@ -102,14 +102,9 @@ def batches_of(images, labels, recipe, seeds, epoch):
 
     Yields normalised images, float32 (seeds, n, 3, H, W), and labels, int64 (seeds, n).
     """
-    count, device, columns = len(images), images.device, ([], [], [])
-    for seed in seeds:
-        draws = utils.key_generator(seed, "epoch", epoch)
-        columns[0].append(torch.from_numpy(draws.permutation(count)))
-        columns[1].append(torch.from_numpy(draws.integers(0, 2 * recipe.crop_padding + 1, (count, 2))))
-        columns[2].append(torch.from_numpy(draws.random(count) < 0.5))
-    order, shifts, flips = (torch.stack(column).to(device) for column in columns)
-    for start in range(0, count, recipe.batch_size):
+    drawn = [utils.epoch_draws(replace(recipe, seed=seed), epoch, len(images)) for seed in seeds]
+    order, shifts, flips = (torch.stack(parts).to(images.device) for parts in list(zip(*drawn, strict=True))[:3])
+    for start in range(0, len(images), recipe.batch_size):
         chosen, shift, flip = (part[:, start:start + recipe.batch_size].flatten(0, 1)
                                for part in (order, shifts, flips))
         if len(chosen) < 2 * len(seeds) and start > 0:

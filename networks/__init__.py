@@ -15,13 +15,19 @@ from torch import nn
 from runs import UserError
 
 _NAMES = ("wideresnet284", "resnet", "resnext", "senet", "densenet", "googlenet", "resnet18_pretrained", "smallnet")
+# torchvision's names, here in the form for small images, and others that only privacy-audit.py's configs use. Not among
+# network_names: a state dict called vgg16 that somebody else made is torchvision's.
+_SMALL_IMAGE_NAMES = ("cnn", "alexnet", "vgg16", "speedyresnet")
 # wideresnet2810, wideresnet-28-10, wrn28-2, wrn-40x4, ...: without a separator the first two digits are the depth.
 _WIDERESNET = re.compile(r"(?:wideresnet|wrn)[-_]?(?:(\d{1,4})[-_x](\d{1,3})|(\d\d)(\d\d?))", re.ASCII)
 _SMALLEST_IMAGE = 32
 
 
 def network_names() -> list[str]:
-    """The names that build_network knows. `wideresnet284` stands for WideResNets of any depth and width."""
+    """The names that build_network knows first. `wideresnet284` stands for WideResNets of any depth and width.
+
+    It builds cnn, alexnet, vgg16 and speedyresnet for small images, too; mlp.py is built by privacy/models.py.
+    """
     return list(_NAMES)
 
 
@@ -56,7 +62,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def _resolve(name):
     # -> (file of this package, arguments of its build besides num_classes)
-    if name in _NAMES and name != "wideresnet284":
+    if name in _SMALL_IMAGE_NAMES or (name in _NAMES and name != "wideresnet284"):
         return name, {}
     if not name.startswith(("wideresnet", "wrn")):
         near = difflib.get_close_matches(name, _NAMES, n=3, cutoff=0.4)
