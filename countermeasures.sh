@@ -76,7 +76,6 @@ targets undefended
 targets trained
 launch  # what follows takes the undefended models over
 targets finished
-launch
 
 # Input detection looks at images and trains no model of the sweep. Its features come from a network that was trained on
 # other images: torchvision's ImageNet weights, which QUICK does not download; DETECTION="--features FILE ..." names one.
@@ -84,8 +83,8 @@ launch
 if [ -z "${DEFENCES:-}" ]; then
     DETECTION=${DETECTION-$([ -n "${QUICK:-}" ] || echo "--dataset ${DATASET:-cifar100} --features resnet18_pretrained")}
     if [ -n "$DETECTION" ]; then
-        "$PYTHON" countermeasures/input_detection.py $DETECTION --seed ${SEEDS:-${SEED:-1}} \
-            --out "$RES_FOLDER/input-detection" || FAILED+=("input detection")
+        start input-detection "$PYTHON" countermeasures/input_detection.py $DETECTION --seed ${SEEDS:-${SEED:-1}} \
+            --out "$RES_FOLDER/input-detection"
     else
         echo "Input detection is left out: DETECTION names no network for features"
     fi

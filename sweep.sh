@@ -19,18 +19,24 @@ run() {
     local tag=$1${SEED:+-seed$SEED}
     shift
     set -- "$@" ${SEED:+--seed "$SEED"}
-    # shellcheck disable=SC2206  # EXTRA holds several words on purpose.
-    local command=("$PYTHON" train.py "$@" --save_tag "$tag" --res_folder "$RES_FOLDER" --ckpt_folder "$CKPT_FOLDER"
-                   ${EXTRA:-})
+    # shellcheck disable=SC2086  # EXTRA holds several words on purpose.
+    start "$tag $*" "$PYTHON" train.py "$@" --save_tag "$tag" --res_folder "$RES_FOLDER" --ckpt_folder "$CKPT_FOLDER" \
+        ${EXTRA:-}
+}
+
+# start NAME COMMAND...: run a command now, or queue it for `launch`.
+start() {
+    local name=$1
+    shift
     if [ "$LAUNCHER $JOBS" != "local 1" ]; then
-        QUEUE+=("$(quoted "${command[@]}")")
+        QUEUE+=("$(quoted "$@")")
         return
     fi
-    printf '\n=== %s %s\n' "$tag" "$*"
-    "${command[@]}" && return
+    printf '\n=== %s\n' "$name"
+    "$@" && return
     local code=$?
     [ "$code" -eq 130 ] && exit 130
-    FAILED+=("$tag (exit code $code)")
+    FAILED+=("${name%% *} (exit code $code)")
 }
 
 # quoted WORDS...: one line that a shell reads as these words (printf %q has escapes of its own for some characters).
@@ -53,9 +59,14 @@ launch() {
 
 # finish SWEEP: run what is queued, print the tables, then name what failed.
 finish() {
+    finish_with tables.py "$1" --res_folder "$RES_FOLDER"
+}
+
+# finish_with SCRIPT FLAGS...: the same with another script for the tables.
+finish_with() {
     launch
     printf '\n'
-    "$PYTHON" tables.py "$1" --res_folder "$RES_FOLDER" || FAILED+=("tables of $1")
+    "$PYTHON" "$@" || FAILED+=("tables")
     if [ ${#FAILED[@]} -gt 0 ]; then
         printf 'not finished: %s\n' "${FAILED[@]}" >&2
         exit 1
