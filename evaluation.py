@@ -74,6 +74,11 @@ def _variant(run):
     return names.get((blend, noise))
 
 
+def _fully_marked(frame):
+    """The runs with the paper's marking: blend and noise."""
+    return frame[np.array([_variant(run) == "blend and noise" for _, run in frame.iterrows()], dtype=bool)]
+
+
 def _many(frame):
     """The runs with the largest number of users, which is what most tables are about."""
     return frame[frame["users"] == frame["users"].max()] if len(frame) else frame
@@ -91,8 +96,7 @@ def table_8(frame):
 
 def table_9(frame):
     """Table 9: instance-based against set-based, by samples per user."""
-    frame = _many(_plain(frame)).copy()
-    frame = frame[[_variant(run) == "blend and noise" for _, run in frame.iterrows()]]
+    frame = _fully_marked(_many(_plain(frame)))
     return pd.DataFrame([_line(group, {"inference": f"{kind}-based", "samples": samples},
                                paper.TABLE_9.get((f"{kind}-based", samples)), kind)
                          for kind in ("instance", "set")
@@ -150,7 +154,7 @@ def table_5(frame):
     frame = frame[(frame["countermeasure"] == "none") & (frame["clean_train"] == 0)]
     marked = frame[frame["used_share"] < 1]["marked_samples_per_user"].unique()
     frame = frame[frame["marked_samples_per_user"].isin(marked)]
-    frame = frame[[_variant(run) == "blend and noise" for _, run in frame.iterrows()]]
+    frame = _fully_marked(frame)
     counts = frame[frame["used_share"] < 1]["users"]
     rows = []
     for users, some in frame.groupby("users", sort=False):
@@ -212,12 +216,13 @@ def _more(dicts):
 
 
 def agreement(rows):
-    """One sentence: of the pairs of rows that the paper's FPR orders, how many ours order in the same way."""
-    have = [(float(row["paper FPR"]), *_bounds(row["FPR@100%TPR"])[1:]) for _, row in rows.iterrows()
-            if row["paper FPR"] != "-" and row["FPR@100%TPR"] != "-"]
+    """One sentence: of the pairs of rows, with as many users a run, that the paper's FPR orders, how many ours order
+    in the same way."""
+    have = [(float(row["paper FPR"]), *_bounds(row["FPR@100%TPR"])[1:], row["users per run"])
+            for _, row in rows.iterrows() if row["paper FPR"] != "-" and row["FPR@100%TPR"] != "-"]
     same = opposite = open_ = 0
     for one, other in combinations(have, 2):
-        if one[0] == other[0]:
+        if one[0] == other[0] or one[3] != other[3]:
             continue
         small, large = sorted((one, other))
         if small[2] < large[1]:

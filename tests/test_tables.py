@@ -168,6 +168,16 @@ def test_figures_12_and_13_and_the_noises_vary_one_thing_each(tmp_path):
     assert rates("Figure 13", "outlier features") == {("color_stripes",): "0.10", ("tiny32",): "0.50"}
 
 
+def test_tables_without_runs_are_left_out(tmp_path):
+    """Wrong: a sweep of some tables ends in a traceback because the others have no rows."""
+    write(tmp_path / "a", 0.6, 2, MANY, marked_samples_per_user=5, noise_injection_type="uniform")
+    frame = tables.collect(tmp_path)
+    assert [name for name, function in evaluation.ABLATIONS.items() if len(function(frame))] == []
+    write(tmp_path / "b", 0.6, 2, MANY, marked_samples_per_user=5)
+    done = call("tables.py", "ablation", "--res_folder", tmp_path)
+    assert done.returncode == 0 and "### Noise" in done.stdout and "Table 5" not in done.stdout, done.stderr
+
+
 def test_countermeasures_are_measured_against_the_same_runs_without(tmp_path):
     pruned, tuned = "pruning:amount=0.8,scope=global", "fine_tuning:lr=0.05,epochs=20,share=0.1"
     write(tmp_path / "none", 0.60, 0)
