@@ -335,7 +335,7 @@ def train_on(path, images, labels, classes, seed, device, net_type="smallnet", *
     """Train a network on exactly these images, or take it from `path`; returns (query, record of the training)."""
     settings = {**PLAIN_RECIPE, **recipe, "net_type": net_type, "image_size": images.shape[-1], "seed": seed,
                 "precision": utils.choose_precision("auto", device), "classes": classes,
-                "images": hashlib.sha256(images.numpy().tobytes()).hexdigest()[:16]}
+                "images": hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:16]}
     path = Path(path)
     if not path.exists():
         mean, std = utils.channel_statistics(images)
