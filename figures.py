@@ -150,7 +150,8 @@ def figure_12(args):
             _draw_rate(axis, pooled_points(some, column), f"{samples} samples a user")
             drawn += 1
         axis.set(xlabel=label)
-        axis.legend(fontsize=8)
+        if axis.lines:
+            axis.legend(fontsize=8)
     _require(range(drawn), "varied --img_blending_ratio or --noise_norm")
     report.save_figure(figure, args.out)
 

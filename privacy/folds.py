@@ -1,0 +1,163 @@
+"""One target model with its references, as the attacks see it.
+
+Leave-one-out: a target's references are models that are neither the target nor its complement (see
+`attacks.membership.leave_one_out`); what has to be tuned (RMIA's a, RaMIA's trim, DUCI's rates) is tuned on models that
+are none of the target's references either, where there are any, and never on the target.
+Public: Fold, folds, scores_of, levels_of, ATTACKS, TITLES.
+"""
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+
+import utils
+from attacks import lira, loss, membership, population, reference, rmia
+from runs import UserError
+
+ATTACKS = {
+    "loss": lambda fold: loss.score(fold.losses),
+    "population": lambda fold: population.score(fold.losses, fold.population_losses.mean(axis=0)),
+    "reference": lambda fold: reference.score(fold.losses, fold.reference_losses, fold.membership),
+    "rmia_offline": lambda fold: rmia.offline(*fold.rmia, a=fold.a, gamma=fold.gamma),
+    "rmia_online": lambda fold: rmia.online(*fold.rmia, gamma=fold.gamma),
+    "lira_offline": lambda fold: lira.offline(fold.scaled, fold.reference_scaled, fold.membership),
+    "lira_online": lambda fold: lira.online(fold.scaled, fold.reference_scaled, fold.membership),
+    "lira_offline_fixed": lambda fold: lira.offline(fold.scaled, fold.reference_scaled, fold.membership, "fixed"),
+    "lira_online_fixed": lambda fold: lira.online(fold.scaled, fold.reference_scaled, fold.membership, "fixed"),
+}
+TITLES = {"loss": "LOSS", "population": "Attack P (population)", "reference": "Attack R (reference)",
+          "rmia_offline": "RMIA, offline", "rmia_online": "RMIA, online", "lira_offline": "LiRA, offline",
+          "lira_online": "LiRA, online", "lira_offline_fixed": "LiRA, offline, fixed variance",
+          "lira_online_fixed": "LiRA, online, fixed variance"}
+# Of RMIA's a where no model is left to tune it on: the middle.
+_DEFAULT_A = 0.5
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One model as target, as the attacks see it. `query` picks one of the queries (None: all of them)."""
+
+    signals: object
+    target: int
+    references: np.ndarray
+    left_out: np.ndarray  # neither target nor references
+    gamma: float = 2.0
+    a: float | None = None
+    tuned: bool = False  # a, on another model; given or a default where not
+    query: int | None = None
+
+    def _of(self, values, models):
+        values = values[models]
+        return values if self.query is None else values[..., self.query, :]
+
+    losses = property(lambda self: self._of(self.signals.losses, self.target))
+    scaled = property(lambda self: self._of(self.signals.scaled, self.target))
+    reference_losses = property(lambda self: self._of(self.signals.losses, self.references))
+    reference_scaled = property(lambda self: self._of(self.signals.scaled, self.references))
+    membership = property(lambda self: self.signals.membership[self.references])
+    is_member = property(lambda self: self.signals.membership[self.target])
+
+    @property
+    def population_losses(self):
+        """Of the target, (Q, Z)."""
+        losses = self.signals.population_losses[self.target]
+        return losses if self.query is None else losses[self.query:self.query + 1]
+
+    @property
+    def rmia(self):
+        """Arguments of RMIA; the population is asked for as it is, one query a record."""
+        population_losses = self.signals.population_losses[:, 0]
+        return (self.losses, self.reference_losses, self.membership, population_losses[self.target],
+                population_losses[self.references])
+
+    def others(self, limit):
+        """Up to `limit` folds with another model as target, for tuning: none of them looks at this fold's target.
+
+        Models that were left out keep the references as they are. Without any, references are attacked in turn, each
+        with the others but its own complement. The target's complement is the last choice: what is by chance true of
+        its members is false of the target's.
+        """
+        inside = self.signals.membership
+        spare = [model for model in self.left_out if (inside[model] == inside[self.target]).any()]
+        rows = spare or (self.references if len(self.references) >= 4 else self.left_out)
+        found = []
+        for model in rows[:limit]:
+            complement = (inside[self.references] != inside[model]).all(axis=1)
+            found.append(replace(self, target=int(model),
+                                 references=self.references[(self.references != model) & ~complement]))
+        return [fold for fold in found if len(fold.references)]
+
+    def matched(self, others):
+        """This fold with as many references as the folds of `others` have, so that rates measured there hold here."""
+        return replace(self, references=self.references[:min(len(other.references) for other in others)])
+
+
+def folds(signals, settings):
+    """A `Fold` for each target; settings: num_ref_models, gamma, a (see `privacy.audit.run_attacks`).
+
+    The references are all other models, or the first that give each record num_ref_models OUT and as many IN. RMIA's a
+    is given, or tuned on another model; 0.5 where too few models are left to tune it on.
+    """
+    wanted = settings.get("num_ref_models")
+    for one in membership.leave_one_out(signals.membership):
+        if one.target not in signals.target_ids:
+            continue
+        references = one.references if wanted is None else _enough(signals.membership, one, wanted)
+        used = {one.target, *references.tolist()}
+        # Models that leave_one_out gives first: the target's complement is the last choice.
+        left_out = [model for model in one.references.tolist() if model not in used]
+        left_out += [model for model in range(len(signals.membership)) if model not in used.union(left_out)]
+        fold = Fold(signals, one.target, references, np.array(left_out, dtype=np.int64), settings["gamma"])
+        given = settings.get("a")
+        tuned = _tuned_a(fold) if given is None else None
+        yield replace(fold, a=float(_DEFAULT_A if given is None else given) if tuned is None else tuned,
+                      tuned=tuned is not None)
+
+
+def _enough(inside, fold, wanted):
+    rows = inside[fold.references]
+    least = np.minimum(rows.cumsum(axis=0), (~rows).cumsum(axis=0)).min(axis=1)
+    if not len(least) or least[-1] < wanted:
+        raise UserError(f"num_ref_models {wanted} needs {wanted} models trained on each record, and as many that were "
+                        f"not, beside target {fold.target} and its complement; there are {max(least, default=0)}: "
+                        "train more models or lower num_ref_models")
+    return fold.references[:int(np.argmax(least >= wanted)) + 1]
+
+
+def _tuned_a(fold):
+    """RMIA's a with the highest AUC on another model, attacked with the fold's references; None where none is left."""
+    signals = fold.signals
+    for other in fold.others(1):
+        rows = np.array([other.target, *other.references])
+        try:
+            return rmia.tune_a(signals.losses[rows], signals.membership[rows], signals.population_losses[rows, 0],
+                               gamma=fold.gamma)
+        except UserError:
+            return None  # not every record has an OUT model among so few
+    return None
+
+
+def scores_of(name, fold):
+    """An attack's scores on a fold: float64 (N,), higher for members."""
+    return ATTACKS[name](fold)
+
+
+def levels_of(name, fold, seed):
+    """The share of the population that the attack gives a lower score: float64 (N,), in [0, 1].
+
+    Scores of two models need not mean the same, because models differ on the population as well; levels do. The
+    population's reference models stand for those of audited records: for each, as many of them count as not trained on
+    it as for an audited record drawn from the seed. Attacks that look at IN models have no such level: UserError.
+    """
+    if "online" in name:
+        raise UserError(f"{name} needs models that were trained on a record, and none was trained on the population; "
+                        "choose an attack without IN models")
+    signals, count = fold.signals, fold.signals.population_losses.shape[-1]
+    drawn = utils.key_generator(seed, "stand-ins").integers(0, signals.membership.shape[1], count)
+    stand_in = SimpleNamespace(losses=signals.population_losses, scaled=signals.population_scaled,
+                               membership=signals.membership[:, drawn], population_losses=signals.population_losses)
+    outside = np.sort(scores_of(name, replace(fold, signals=stand_in)))
+    return np.searchsorted(outside, scores_of(name, fold), side="left") / count
+
+
