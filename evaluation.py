@@ -88,6 +88,7 @@ def table_8(frame):
     """Table 8: what marking consists of, by samples per user."""
     frame = _many(_plain(frame)).copy()
     frame["variant"] = [_variant(run) for _, run in frame.iterrows()]
+    frame = frame[frame.groupby("marked_samples_per_user")["variant"].transform("nunique") > 1]
     return pd.DataFrame([_line(group, {"marking": variant, "samples": samples}, paper.TABLE_8.get((variant, samples)))
                          for variant in ("blend and noise", "blend only", "noise only", "unmarked")
                          for samples, group in frame[frame["variant"] == variant]

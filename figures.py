@@ -105,7 +105,7 @@ def _draw_rate(axis, points, label, color=None):
     """FPR@100%TPR with intervals on an axis that shows 0 beside small rates."""
     axis.errorbar(points["value"], points["fpr"], yerr=_errors(points), marker="o", capsize=3, label=label, color=color)
     axis.set_yscale("symlog", linthresh=0.1)
-    axis.set(ylabel="FPR@100%TPR (%)", ylim=(0, 100))
+    axis.set(ylabel="FPR@100%TPR (%)", ylim=(0, 130))
     axis.grid(alpha=0.3)
 
 
@@ -125,7 +125,7 @@ def figure_7(args):
     for column, (defence, label) in enumerate((("fine_tuning", "fine-tuning rate"), ("pruning", "pruned share"))):
         for users, some in chosen[chosen["defence"] == defence].groupby("users"):
             points = pooled_points(some, "setting")
-            _draw_rate(axes[0, column], points, f"{users} user(s) a model")
+            _draw_rate(axes[0, column], points, f"{users} user{'s' if users > 1 else ''} a model")
             axes[1, column].plot(points["value"], points["accuracy"], marker="o")
             undefended = frame[(frame["countermeasure"] == "none") & (frame["users"] == users)]["accuracy"]
             if len(undefended):
