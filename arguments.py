@@ -75,7 +75,8 @@ def make_parser(description):
     training.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     training.add_argument("--precision", default="auto", choices=("auto", "bfloat16", "float32"))
 
-    training.add_argument("--countermeasure", help="what the model's owner does against the audit: NAME or "
+    training.add_argument("--countermeasure", type=lambda text: str(parse_countermeasure(text)),
+                          help="what the model's owner does against the audit: NAME or "
                           f"NAME:SETTING=VALUE,...; one of {', '.join(countermeasure_names())}")
     training.add_argument("--base_model", help="the same run without the countermeasure (folder, checkpoint or "
                           "--save_tag), whose model is taken over if the countermeasure changes only a finished model")
@@ -149,8 +150,6 @@ def resolve_settings(args, data, device):
         return given if given is not None else defaults[flag] if flag in defaults else getattr(recipe, flag)
 
     training = {flag: value_of(flag) for flag in TRAINING_FLAGS}
-    if training["countermeasure"] is not None:
-        training["countermeasure"] = str(parse_countermeasure(training["countermeasure"]))
     if args.num_classes not in (None, len(data.class_names)):
         raise UserError(f"--num_classes {args.num_classes} does not fit {data.name}, which has "
                         f"{len(data.class_names)} classes; leave the flag out")
