@@ -167,7 +167,7 @@ def draw(rows, chosen, path):
         axis.plot(100 * np.array(row["fprs"]), [place] * len(row["fprs"]), ".", color="#bbbbbb", zorder=0)
     axis.set_yticks(range(len(rows)), [row["statistic"] for row in reversed(rows)], fontsize=8)
     axis.set(xlabel="FPR@100%TPR (%), pooled (with 95 % interval) and of every model (small dots)")
-    axis.set_xscale("symlog", linthresh=1)
+    axis.set_xlim(0, 100)
     axis.grid(alpha=0.3)
     report.save_figure(figure, path)
 
