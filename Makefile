@@ -29,6 +29,7 @@ bench: $(VENV)/ready-dev
 	$(RUN) benchmarks/training.py --images 512 --rounds 3 --out results/bench-training.json
 	$(RUN) benchmarks/audit.py --out results/bench-audit.json
 	$(RUN) benchmarks/tree.py --files 50000 --out results/bench-tree.json
+	$(RUN) benchmarks/rmia.py --out results/bench-rmia.json
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache .hypothesis
