@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -364,8 +364,8 @@ class Audit:
     settings: dict
     users: dict
     signals: dict
-    exact: dict
     seconds: float
+    exact: dict = field(default_factory=dict)
 
     def losses(self, group):
         """The chosen signal of a group, the same on both sides of every comparison (defect 2)."""
@@ -388,7 +388,7 @@ def audit(experiment, query, settings, paths, device):
                for name, group in users.items()}
     exact = {name: exact_losses(experiment, query, name, settings["exact_keys"], device)
              for name in ("target", "control")} if settings["exact_keys"] else {}
-    result = Audit(settings, users, signals, exact, time.monotonic() - started)
+    result = Audit(settings, users, signals, time.monotonic() - started, exact)
     runs.write_arrays(paths.losses, settings=np.array(json.dumps({"training": experiment.settings, "audit": settings})),
                       **{f"{name}_{signal}": values for name in GROUPS for signal, values in signals[name].items()},
                       **{f"{name}_exact": values.astype(np.float32) for name, values in exact.items()},
