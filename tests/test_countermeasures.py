@@ -330,13 +330,9 @@ def test_finished_models_are_defended_without_training(finished_run, tmp_path, c
 
 
 def test_eval_audits_the_defended_model_again(finished_run, tmp_path):
-    """Wrong: eval.py asks the model without its owner's output noise, or a network of another structure."""
-    for number, flags in enumerate((("label_only", "--base_model", finished_run),
-                                    ("dp_sgd:multiplicity=1", "--epoch", "1", "--train_size", "200",
-                                     "--marked_samples_per_user", "1"))):
+    """Wrong: eval.py asks the model without what its owner does to the answers."""
+    for number, flags in enumerate((("label_only", "--base_model", finished_run),)):
         out = tmp_path / f"run{number}"
-        if flags[0].startswith("dp_sgd"):
-            pytest.importorskip("opacus")
         done = call("train.py", *SMALL, "--out", out, "--countermeasure", *flags)
         assert done.returncode == 0, done.stderr
         done = call("eval.py", "--checkpoint", out, "--out", tmp_path / f"again{number}")
