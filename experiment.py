@@ -29,9 +29,9 @@ from runs import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GROUPS = ("target", "control", "non_member")
-# What `train_on` trains with, unless told: the paper's recipe with the batch of the small data sets.
 # Selections of the exact test: with 19 keys p can be as low as 1 / 20,000.
 EXACT_SELECTIONS = 999
+# What `train_on` trains with, unless told: the paper's recipe with the batch of the small data sets.
 PLAIN_RECIPE = {"epoch": 100, "lr": 0.1, "batch_size": 128, "momentum": 0.9, "weight_decay": 5e-4}
 
 
@@ -40,7 +40,7 @@ class Experiment:
     """Everything that the settings decide before training: who is who, and how the target users mark their images.
 
     used: how many of each target user's samples, the first ones, the model is trained on. clean: rows of unmarked
-    images that a countermeasure needs and nobody else has. countermeasure: what the model's owner does, or None.
+    images that a countermeasure needs and nobody else has. countermeasure: what the model's owner does, if anything.
     """
 
     settings: dict
@@ -50,7 +50,7 @@ class Experiment:
     marking: utils.Marking
     used: int
     clean: torch.Tensor
-    countermeasure: Countermeasure | None
+    countermeasure: Countermeasure
 
     @property
     def users(self):
@@ -66,9 +66,9 @@ def prepare(settings, audit_settings, data, data_root=None):
     that data which can't be audited are refused before a model is trained.
     """
     seed, size = settings["seed"], settings["marked_samples_per_user"]
-    defence = parse(settings["countermeasure"]) if settings.get("countermeasure") else None
+    defence = countermeasure_of(settings)
     splits = make_splits(data.labels, data.is_test, settings["train_size"], settings["val_portion"], seed)
-    splits, clean = _set_aside(splits, data, defence.clean_share if defence else 0, seed)
+    splits, clean = _set_aside(splits, data, defence.clean_share, seed)
     classes = _user_classes(settings, data.labels[splits.train].numpy())
     used = max(1, round(settings.get("used_share", 1.0) * size))
     targets = utils.draw_target_users(data.labels, splits.train, classes, used, utils.derive_key(seed, "target users"))
@@ -83,6 +83,11 @@ def prepare(settings, audit_settings, data, data_root=None):
                                                   utils.derive_key(seed, "non-member users")),
     }
     return Experiment(settings, data, splits, groups, _marking(settings, data, data_root), used, clean, defence)
+
+
+def countermeasure_of(settings):
+    """The Countermeasure of a run's settings; without one, one that does nothing."""
+    return parse(settings["countermeasure"]) if settings.get("countermeasure") else Countermeasure()
 
 
 def _set_aside(splits, data, share, seed):
@@ -164,7 +169,7 @@ def build_model(experiment, pretrained_weights=None):
     settings, data = experiment.settings, experiment.data
     with utils.seeded(settings["seed"], "initial weights"):
         model = build_network(settings["net_type"], len(data.class_names), settings["image_size"], pretrained_weights)
-        return experiment.countermeasure.prepare(model) if experiment.countermeasure else model
+        return experiment.countermeasure.prepare(model)
 
 
 def train(experiment, model, paths, device, team=ALONE, base_model=None):
@@ -184,8 +189,7 @@ def train(experiment, model, paths, device, team=ALONE, base_model=None):
     started = time.monotonic()
     marked = publish_marks(experiment, paths) if team.leader else marked_images(experiment)
     job = _training_job(experiment, marked, model, paths, device, team, base_model)
-    defence = experiment.countermeasure or Countermeasure()
-    job.recipe = defence.recipe(job.recipe)
+    defence = experiment.countermeasure
     history = defence.train(job)
     defence.after(job)
     if not team.leader:
@@ -198,7 +202,7 @@ def train(experiment, model, paths, device, team=ALONE, base_model=None):
               "processes": team.size, "countermeasure": defence.report(job)}
     runs.save_model(paths.model, job.model.state_dict(), record)
     job.clean_up()
-    return load_trained(paths.model, device) if experiment.countermeasure else (plain, record)
+    return defence.answer(plain, job.seed), record
 
 
 def _training_job(experiment, marked, model, paths, device, team, base_model):
@@ -209,8 +213,8 @@ def _training_job(experiment, marked, model, paths, device, team, base_model):
     validation = (_read(data.images, splits.val), data.labels[splits.val]) if len(splits.val) else None
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.recipe.normalization == "imagenet" \
         else utils.channel_statistics(images)
-    return TrainingJob(experiment, model, images, labels, validation, training_settings(experiment.settings, mean, std),
-                       paths, device, team, base_model)
+    recipe = experiment.countermeasure.recipe(training_settings(experiment.settings, mean, std))
+    return TrainingJob(experiment, model, images, labels, validation, recipe, paths, device, team, base_model)
 
 
 @dataclass
@@ -320,7 +324,7 @@ def load_trained(path, device, precision=None):
     tensors, record = runs.load_model(path)
     try:
         settings, classes = record["settings"], record["classes"]
-        defence = parse(settings["countermeasure"]) if settings.get("countermeasure") else Countermeasure()
+        defence = countermeasure_of(settings)
         model = defence.prepare(build_network(settings["net_type"], classes, settings["image_size"], "random"))
         model.load_state_dict(tensors)
         recipe = defence.recipe(training_settings(settings, record["mean"], record["std"]))

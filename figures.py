@@ -63,7 +63,7 @@ def figure_10(args):
     for folder in args.runs:
         answers, name = stored_answers(folder)
         member, other = (answers.losses(group) for group in ("target", "non_member"))
-        fpr, tpr = report.roc_points(member.mean(axis=1), other.mean(axis=1))
+        _, fpr, tpr = report.roc_points(member.mean(axis=1), other.mean(axis=1))
         axes[0, 0].plot(fpr, tpr, label=f"{name}: {member.shape[1]} samples a user")
     axes[0, 0].plot([1e-5, 1], [1e-5, 1], color="grey", linewidth=0.8, linestyle=":")
     axes[0, 0].set(xscale="log", yscale="log", xlabel="false positive rate", ylabel="true positive rate",

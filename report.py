@@ -86,11 +86,11 @@ def draw_roc(answers, result, path):
     for kind, style in (("set", "-"), ("instance", "--")):
         member, other = (values.mean(axis=1) if kind == "set" else values.ravel()
                          for values in (answers.losses("target"), answers.losses("non_member")))
-        (fpr, tpr), (linear_fpr, _) = (roc_points(member, other, scale) for scale in ("log", "linear"))
+        fpr, log_fpr, tpr = roc_points(member, other)
         label = f"{kind}-based: FPR@100%TPR {percent(result['audit'][kind]['fpr_at_100_tpr'])}, " \
                 f"AUC {result['audit'][kind]['auc']:.4f}"
         for axis in axes[0]:
-            axis.plot(fpr if axis is axes[0, 1] else linear_fpr, tpr, style,
+            axis.plot(log_fpr if axis is axes[0, 1] else fpr, tpr, style,
                       color=MEMBER_COLOR if kind == "set" else NON_MEMBER_COLOR, label=label)
     for axis, scale in zip(axes[0], ("linear", "log"), strict=True):
         axis.plot([1e-5, 1], [1e-5, 1], color="grey", linewidth=0.8, linestyle=":")
@@ -103,14 +103,12 @@ def draw_roc(answers, result, path):
     save_figure(figure, path)
 
 
-def roc_points(member, other, scale="log"):
-    """(false positive rates, true positive rates) of losses, which are lower for members: float64 arrays.
-
-    On a logarithmic axis 0 has no place; it becomes half of one false positive.
-    """
+def roc_points(member, other):
+    """(false positive rates, the same for a logarithmic axis, true positive rates) of losses, which are lower for
+    members: float64 arrays. On a logarithmic axis 0 has no place; it becomes half of one false positive."""
     truth = np.concatenate([np.ones(len(member)), np.zeros(len(other))])
     fpr, tpr, _ = roc_curve(truth, -np.concatenate([member, other]), drop_intermediate=True)
-    return (np.maximum(fpr, 0.5 / len(other)) if scale == "log" else fpr), tpr
+    return fpr, np.maximum(fpr, 0.5 / len(other)), tpr
 
 
 def draw_shares(axis, groups, title, label):

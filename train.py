@@ -57,7 +57,7 @@ def base_model(args, experiment):
     """The file of --base_model, or None."""
     if args.base_model is None:
         return None
-    if experiment.countermeasure is None or experiment.countermeasure.needs_training:
+    if experiment.countermeasure.needs_training:
         raise runs.UserError("--base_model is for countermeasures that change a finished model (fine_tuning, pruning, "
                              "output_noise, label_only); leave it out")
     path = Path(args.base_model)

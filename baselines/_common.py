@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_curve
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import arguments
@@ -204,8 +203,7 @@ def claim(text, left, relation, right):
 def draw_rocs(panels, path):
     """ROC curves in the paper's logarithmic axes. panels: {title: {label: (member scores, others' scores)}}, low: in.
 
-    What stands before a "(" in the label decides the colour. A false-positive rate of 0 has no place on a logarithmic
-    axis; it is drawn at half of one false positive.
+    What stands before a "(" in the label decides the colour.
     """
     figure, axes = report.figure_of(1, len(panels), (5.2 * len(panels) + 0.4, 5))
     names = list(dict.fromkeys(label.split("(")[0] for curves in panels.values() for label in curves))
@@ -213,10 +211,8 @@ def draw_rocs(panels, path):
         lowest = min([1e-3] + [0.4 / np.size(other) for _, other in curves.values()])
         # Two perfect curves would hide each other, so they get thinner and thinner.
         for place, (label, (member, other)) in enumerate(curves.items()):
-            member, other = np.ravel(member), np.ravel(other)
-            truth = np.r_[np.ones(len(member)), np.zeros(len(other))]
-            fpr, tpr, _ = roc_curve(truth, -np.r_[member, other])
-            axis.plot(np.maximum(fpr, 0.5 / len(other)), tpr, label=label, drawstyle="steps-post",
+            _, fpr, tpr = report.roc_points(np.ravel(member), np.ravel(other))
+            axis.plot(fpr, tpr, label=label, drawstyle="steps-post",
                       color=f"C{names.index(label.split('(')[0])}", linewidth=max(1.2, 3.2 - 0.4 * place))
         axis.plot([lowest, 1], [lowest, 1], color="grey", linewidth=0.8, linestyle=":")
         axis.set(xscale="log", yscale="log", xlim=(lowest, 1.2), ylim=(1e-3, 1.3), title=title,

@@ -80,8 +80,8 @@ def _image_network(name, classes, size):
         return build_network(name, classes, size, "random")
     except UserError as own:
         try:
-            family, found = files._find_network(name)
-            return files._build(family, found, (), classes)
+            family, found = files.find_network(name)
+            return files.build_model(family, found, (), classes)
         except UserError as error:
             problem = own if "unknown network" not in str(own) else error
             raise UserError(str(problem).replace("--net_type", "train.model_name")) from None

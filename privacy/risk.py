@@ -11,13 +11,13 @@ import numpy as np
 import utils
 from attacks import cardinality, evaluation, ranges
 from attacks import epsilon as one_run
+from privacy.data import NOBODY, OWNERS
 from privacy.folds import TITLES, levels_of, scores_of
 from runs import UserError
 
 # Fewer members or non-members than this say little about a group.
 SMALL_GROUP = 30
 EXPOSED = 24
-USER_GROUPS = ("user", "users", "user_id", "user_ids")
 
 
 def groups(signals, scores, is_member, headline, settings):
@@ -30,7 +30,7 @@ def groups(signals, scores, is_member, headline, settings):
     """
     named = {"class": [signals.class_names[label] if label < len(signals.class_names) else label
                        for label in signals.labels.tolist()], **signals.groups}
-    wanted = settings.get("groups") or [name for name in named if name not in USER_GROUPS]
+    wanted = settings.get("groups") or [name for name in named if name not in OWNERS]
     unknown = [name for name in wanted if name not in named]
     if unknown:
         raise UserError(f"audit.groups {unknown[0]!r} is unknown; these records have {', '.join(named)}")
@@ -67,11 +67,11 @@ def users(signals, plan, settings):
     without such a grouping; else a dict: users, in_part, audit (`utils.membership_inference` over all targets, None
     where a side is empty) and rows {user, records, models_in, models_out, loss_in, loss_out}, the largest gap first.
     """
-    name = next((name for name in USER_GROUPS if name in signals.groups), None)
+    name = next((name for name in OWNERS if name in signals.groups), None)
     if name is None:
         return None
     owners = np.asarray(signals.groups[name]).astype(str)
-    known = [user for user in np.unique(owners) if user not in ("", "-1", "None", "nan")]
+    known = [user for user in np.unique(owners) if user not in NOBODY]
     losses = {True: {user: [] for user in known}, False: {user: [] for user in known}}
     in_part = 0
     for fold in plan:

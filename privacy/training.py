@@ -93,7 +93,7 @@ def read_record(path):
 def _record(path):
     if not Path(path).is_file():
         raise UserError(f"model {path} does not exist; check the path")
-    metadata = files._metadata(path)
+    metadata = files.read_metadata(path)
     try:
         record = json.loads(metadata["settings"]) if metadata.get("format") == runs.MODEL_FORMAT else None
     except (KeyError, ValueError, RecursionError):

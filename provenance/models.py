@@ -1,8 +1,9 @@
 """Open a file that holds a model and answer for it: a run of train.py, a state dict (torch, safetensors) or ONNX.
 
-Public: open_model. Model files come from strangers: nothing in them is executed (no unpickling beyond torch's tensors,
-no custom operators, no file outside the model's folder), and what can't be told for certain is asked for, because an
-audit through a wrongly guessed network or preprocessing is worthless. Nothing is downloaded.
+Public: open_model, find_network, build_model, read_metadata.
+Model files come from strangers: nothing in them is executed (no unpickling beyond torch's tensors, no custom operators,
+no file outside the model's folder), and what can't be told for certain is asked for, because an audit through a wrongly
+guessed network or preprocessing is worthless. Nothing is downloaded.
 timm and onnxruntime are needed only by those who ask for them.
 """
 
@@ -58,7 +59,7 @@ def open_model(path, net_type=None, device="auto", precision="auto", overrides=N
         suspect = _open_onnx(file, identity, overrides, batch_size)
     else:
         device = utils.choose_device(str(device))
-        is_run = file.suffix.lower() == ".safetensors" and _metadata(file).get("format") == runs.MODEL_FORMAT
+        is_run = file.suffix.lower() == ".safetensors" and read_metadata(file).get("format") == runs.MODEL_FORMAT
         opener = _open_run if is_run else _open_state_dict
         suspect = opener(file, identity, net_type, device, precision, overrides, batch_size)
         _try(suspect)
@@ -207,12 +208,12 @@ def _open_state_dict(path, identity, net_type, device, precision, overrides, bat
     if net_type is None:
         raise UserError(f"{path} holds weights only; give --net_type, the name of their network in networks/, "
                         "torchvision or timm")
-    family, name = _find_network(net_type)
+    family, name = find_network(net_type)
     net_type = f"{family}:{name}"
     with utils.seeded("network of a state dict"):  # building one draws weights from the caller's generator otherwise
         tensors, classes = _matched(path, tensors, net_type, _shapes(family, name, tensors, 11),
                                     _shapes(family, name, tensors, 13))
-        model = _build(family, name, tensors, classes)
+        model = build_model(family, name, tensors, classes)
     # Some torchvision networks refuse weights without a version; the names and shapes were compared above.
     tensors = OrderedDict(tensors)
     tensors._metadata = model.state_dict()._metadata
@@ -234,7 +235,8 @@ def _torch_query(model, preprocessing, device, precision):
     return query
 
 
-def _metadata(path):
+def read_metadata(path):
+    """What a safetensors file says of itself, {str: str}. UserError for a damaged file."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -272,7 +274,7 @@ def _unwrapped(path, content):
     return dict(content)
 
 
-def _find_network(net_type):
+def find_network(net_type):
     """-> (family, name). UserError naming the nearest names."""
     wanted, _, name = net_type.strip().rpartition(":")
     names = {"networks": network_names, "torchvision": _torchvision_names, "timm": _timm_names}
@@ -305,7 +307,7 @@ def _torchvision_names():
     return models.list_models(module=models)
 
 
-def _build(family, name, tensors, classes):
+def build_model(family, name, tensors, classes):
     """The network with random weights, as float32 on the CPU (or on torch's meta device, where that is the default)."""
     try:
         if family == "networks":
@@ -327,9 +329,9 @@ def _build(family, name, tensors, classes):
 def _shapes(family, name, tensors, classes):
     try:
         with torch.device("meta"):
-            model = _build(family, name, tensors, classes)
+            model = build_model(family, name, tensors, classes)
     except UserError:  # some networks calculate with their weights while they are built
-        model = _build(family, name, tensors, classes)
+        model = build_model(family, name, tensors, classes)
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
