@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 # uv where it is installed (half a minute), otherwise venv and pip (some minutes).
+# Test files that run at once. Each test starts processes of one thread; a file's tests stay together.
+TEST_JOBS ?= auto
 UV := $(shell command -v uv 2>/dev/null)
 ifdef UV
 INSTALL := uv pip install --quiet --compile-bytecode --python $(RUN)
@@ -17,7 +19,7 @@ demo: $(VENV)/ready
 	@echo "The model is kept in demo/; remove that folder to train it again."
 
 test: $(VENV)/ready-dev
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_JOBS) --dist loadfile
 
 lint: $(VENV)/ready-dev
 	$(RUN) -m ruff check .

@@ -9,19 +9,15 @@ EXIF or GPS data. Exit code 1: some files could not be marked; they are named.
 
 import argparse
 import sys
-from datetime import datetime, timezone
 
 import numpy as np
 import torch
 
 import arguments
 import runs
-from provenance import protect, sheet
+from provenance import protect
 from provenance import record as records
 from utils import NOISE_TYPES
-
-DEFAULTS = {"img_blending_ratio": 0.7, "noise_injection_type": "perlin", "noise_norm": 8.0,
-            "ood_pattern": "color_stripes", "format": "png", "quality": 95}
 
 
 def make_parser():
@@ -62,45 +58,13 @@ def main():
         raise runs.UserError("--data_folder is missing; give the folder with the photos to mark, or --verify RECORD")
     if args.record and args.seed is not None:
         raise runs.UserError("--record has a key already; leave --seed out")
-    settings, bank = resolve_settings(args)
+    settings, bank = protect.resolve_settings(vars(args), args.record, args.data_root)
     folder = protect.inspect_folder(args.data_folder, settings.format)
     job = protect.open_record(folder, settings, args.holdout, args.seed, args.record, args.overwrite)
     if args.dry_run:
         return show(folder, job, None, args)
-    records.private_folder(job.record_folder)
-    with runs.lock_folder(job.record_folder):
-        started = datetime.now(timezone.utc)
-        record, rows = protect.protect(job, bank, args.overwrite, sheet.thumbnails)
-        write_results(folder, job, record, rows, (datetime.now(timezone.utc) - started).total_seconds())
+    record, rows = protect.run(job, bank, args.overwrite)
     return show(folder, job, rows, args, record)
-
-
-def resolve_settings(args):
-    """(MarkSettings, bank of outlier images or None): flags, else those of --record, else the paper's."""
-    stored = records.read_record(args.record).settings.model_dump() if args.record else {}
-    values = {name: getattr(args, name) if getattr(args, name) is not None else stored.get(name, default)
-              for name, default in DEFAULTS.items()}
-    settings = records.MarkSettings(**values)
-    bank = protect.load_bank(settings, args.data_root)
-    settings = settings.model_copy(update={"outlier_bank_sha256": protect.bank_digest(bank)})
-    if settings.marking(bank).changes_nothing:
-        raise runs.UserError("--img_blending_ratio 1 without noise leaves the photos as they are; lower it")
-    return settings, bank
-
-
-def write_results(folder, job, record, rows, seconds):
-    """result.json and the contact sheet of a call, in the private folder."""
-    shown = [rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), sheet.SHEET_PHOTOS))
-                                                .round().astype(int))] if rows else []
-    if shown:
-        sheet.contact_sheet([(row["name"], row["thumbnail"]) for row in shown], job.record_folder / "contact_sheet.png")
-    runs.write_json(job.record_folder / "result.json", {
-        "settings": record.settings.model_dump(), "photos": len(record.photos),
-        "published": int(record.published.sum()), "commitment": record.commitments[-1], "evidence": record.evidence,
-        "images": [{name: row[name] for name in ("number", "name", "psnr", "ssim")} for row in rows],
-        "skipped": [{"name": name, "reason": reason} for name, reason in folder.skipped],
-        "duplicates": [{"name": name, "same_as": other} for name, other in folder.duplicates],
-        "seconds": seconds, "versions": records.software_versions()})
 
 
 def show(folder, job, rows, args, record=None):

@@ -11,7 +11,6 @@ flags that named it), the training's settings come from inside it, and --data_ro
 """
 
 import json
-import sys
 import textwrap
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import report
 import runs
 from dataset import load_dataset
 from provenance import audit as user_audit
-from provenance import evidence, models, protect, protocol, verdict
+from provenance import case, evidence, protect, verdict
 from provenance import record as records
 from provenance.suspect import Preprocessing
 from utils import choose_device
@@ -120,55 +119,23 @@ def find_model(args):
 
 def audit_user(args):
     """The exact verdict for one user's record, and Algorithm 1's beside it where there is an out-world."""
-    record = records.read_record(args.record)
-    if not record.finished:
-        raise runs.UserError(f"{args.record} is of an interrupted run; run data_marking.py again, first")
-    originals = records.locate_originals(record, args.originals, args.record)
-    bank = protect.load_bank(record.settings, args.data_root)
+    case.read_finished(args.record)  # before a model is opened, or a server asked
     suspect = open_suspect(args)
-    label = resolve_label(args.label, suspect)
-    out_world = find_out_world(args, suspect)
-    count = (args.num_of_non_member_user or 1000) if out_world else 0
-    aside = count * int(record.published.sum())
-    if args.max_queries is not None and args.max_queries <= aside:
-        raise runs.UserError(f"Algorithm 1 alone needs {aside} queries ({count} strangers x "
-                             f"{int(record.published.sum())} images), and --max_queries allows {args.max_queries}; "
-                             "lower --num_of_non_member_user, or allow more")
-    plan = verdict.plan_grid(len(originals), [(batch.published, batch.photos) for batch in record.batches], args.alpha,
-                             args.keys, args.selections, args.max_queries and args.max_queries - aside)
-    print(f"model: {suspect.name}, {suspect.classes or 'unknown number of'} classes; "
-          f"{suspect.preprocessing.describe()}")
-    print(f"queries: {plan.queries} ({plan.photos} photos x {plan.keys + 1} keys)"
-          + (f" + {aside} for Algorithm 1" if aside else "") + f"; smallest p that can come out: {plan.smallest_p:.2g}")
+    given = {name: getattr(args, name) for name in case.Options.__dataclass_fields__}
+    options = case.Options(**{name: value for name, value in given.items() if value is not None})
+    planned = case.open_case(args.record, args.originals, suspect, options, find_out_world(args, suspect), args.out,
+                             args.data_root)
+    print(planned.describe())
     if args.dry_run:
         print("dry run: nothing was asked")
         return
-    name = "".join(letter if letter.isalnum() else "-" for letter in suspect.name).strip("-")
-    strangers = user_audit.draw_out_world(out_world, record, count, label) if out_world else None
-    folder = Path(args.out or records.record_file(args.record).resolve().parent / f"audit-{name}")
-    if (folder / "config.json").exists() or (folder / "record.json").exists():
-        raise runs.UserError(f"--out {folder} has another run's or a record's files; choose another folder")
-    audit = {"keys": plan.keys, "selections": plan.selections, "alpha": args.alpha, "audit_seed": args.audit_seed,
-             "label": label, "label_only": args.label_only, "top_k": args.top_k}
-    photos = user_audit.Photos(originals, suspect.preprocessing.size)
-    with runs.lock_folder(folder):
-        order, digests, answers = user_audit.ask_grid(record, photos, suspect, plan.keys, args.audit_seed, folder, bank)
-        result, grid, _ = user_audit.judge(record.batches, record.selection_key, audit, order, answers,
-                                                suspect.classes)
-        if out_world:
-            result["algorithm_1"] = beside(args, record, photos, suspect, out_world, strangers, label, folder, bank,
-                                           order, answers, plan)
-        write_verdict(folder, record, suspect, photos, audit, result, order, digests, answers, grid)
-    report.show_verdict(result, folder)
-    if not record.evidence:
+    report.show_verdict(planned.run(), planned.folder)
+    if not planned.record.evidence:
         print("note: the key of this record comes from --seed, so the audit is an experiment and no evidence")
 
 
 def open_suspect(args):
     """The model that --checkpoint names."""
-    if args.checkpoint is None:
-        raise runs.UserError("--checkpoint is missing; give the model: a run folder, a file, or "
-                             "http(s)://host/v2/models/NAME")
     size = args.input_size and tuple(args.input_size * 2 if len(args.input_size) == 1 else args.input_size)
     if size and len(size) != 2:
         raise runs.UserError("--input_size takes one number, or height and width")
@@ -176,24 +143,9 @@ def open_suspect(args):
              "interpolation": args.interpolation}
     overrides = {name: tuple(value) if isinstance(value, list) else value
                  for name, value in flags.items() if value is not None}
-    if args.checkpoint.startswith(("http://", "https://")):
-        return protocol.open_server(args.checkpoint, args.header, args.rate_limit, args.timeout, args.retries,
-                                    overrides, args.query_batch)
-    return models.open_model(args.checkpoint, net_type=args.net_type, device=choose_device(args.device),
-                             precision=args.precision, overrides=overrides, batch_size=args.query_batch)
-
-
-def resolve_label(text, suspect):
-    """A class number, or verdict.AUTO, out of --label."""
-    if text == verdict.AUTO:
-        return text
-    if text in (suspect.class_names or ()):
-        return suspect.class_names.index(text)
-    if text.isdecimal() and (suspect.classes is None or int(text) < suspect.classes):
-        return int(text)
-    known = f"classes 0 to {suspect.classes - 1}" if suspect.classes else "numbered classes"
-    names = f", named {', '.join(suspect.class_names[:5])}, ..." if suspect.class_names else " and no names for them"
-    raise runs.UserError(f"--label {text}: the model has {known}{names}; give one of them, or auto")
+    server = {"headers": args.header, "rate_limit": args.rate_limit, "timeout": args.timeout, "retries": args.retries}
+    return case.open_suspect(args.checkpoint, args.net_type, choose_device(args.device), args.precision, overrides,
+                             args.query_batch, server)
 
 
 def find_out_world(args, suspect):
@@ -215,37 +167,6 @@ def find_out_world(args, suspect):
         raise runs.UserError(f"--dataset {args.dataset}: it is not known which of its images the model has not seen; "
                              "give strangers' images with --non_member_folder")
     return user_audit.out_world_of_data(data, rows)
-
-
-def beside(args, record, photos, suspect, out_world, strangers, label, folder, bank, order, answers, plan):
-    """Algorithm 1's verdict for the user's published photos under the user's own key."""
-    others = user_audit.ask_out_world(out_world, strangers, record, suspect, folder / "out_world", bank)
-    own_queries = [photo.number * (plan.keys + 1) for photo in record.photos if photo.published]
-    own = user_audit.rows_of(answers, order, own_queries)
-    found = user_audit.algorithm_1(*(user_audit.limit_answers(some, args.label_only, args.top_k)
-                                     for some in (own, others)), strangers, label,
-                                   1e-3 if args.verdict_fpr is None else args.verdict_fpr, suspect.classes,
-                                   args.label_only)
-    found["near_duplicates"] = user_audit.near_duplicates(photos, out_world)
-    if found["near_duplicates"]:
-        print(f"warning: {found['near_duplicates']} of the user's photos have near-duplicates among the strangers' "
-              "images, so that Algorithm 1's verdict can't be trusted; remove them", file=sys.stderr)
-    return found
-
-
-def write_verdict(folder, record, suspect, photos, audit, result, order, digests, answers, grid):
-    """Plot, evidence bundle and result.json, the last."""
-    public = records.public_part(record, len(record.batches))
-    document = {"record": public, "commitment": record.commitments[-1], "selection_key": record.selection_key,
-                "audit": audit, "classes": suspect.classes, "model": suspect.identity,
-                "preprocessing": {name: getattr(suspect.preprocessing, name) for name in
-                                  ("size", "resize", "mean", "std", "white", "interpolation", "source")},
-                "result": result, "versions": records.software_versions()}
-    report.draw_grid(grid, result, folder / "grid.png")
-    evidence.write_bundle(folder / "evidence.zip", document, order, digests, answers)
-    runs.write_json(folder / "result.json", {**result, "audit": audit, "model": suspect.identity,
-                                             "commitment": record.commitments[-1], "evidence": record.evidence,
-                                             "working_size": photos.side, "versions": document["versions"]})
 
 
 def replay(args):

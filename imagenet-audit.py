@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import arguments
 import report
@@ -201,7 +200,7 @@ def ask(suspect, images, numbers, description):
     """Ask the model about [(class, path)]: float64 arrays (N,) for each of utils.SIGNALS and `correct`."""
     labels = torch.tensor([numbers[label] for label, _ in images])
     collected, batch, asked = [], [], 0
-    with tqdm(total=len(images), desc=description, unit="image", disable=None, leave=False) as bar:
+    with runs.Progress(total=len(images), desc=description, unit="image") as bar:
         for image in stream(images, suspect.preprocessing.fit):
             batch.append(image)
             if len(batch) == suspect.batch_size or asked + len(batch) == len(images):

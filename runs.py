@@ -4,9 +4,9 @@
 old file or the new one and never half of one; a stage's settings lie beside its output, so that output from other
 settings is refused by name; weights are safetensors, so that opening a stranger's model runs none of its maker's code.
 
-Public: UserError, run_script, atomic_path, write_json, read_json, write_arrays, read_arrays, save_model, load_model,
-check_same_settings, check_config,
-write_config, network_timeout, lock_folder, RunPaths, VERSION.
+Public: UserError, run_script, explanation, Progress, watched, atomic_path, write_json, read_json, write_arrays,
+read_arrays, save_model, load_model, check_same_settings, check_config, write_config, network_timeout, lock_folder,
+RunPaths, VERSION.
 """
 
 import errno
@@ -19,6 +19,7 @@ import sys
 import zipfile
 import zlib
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from tqdm import tqdm
 
 try:
     import fcntl
@@ -57,16 +59,27 @@ def run_script(main):
     except BrokenPipeError:  # `train.py | head`: whoever read the table has enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what Python flushes at exit)
         sys.exit(0)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            sys.exit(_fail(f"no room left on the disk{_where(error)}; free some, then start the same command again", 2))
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            sys.exit(_fail(f"no permission to read or write{_where(error)}; choose another folder with --out", 2))
-        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
-            sys.exit(_fail(f"{error.strerror}{_where(error)}; choose another name with --out", 2))
-        raise
-    except torch.OutOfMemoryError:
-        sys.exit(_fail("the device ran out of memory; lower --batch_size, or use --device cpu", 2))
+    except (OSError, torch.OutOfMemoryError) as error:
+        if (text := explanation(error)) is None:
+            raise
+        sys.exit(_fail(text, 2))
+
+
+def explanation(error):
+    """What to tell people about an exception that is their input's or their machine's; None for a defect of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the device ran out of memory; lower --batch_size, or use --device cpu"
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no room left on the disk{_where(error)}; free some, then start the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to read or write{_where(error)}; choose another folder with --out"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+        return f"{error.strerror}{_where(error)}; choose another name with --out"
+    return None
 
 
 def _where(error):
@@ -77,6 +90,45 @@ def _fail(message, code):
     # Click-through environments and logs want exactly one line, whatever the message was made from.
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+_watcher = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched(watcher):
+    """Call watcher(label, done, total) at every step of each `Progress` of this thread; what it raises ends the work.
+
+    The work is left as after Ctrl-C: what is finished is on disk, and the same call goes on from there.
+    """
+    before = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(before)
+
+
+class Progress(tqdm):
+    """A progress bar, silent where stderr is no terminal and gone when it is done, that also tells who `watched`."""
+
+    def __init__(self, iterable=None, desc=None, total=None, initial=0, **settings):
+        super().__init__(iterable, desc, total, initial=initial, disable=None, leave=False, **settings)
+        self._watcher, self._label, self._done = _watcher.get(), desc, initial
+        self._tell(0)
+
+    def _tell(self, steps):
+        self._done += steps
+        if self._watcher is not None:
+            self._watcher(self._label, self._done, self.total)
+
+    def __iter__(self):
+        for item in super().__iter__():
+            yield item
+            self._tell(1)
+
+    def update(self, n=1):
+        super().update(n)
+        self._tell(n)
 
 
 @contextmanager

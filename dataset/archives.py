@@ -7,7 +7,6 @@ owner or permission bit of the archive reaches the disk, whatever the Python ver
 import errno
 import os
 import re
-import shutil
 import stat
 import tarfile
 import tempfile
@@ -15,25 +14,24 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
-from runs import UserError
+from runs import Progress, UserError
 
 BLOCK = 512  # a tar file ends with blocks of this many zero bytes
 
 
-def unpack(archive, folder):
+def unpack(archive, folder, most_bytes=None, most_files=None):
     """Unpack `archive` to `folder`, which appears under its name only when it is complete.
 
     The archive may hold a folder of that name, one folder of another name, or the content itself. Raises UserError for
-    a damaged archive and for members that would leave the folder or are no plain files.
+    a damaged archive, for members that would leave the folder or are no plain files, and for one that unpacks to more
+    than most_bytes or most_files, whatever it claims.
     """
     archive, folder = Path(archive), Path(folder)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent) as temporary:
             target = Path(temporary) / "content"
             target.mkdir()
-            _copy_members(archive, target)
+            _copy_members(archive, target, most_bytes, most_files)
             os.rename(_content(target, folder.name), folder)
     except UserError:
         raise
@@ -45,17 +43,24 @@ def unpack(archive, folder):
         raise UserError(f"{archive} is damaged ({' '.join(str(error).split())}); download it again") from None
 
 
-def _copy_members(archive, target):
+def _copy_members(archive, target, most_bytes, most_files):
+    copied = files = 0
     with _members(archive) as members:
-        for name, is_folder, is_file, open_member in tqdm(members, desc=f"unpacking {archive.name}", unit="file",
-                                                          leave=False, disable=None):
+        for name, is_folder, is_file, open_member in Progress(members, f"unpacking {archive.name}", unit="file"):
+            files += 1
+            if most_files is not None and files > most_files:
+                raise UserError(f"{archive} holds more than {most_files:,} files; split it")
             path = _inside(archive, target, name)
             if is_folder:
                 path.mkdir(parents=True, exist_ok=True)
             elif is_file:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open_member() as source, open(path, "xb") as copy:
-                    shutil.copyfileobj(source, copy, 1 << 20)
+                    while block := source.read(1 << 20):
+                        copied += len(block)
+                        if most_bytes is not None and copied > most_bytes:
+                            raise UserError(f"{archive} unpacks to more than {most_bytes / 2**30:.0f} GiB; split it")
+                        copy.write(block)
             else:
                 raise UserError(f"{archive} holds {name!r}, a link or device, which no data set needs; "
                                 "get the archive from its original place")

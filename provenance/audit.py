@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.special import softmax
-from tqdm import tqdm
 
 from provenance import record as records
 from provenance import verdict
@@ -24,7 +23,7 @@ from provenance.evidence import AnswerLog
 from provenance.photos import UnreadablePhoto, find_photos, read_photo
 from provenance.protect import each, mark_photo, shrunk
 from provenance.suspect import Answers
-from runs import UserError
+from runs import Progress, UserError
 from utils import (
     REFERENCE_SIZE,
     Users,
@@ -86,9 +85,8 @@ def _ask_all(log, suspect, count, prepare, label):
     """Ask for the images prepare(places), uint8 (n, 3, h, w), in fixed batches; what the log has is not asked again."""
     size = suspect.batch_size
     batches = range(-(-count // size))
-    bar = tqdm(total=count, desc=label, unit="query", disable=None, leave=False,
-               initial=sum(len(answers) for _, answers in log.blocks.values()))
-    with bar:
+    answered = sum(len(answers) for _, answers in log.blocks.values())
+    with Progress(desc=label, total=count, initial=answered, unit="query") as bar:
         for batch in batches:
             if batch in log.blocks:
                 continue
@@ -166,7 +164,7 @@ def check_queries(record, photos, preprocessing, audit, order, digests, bank=Non
                         "give the record of the bundle")
     return sum(bool((_digests([prepared_image(photos, keys, query, record.settings, bank, preprocessing)])[0]
                      == digest).all()) for query, digest in
-               tqdm(list(zip(order, digests, strict=True)), "checking", unit="query", disable=None, leave=False))
+               Progress(list(zip(order, digests, strict=True)), "checking", unit="query"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

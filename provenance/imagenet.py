@@ -19,12 +19,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from provenance import protect
 from provenance import record as records
 from provenance.photos import UnreadablePhoto, encode_photo, read_photo, write_photo
-from runs import UserError, check_same_settings, read_json, write_json
+from runs import Progress, UserError, check_same_settings, read_json, write_json
 from utils import derive_key, key_generator
 
 FORMAT = "membershiptracker-imagenet-1"
@@ -89,7 +88,7 @@ def list_source(folder):
     except OSError as error:
         raise UserError(f"{folder} can't be opened ({error.strerror}); --data_root needs train/CLASS/FILES and "
                         "val/CLASS/FILES") from None
-    for label in tqdm(labels, f"listing {os.path.basename(root)}", unit="class", disable=None, leave=False):
+    for label in Progress(labels, f"listing {os.path.basename(root)}", unit="class"):
         if not _is_text(label):
             raise UserError(f"{folder} has a class folder whose name is not valid UTF-8 ({label!r}); rename it")
         with os.scandir(os.path.join(root, label)) as entries:
@@ -299,7 +298,7 @@ def mark_users(tree, plan, train, val):
     """
     labels = sorted({user.label for user in plan.users})
     users, unreadable = {}, {}
-    bar = tqdm(total=len(plan.users), desc="marking", unit="user", disable=None, leave=False)
+    bar = Progress(total=len(plan.users), desc="marking", unit="user")
     pool = ThreadPoolExecutor(protect.workers())
     try:
         for label in labels:
@@ -443,7 +442,7 @@ def _link_classes(tree, side, source, how, changes):
     if (tree.out / side).is_dir():  # an earlier call came as far as publishing it
         return
     (tree.partial / side).mkdir(exist_ok=True)
-    for label in tqdm(source.listing, f"writing {side}", unit="class", disable=None, leave=False):
+    for label in Progress(source.listing, f"writing {side}", unit="class"):
         if not (tree.partial / side / label).exists():
             _link_class(tree, side, source, label, how, *changes.get(label, ((), ())))
 

@@ -1,6 +1,7 @@
 """Marking a folder of photos: what data_marking.py does, as functions.
 
-inspect_folder -> open_record (new, resumed or further photos) -> protect -> conclude, and verify for a finished record.
+inspect_folder -> open_record (new, resumed or further photos) -> run, and verify for a finished record;
+resolve_settings before.
 Nothing in the user's own folder is ever written. The record is on disk before the first marked photo, because whoever
 has published photos under a key that was lost can never prove anything with them.
 """
@@ -14,6 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -21,14 +23,17 @@ import numpy as np
 import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
-from tqdm import tqdm
 
 from dataset import load_outlier_bank
 from provenance import record as records
+from provenance import sheet
 from provenance.photos import MAX_JPEG_SIDE, UnreadablePhoto, encode_photo, find_photos, read_photo, write_photo
-from runs import UserError, atomic_path, check_same_settings
+from runs import Progress, UserError, atomic_path, check_same_settings, lock_folder, write_json
 from utils import REFERENCE_SIZE, mark_images
 
+# The paper's way of marking, written without loss.
+DEFAULTS = {"img_blending_ratio": 0.7, "noise_injection_type": "perlin", "noise_norm": 8.0,
+            "ood_pattern": "color_stripes", "format": "png", "quality": 95}
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 BIG_PIXELS = 30_000_000  # photos above are marked one at a time: a 100-megapixel photo needs more than a gigabyte
 SSIM_SIDE = 512
@@ -70,7 +75,7 @@ def each(function, items, label):
     """`function` of every item in a thread pool, in order, with a progress bar on a terminal."""
     pool = ThreadPoolExecutor(workers())
     try:
-        return list(tqdm(pool.map(function, items), label, len(items), unit="photo", disable=None, leave=False))
+        return list(Progress(pool.map(function, items), label, len(items), unit="photo"))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -213,6 +218,22 @@ def _extended(folder, record, photos, holdout, marked_folder, record_folder, not
     return Job(record, [*old, *range(first, len(record.photos))], folder, marked_folder, record_folder, note)
 
 
+def resolve_settings(chosen, record_file=None, data_root=None):
+    """(MarkSettings, bank of outlier images or None) out of `chosen`, {name: value}, else a record, else the paper's.
+
+    None as a value stands for "not chosen". Raises UserError for settings that would change nothing.
+    """
+    stored = records.read_record(record_file).settings.model_dump() if record_file else {}
+    values = {name: chosen[name] if chosen.get(name) is not None else stored.get(name, default)
+              for name, default in DEFAULTS.items()}
+    settings = records.MarkSettings(**values)
+    bank = load_bank(settings, data_root)
+    settings = settings.model_copy(update={"outlier_bank_sha256": bank_digest(bank)})
+    if settings.marking(bank).changes_nothing:
+        raise UserError("--img_blending_ratio 1 without noise leaves the photos as they are; lower it")
+    return settings, bank
+
+
 def load_bank(settings, data_root=None):
     """The images of `--ood_pattern` for photos, or None for stripes. Raises UserError when they have changed."""
     if settings.ood_pattern == "color_stripes" or settings.img_blending_ratio == 1:
@@ -255,6 +276,30 @@ def shrunk(image, side, resample):
     if scale >= 1:
         return image
     return image.resize([max(1, round(length * scale)) for length in image.size], resample, reducing_gap=3)
+
+
+def run(job, bank=None, overwrite=False):
+    """Carry a Job out and leave contact_sheet.png and result.json in the record's folder: (finished record, rows)."""
+    records.private_folder(job.record_folder)
+    with lock_folder(job.record_folder):
+        started = datetime.now(timezone.utc)
+        record, rows = protect(job, bank, overwrite, sheet.thumbnails)
+        _write_results(job, record, rows, (datetime.now(timezone.utc) - started).total_seconds())
+    return record, rows
+
+
+def _write_results(job, record, rows, seconds):
+    shown = [rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), sheet.SHEET_PHOTOS))
+                                                .round().astype(int))] if rows else []
+    if shown:
+        sheet.contact_sheet([(row["name"], row["thumbnail"]) for row in shown], job.record_folder / "contact_sheet.png")
+    write_json(job.record_folder / "result.json", {
+        "settings": record.settings.model_dump(), "photos": len(record.photos),
+        "published": int(record.published.sum()), "commitment": record.commitments[-1], "evidence": record.evidence,
+        "images": [{name: row[name] for name in ("number", "name", "psnr", "ssim")} for row in rows],
+        "skipped": [{"name": name, "reason": reason} for name, reason in job.folder.skipped],
+        "duplicates": [{"name": name, "same_as": other} for name, other in job.folder.duplicates],
+        "seconds": seconds, "versions": records.software_versions()})
 
 
 def protect(job, bank=None, overwrite=False, thumbnail=None):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from hostile_photos import heif, hostile_files, photo, pillow_heif, png, saved, tiff, tiff_tags
 from hypothesis import given, settings
@@ -25,7 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 needs_heif = pytest.mark.skipif(pillow_heif is None, reason="pillow-heif is not installed")
 
 KINDS = [("PNG", mode) for mode in ("1", "L", "LA", "P", "P clear", "RGB", "RGBA", "I;16")]
-KINDS += [("TIFF", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr", "PA")]
+KINDS += [("TIFF", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "PA")]
+PILLOW = int(PIL.__version__.partition(".")[0])
+if PILLOW >= 13:  # older ones can't read the YCbCr that they write
+    KINDS.append(("TIFF", "YCbCr"))
 KINDS += [("BMP", "1"), ("BMP", "L"), ("BMP", "P"), ("BMP", "RGB"), ("WEBP", "RGB"), ("WEBP", "RGBA"), ("GIF", "P"),
           ("GIF", "P clear"), ("PPM", "1"), ("PPM", "L"), ("PPM", "RGB"), ("PPM", "I;16")]
 CHANNELS = {"LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "RGBA": 4, "CMYK": 4}
@@ -235,6 +239,7 @@ def answers():
     code = """
 import io, json, sys, time, warnings
 import numpy as np
+import PIL
 from PIL import Image
 from provenance.photos import UnreadablePhoto, read_photo
 warnings.simplefilter("always")
@@ -288,7 +293,8 @@ def test_which_hostile_files_are_refused(answers):
     for name, answer in answers["files"].items():
         if re.search(r"-cut\d|^cut-moving", name) or name in ("tall.png", "long-chunk.png", "icon.png", "targa.tif"):
             assert isinstance(answer, str), f"{name} is cut or of another format"
-        if re.match(r"huge(?!-tile)|longest\.png|slim|bomb-(1bit|just)", name):
+        # Pillow 12 looks at the size of a WebP itself and has no words for it.
+        if re.match(r"huge(?!-tile)|longest\.png|slim|bomb-(1bit|just)", name) and (PILLOW, name) != (12, "huge.webp"):
             assert re.fullmatch(r"claims \d+( x \d+)? pixels, above the limit of 100 megapixels", answer), name
         if re.match(r"moving\.|pages\.", name):
             assert "animated" in answer, name

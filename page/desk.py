@@ -1,0 +1,134 @@
+"""The page's folder on disk: what visitors hand in, what jobs leave, and what may be downloaded.
+
+    uploads/             the browser's uploads, as they come; emptied at the start
+    drafts/ID/           what was handed in for a job that has not begun; a day old at most
+    protected/ID/        a folder of photos that was marked: photos, photos_marked, photos_record, two zips
+    checks/ID/           an audit: inputs, answers, result.json, evidence.zip
+
+Everything is its owner's alone. Nothing is deleted that a proof needs.
+Public: Desk, Draft, MOST_BYTES, MOST_FILES.
+"""
+
+import os
+import secrets
+import shutil
+import time
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dataset.archives import unpack
+from page.jobs import Jobs
+from provenance.record import private_folder
+from runs import UserError, atomic_path
+
+MOST_BYTES, MOST_FILES = 20 << 30, 100_000  # of one zip, unpacked
+DRAFT_SECONDS = 24 * 3600
+
+
+@dataclass
+class Draft:
+    """Files that were handed in. problems: (name, reason) of what could not be taken."""
+
+    folder: Path
+    problems: list = field(default_factory=list)
+
+    @property
+    def photos(self):
+        return self.folder / "photos"
+
+
+class Desk:
+    """One page's folder; several tabs and windows share it."""
+
+    def __init__(self, root):
+        self.root = Path(root).resolve()
+        for name in ("", "uploads", "drafts", "protected", "checks"):
+            private_folder(self.root / name)
+        _sweep(self.root / "uploads", 0)
+        _sweep(self.root / "drafts", DRAFT_SECONDS)
+        self.jobs = Jobs(self.root)
+
+    def draft(self):
+        """A new, empty Draft."""
+        folder = self.root / "drafts" / secrets.token_hex(8)
+        private_folder(folder)
+        return Draft(folder)
+
+    def receive(self, draft, files, name="photos"):
+        """Put uploaded files into `draft`/`name`; zips are unpacked, what can't be taken is named in its problems.
+
+        files: paths below `uploads`. An upload is linked, not moved: the browser may hand the same one in again.
+        """
+        target = draft.folder / name
+        target.mkdir(exist_ok=True)
+        for path in map(Path, files):
+            if not path.resolve().is_relative_to(self.root / "uploads"):
+                raise UserError(f"{path.name} is not one of the files that were handed in; choose it again")
+            if zipfile.is_zipfile(path) and path.suffix.lower() not in MODEL_ZIPS:
+                self._unpack(draft, path, target)
+            else:
+                _link(path, target / _free(target, path.name))
+        return draft
+
+    def _unpack(self, draft, path, target):
+        folder = target / _free(target, path.stem)
+        try:
+            unpack(path, folder, MOST_BYTES, MOST_FILES)
+        except UserError as problem:
+            # The path is that of the browser's upload, which tells its owner nothing.
+            draft.problems.append((path.name, str(problem).replace(str(path), "it")))
+
+    def discard(self, draft):
+        """Remove a draft that nobody needs any more."""
+        if draft is not None and draft.folder.is_dir():
+            shutil.rmtree(draft.folder, ignore_errors=True)
+
+    def settle(self, draft, folder):
+        """Move a draft to the place where its job keeps it; returns the new Draft."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            self.discard(draft)
+        else:
+            os.rename(draft.folder, folder)
+        return Draft(folder, draft.problems)
+
+    def download(self, job_id, name):
+        """The path of a file that a job offers, or None."""
+        job = self.jobs.get(job_id)
+        offered = (job.result.get("files") or {}) if job else {}
+        path = job.folder / offered[name] if name in offered else None
+        return path if path is not None and path.is_file() and path.resolve().is_relative_to(self.root) else None
+
+
+MODEL_ZIPS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # torch writes zips that are no archives of photos
+
+
+def _sweep(folder, seconds):
+    for path in folder.iterdir():
+        if time.time() - path.stat().st_mtime >= seconds:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _free(folder, name):
+    """`name`, or "name (2)" and so on where it is taken; without parts that would lead elsewhere."""
+    name = Path(name.replace("\\", "/")).name.lstrip(".") or "file"
+    path, number = Path(name), 1
+    while (folder / path).exists():
+        number += 1
+        path = Path(f"{Path(name).stem} ({number}){Path(name).suffix}")
+    return path.name
+
+
+def _link(source, target):
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without links
+        shutil.copyfile(source, target)
+
+
+def write_zip(path, entries):
+    """Write a zip of entries (name inside, path), not compressed: photos are already. Whole or not at all."""
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
+        for name, source in entries:
+            bundle.write(source, name)

@@ -1,0 +1,156 @@
+"""Work that outlives a browser tab: it goes on while nobody looks, can be found again, cancelled and gone on with.
+
+A job has a folder of its own with job.json, written whenever its state changes. What was running when the page's
+process ended is "interrupted" at the next start; the files that it left are those of an interrupted command.
+
+Public: Job, Jobs, Cancelled, ACTIVE.
+"""
+
+import sys
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import runs
+
+ACTIVE = ("waiting", "running")
+STATES = (*ACTIVE, "done", "failed", "cancelled", "interrupted")
+AT_ONCE = 2
+
+
+class Cancelled(Exception):
+    """Somebody pressed Cancel."""
+
+
+@dataclass
+class Job:
+    """One piece of work. details: JSON-ready, what it takes to start it again; result: JSON-ready, what it left."""
+
+    id: str
+    kind: str
+    title: str
+    folder: Path
+    created: str
+    details: dict
+    state: str = "waiting"
+    message: str = ""
+    result: dict = field(default_factory=dict)
+    progress: tuple = ("", 0, None)  # label, done, total (None: unknown)
+    _stop: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    @property
+    def active(self):
+        return self.state in ACTIVE
+
+    def watch(self, label, done, total):
+        """See `runs.watched`."""
+        self.progress = (label, done, total)
+        self._check()
+
+    def sleep(self, seconds):
+        """time.sleep that Cancel ends."""
+        self._stop.wait(seconds)
+        self._check()
+
+    def _check(self):
+        if self._stop.is_set():
+            raise Cancelled
+
+    def cancel(self):
+        self._stop.set()
+
+    def save(self):
+        kept = {name: getattr(self, name) for name in ("id", "kind", "title", "created", "details", "state", "message",
+                                                       "result")}
+        runs.write_json(self.folder / "job.json", kept)
+
+
+class Jobs:
+    """All jobs below a folder, `root`/KIND/ID; AT_ONCE of them run at a time, the others wait for their turn."""
+
+    def __init__(self, root):
+        self.root = Path(root)
+        self._lock, self._pool = threading.RLock(), ThreadPoolExecutor(AT_ONCE, thread_name_prefix="job")
+        self._jobs = {}
+        for path in sorted(self.root.glob("*/*/job.json")):
+            if job := _stored(path):
+                self._jobs[job.id] = job
+
+    def get(self, job_id):
+        """The Job of an id, None when there is none."""
+        with self._lock:
+            return self._jobs.get(job_id)
+
+    def all(self, kind):
+        """The jobs of a kind, the newest first."""
+        with self._lock:
+            return sorted((job for job in self._jobs.values() if job.kind == kind),
+                          key=lambda job: (job.created, job.id), reverse=True)
+
+    def start(self, job_id, kind, title, details, work):
+        """Run work(job) -> result dict in the background. An active job of this id is returned as it is."""
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is not None and job.active:
+                return job
+            created = job.created if job else datetime.now().isoformat(timespec="seconds")
+            job = Job(job_id, kind, title, self.root / kind / job_id, created, details)
+            job.save()
+            self._jobs[job_id] = job
+            self._pool.submit(self._run, job, work)
+        return job
+
+    def _run(self, job, work):
+        try:
+            job._check()
+            job.state = "running"
+            job.save()
+            with runs.watched(job.watch):
+                job.result = work(job)
+            job.state, job.message = "done", ""
+        except Cancelled:
+            job.state, job.message = "cancelled", ""
+        except Exception as error:
+            job.state, job.message = "failed", runs.explanation(error)
+            if job.message is None:
+                # For whoever reports the defect; the page's visitor gets one line.
+                traceback.print_exc(file=sys.stderr)
+                job.message = f"a defect of this program ({type(error).__name__}: {error}); please report it"
+        try:
+            job.save()
+        except OSError as error:
+            job.message = job.message or runs.explanation(error) or str(error)
+
+    def forget(self, job_id):
+        """Leave a job that is over out of the list; its folder is removed by the caller."""
+        with self._lock:
+            self._jobs.pop(job_id, None)
+
+    def close(self):
+        """Stop all jobs at their next step, as the page's process ends; they are "interrupted" then."""
+        with self._lock:
+            active = [job for job in self._jobs.values() if job.active]
+        for job in active:
+            job.cancel()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for job in active:
+            if job.state in ("cancelled", *ACTIVE):
+                job.state = "interrupted"
+                job.save()
+
+
+def _stored(path):
+    try:
+        kept = runs.read_json(path)
+        job = Job(folder=path.parent, **kept)
+        if job.id != path.parent.name or job.kind != path.parent.parent.name or job.state not in STATES:
+            return None
+    except (runs.UserError, TypeError, OSError, AttributeError):
+        return None  # half a disk, or somebody else's file: the rest of the page works without it
+    if job.active:
+        job.state = "interrupted"
+    return job
+

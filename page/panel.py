@@ -1,0 +1,112 @@
+"""How a tab shows its jobs: choose one of them, watch it, cancel it, go on with it, see what it left.
+
+Public: Panel.
+"""
+
+from collections import OrderedDict
+
+import gradio as gr
+
+from page import look
+from page.jobs import ACTIVE
+from privacy.markup import Raw, element
+
+POLL_SECONDS = 0.7
+MOST_TABS = 1000  # that are remembered
+
+
+class Panel:
+    """Components and events for all jobs of one kind.
+
+    render: function job -> markup of a finished job; resume: function (job, secret) -> None, starts it again;
+    secret: a textbox whose value `resume` gets, or None.
+    """
+
+    def __init__(self, desk, kind, title, empty, render, resume, secret=None):
+        self._desk, self._kind, self._empty, self._render = desk, kind, empty, render
+        self.chosen = gr.Dropdown(self._choices(), value=None, label=title, interactive=True,
+                                  elem_id=f"{kind}-job")
+        self.view = gr.HTML(look.shown(element("p", empty, class_="soft")), elem_id=f"{kind}-view")
+        with gr.Row():
+            self.stop = gr.Button("Cancel", visible=False, elem_id=f"{kind}-cancel")
+            self.again = gr.Button("Go on", visible=False, elem_id=f"{kind}-resume")
+        self._seen = gr.State("")
+        self._current = OrderedDict()  # what each open tab shows
+        self.outputs = [self.chosen, self.view, self.stop, self.again, self._seen]
+        self._listen(resume, secret)
+
+    def _listen(self, resume, secret):
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+
+        def choose(job_id, request: gr.Request):
+            return self.show(job_id, request)
+
+        def begin_again(request: gr.Request, job_id, typed=""):
+            job = self._desk.jobs.get(job_id)
+            if job is not None and not job.active:
+                resume(job, typed)
+            return self.show(job_id, request)
+
+        def cancel(job_id):
+            if job := self._desk.jobs.get(job_id):
+                job.cancel()
+
+        self.chosen.input(choose, self.chosen, self.outputs, **quiet)
+        self.stop.click(cancel, self.chosen, None, **quiet)
+        self.again.click(begin_again, [self.chosen] + ([secret] if secret is not None else []), self.outputs, **quiet)
+        # Slow answers must not pile up behind each other.
+        gr.Timer(POLL_SECONDS).tick(self._tick, [self.chosen, self._seen], self.outputs, trigger_mode="once", **quiet)
+
+    def first(self, request):
+        """What a freshly loaded page shows: the job that runs, else the newest."""
+        jobs = self._desk.jobs.all(self._kind)
+        chosen = next((job for job in jobs if job.active), jobs[0] if jobs else None)
+        return self.show(chosen and chosen.id, request)
+
+    def show(self, job_id, request):
+        """New values of `outputs` with this job chosen in the browser tab of a request."""
+        self._current[request.session_hash] = job_id
+        while len(self._current) > MOST_TABS:
+            self._current.popitem(last=False)
+        job = self._desk.jobs.get(job_id)
+        markup = Raw(element("h2", job.title) + self._markup(job)) if job else element("p", self._empty, class_="soft")
+        return (gr.update(choices=self._choices(), value=job_id if job else None), look.shown(markup),
+                gr.update(visible=bool(job and job.active)),
+                gr.update(visible=bool(job and job.state in ("failed", "cancelled", "interrupted"))), self._state(job))
+
+    def _tick(self, job_id, seen, request: gr.Request):
+        # Replacing what did not change would take the focus and the selection away from people; and a question that
+        # was on its way while they chose another job must not bring the old one back.
+        stale = self._current.get(request.session_hash, job_id) != job_id
+        if stale or self._state(self._desk.jobs.get(job_id)) == seen:
+            return [gr.skip()] * len(self.outputs)
+        return gr.update(choices=self._choices()), *self.show(job_id, request)[1:]
+
+    def _choices(self):
+        return [(f"{job.title}, {job.created.replace('T', ' ')[:16]}"
+                 + ("" if job.state == "done" else f" ({look.STATES[job.state].lower()})"), job.id)
+                for job in self._desk.jobs.all(self._kind)]
+
+    def _state(self, job):
+        others = [(other.id, other.state) for other in self._desk.jobs.all(self._kind)]
+        return repr((job and (job.id, job.state, job.progress), others))
+
+    def _markup(self, job):
+        if job.state == "done":
+            return self._render(job)
+        if job.state in ACTIVE:
+            return _running(job)
+        if job.state == "failed":
+            return look.failed(job.message)
+        return look.notice("info", f"{look.STATES[job.state]}. Nothing is lost: what was done is kept, and “Go on” "
+                                   "takes it up where it stopped.", role="status")
+
+
+def _running(job):
+    label, done, total = job.progress
+    amount = f"{label or look.STATES[job.state]}" + (f": {done:,} of {total:,}" if total else "")
+    limits = {"max": total, "value": done} if total else {}
+    return Raw(element("p", f"{amount[:1].upper()}{amount[1:]}", role="status")
+               + element("progress", aria_label=f"progress of {job.title}", **limits)
+               + element("p", "You may close this page: the work goes on as long as the program runs, and can be found "
+                              "again here.", class_="soft"))

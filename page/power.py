@@ -1,0 +1,102 @@
+"""What a choice costs in detection power: measured figures, read from results/ whenever the page is drawn.
+
+Public: marking_table, photos_table, holdout_table. A file that is missing leaves out its rows; nothing is made up.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+from privacy.markup import Raw, element, join, table
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+FIGURE_12, TABLE_8 = "ablation/ablation-figure12.csv", "ablation/ablation-table8.csv"
+POWER = "power-1.0/result.json"
+# The rows of Table 8 beside the full mark, as (blending ratio, noise norm).
+COMPONENTS = {"blend and noise": (0.7, 8.0), "blend only": (0.7, 0.0), "noise only": (1.0, 8.0), "unmarked": (1.0, 0.0)}
+RATE = "FPR@100%TPR"
+
+
+def _rows(name):
+    try:
+        with open(RESULTS / name, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except OSError:
+        return []
+
+
+def marking_rows():
+    """(blending ratio, noise norm, rate, runs, photos a user, users a run, data, file) of all that was measured."""
+    found = {}
+    for row in _rows(TABLE_8):
+        if row["samples"] == "5" and row["marking"] in COMPONENTS:
+            found[COMPONENTS[row["marking"]]] = (row, TABLE_8)
+    for row in _rows(FIGURE_12):
+        if row["samples"] == "5" and row["varied"] in ("img_blending_ratio", "noise_norm"):
+            value = float(row["value"])
+            found.setdefault((value, 8.0) if row["varied"] == "img_blending_ratio" else (0.7, value), (row, FIGURE_12))
+    return [(*place, row[RATE], row["runs"], row["samples"], row["users per run"],
+             row["data, network, size"], name)
+            for place, (row, name) in sorted(found.items())]
+
+
+def nearest(rows, ratio, norm):
+    """The place in `rows` of the marking most like a choice: 0.3 in ratio counts as much as 8 in norm."""
+    return min(range(len(rows)), key=lambda place: ((rows[place][0] - ratio) / 0.3) ** 2
+               + ((rows[place][1] - norm) / 8) ** 2)
+
+
+def marking_table(ratio, norm):
+    """How blending ratio and noise norm change the rate of strangers that look as suspicious as a marked user."""
+    rows = marking_rows()
+    if not rows:
+        return element("p", "No figures were found in results/ablation; run ablation.sh to measure them.")
+    place = nearest(rows, ratio, norm)
+    exact = rows[place][:2] == (ratio, norm)
+    words = "This very choice was measured" if exact else "The nearest choice that was measured"
+    lines = [[f"{row[0]:g}{' — yours' if exact and number == place else ' — nearest' if number == place else ''}",
+              f"{row[1]:g}", f"{row[2]} %", row[3]] for number, row in enumerate(rows)]
+    return join(
+        element("p", f"{words} (blending ratio {rows[place][0]:g}, noise norm {rows[place][1]:g}): when all marked "
+                     f"users are to be found, {rows[place][2]} % of strangers look as suspicious (95 % interval in "
+                     "brackets). Lower is better."),
+        table(f"Measured with {rows[0][4]} photos a user, {rows[0][5]} users a run (data, network, training images: "
+              f"{rows[0][6]}). No choice makes a wrong accusation more likely; a weaker mark finds less.",
+              ["blending ratio", "noise norm", "strangers as suspicious", "runs"], lines),
+        _source({row[7] for row in rows}))
+
+
+def photos_table():
+    """How the number of photos changes it."""
+    rows = [row for row in _rows(TABLE_8) if row["marking"] == "blend and noise"]
+    if not rows:
+        return Raw("")
+    return join(table("More photos of one person (the same measurement, blending ratio 0.7, noise norm 8)",
+                      ["photos a user", "strangers as suspicious"],
+                      [[row["samples"], f"{row[RATE]} %"] for row in rows]), _source({TABLE_8}))
+
+
+def holdout_table():
+    """What publishing half instead of all does for the exact test."""
+    try:
+        stored = json.loads((RESULTS / POWER).read_text(encoding="utf-8"))
+        found, settings = stored["detected"], stored["settings"]
+        lines = [[title, _share(found[name]["0.001"])] for title, name in
+                 (("with the half that was held out", "probabilities"),
+                   ("from the published photos alone", "no hold-out, 999 keys"))]
+    except (OSError, ValueError, KeyError, TypeError):
+        return element("p", f"No figures were found in results/{POWER}; run studies/power.py to measure them.")
+    published = settings["photos"] // 2
+    return join(
+        table(f"Users whose {published} published photos were used, among {settings['train_size']:,} training images "
+              "of CIFAR-10: proven with p at most 0.001 (small network)",
+              ["the test compares", "users proven (95 % interval)"], lines), _source({POWER}))
+
+
+def _share(entry):
+    low, high = entry["interval"]
+    return f"{entry['hits']} of {entry['of']} ({100 * low:.0f}-{100 * high:.0f} %)"
+
+
+def _source(names):
+    return element("p", "Source: ", ", ".join(f"results/{name}" for name in sorted(names)), class_="soft")

@@ -1,0 +1,240 @@
+"""The tab Protect: photos in; what to publish and the private record out.
+
+Public: build.
+"""
+
+import json
+import secrets
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image
+
+from page import look, power
+from page.desk import write_zip
+from page.panel import Panel
+from privacy.markup import Raw, element, join
+from provenance import protect
+from provenance import record as records
+from provenance.photos import UnreadablePhoto, find_photos, read_photo
+from runs import UserError, explanation
+from utils import derive_key
+
+PREVIEW_SIDE = 640  # of the shorter side; about what a screen shows
+MOST_NAMES = 500  # in the list of photos to preview
+VISIBLE = ("img_blending_ratio", "noise_norm", "noise_injection_type")  # settings that change the preview
+HOLD_OUTS = [("Publish half of them, keep the other half back (strongest proof)", 0.5),
+             ("Publish all of them", 0.0)]
+NOISES = [("Perlin (the paper's)", "perlin"), ("Gabor", "gabor"), ("uniform", "uniform"), ("none", "none")]
+KEEP = ("Keep the private record and your unmarked photos where nobody else gets them. Without both nothing can ever "
+        "be proven; whoever has the record could remove the proof. Never publish the record, the held-out photos, or "
+        "the unmarked originals of what you publish.")
+POST = ("Before you publish the marked photos, post this commitment where its date can be checked later (a public "
+        "post, an e-mail to several people, a time-stamping service). It shows that the key was not chosen afterwards, "
+        "and it reveals nothing.")
+
+
+def build(desk):
+    """Fill the tab; returns the Panel of its jobs."""
+    gr.HTML(look.shown(element("p", "Mark photos before you publish them. If somebody trains a model on the marked "
+                                    "photos, the tab Check can prove it later. Your photos stay on this computer and "
+                                    "are never changed: marked copies are made.")))
+    draft = gr.State(None, time_to_live=24 * 3600)
+    files = gr.File(label="Photos, or a zip of them", file_count="multiple", height=160, elem_id="protect-files")
+    folder = gr.Textbox(label="Or a folder on this computer", placeholder="/home/me/photos", max_lines=1)
+    found = gr.HTML(elem_id="protect-found")
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            photo = gr.Dropdown([], label="Photo to preview", interactive=True)
+            preview = gr.HTML(elem_id="protect-preview", min_height=320)  # so that nothing jumps when it comes
+        with gr.Column(scale=1, min_width=280):
+            chosen = _choices()
+    with gr.Accordion("What these choices cost in detection power", open=True):
+        cost = gr.HTML(_cost(0.7, 8), elem_id="protect-cost")
+    start = gr.Button("Mark the photos", variant="primary")
+    refused = gr.HTML()
+    panel = Panel(desk, "protected", "Photos marked on this computer", "Nothing has been marked yet.", _result,
+                  lambda job, _: _start(desk, job.id, job.title, job.details))
+
+    def take(*values):
+        return _take(desk, *values)
+
+    def begin(request: gr.Request, draft, *values):
+        return _begin(desk, panel, request, draft, dict(zip(chosen, values, strict=True)))
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    look_again = {"fn": _preview, "outputs": preview, "inputs": [draft, photo, *(chosen[name] for name in VISIBLE)],
+                  **quiet}
+    for event in (files.change, folder.submit, folder.blur):
+        event(take, [files, folder, draft], [draft, found, photo], api_visibility="private").then(**look_again)
+    for control in (photo, *(chosen[name] for name in VISIBLE)):
+        control.change(trigger_mode="always_last", **look_again)
+    strength = [chosen["img_blending_ratio"], chosen["noise_norm"]]
+    gr.on([control.change for control in strength], _cost, strength, cost, trigger_mode="always_last", **quiet)
+    start.click(begin, [draft, *chosen.values()], [refused, *panel.outputs], **quiet)
+    return panel
+
+
+def _choices():
+    """How photos are marked: {name of a setting: component}."""
+    found = {"img_blending_ratio": gr.Slider(
+                 0.3, 1, 0.7, step=0.05, label="Blending ratio", elem_id="protect-ratio",
+                 info="How much of the photo remains; 1: no stripes. Lower is more visible and safer."),
+             "noise_norm": gr.Slider(0, 32, 8, step=1, label="Noise norm", elem_id="protect-norm",
+                                     info="How strong the noise is, of 255 levels; 0: no noise."),
+             "holdout": gr.Radio(HOLD_OUTS, value=0.5, label="Hold-out")}
+    with gr.Accordion("More choices", open=False):
+        found["noise_injection_type"] = gr.Dropdown(NOISES, value="perlin", label="Noise")
+        found["format"] = gr.Radio([("PNG (lossless)", "png"), ("JPEG", "jpeg")], value="png", label="File format")
+        found["quality"] = gr.Slider(50, 100, 95, step=1, label="JPEG quality")
+    return found
+
+
+def _take(desk, files, folder, draft):
+    """(draft, what was found, names to preview) for the files or the folder that was handed in.
+
+    draft: None, or a dict folder (of the photos), own (a draft of the desk, or None).
+    """
+    source = (tuple(files or ()), (folder or "").strip())
+    if draft is not None and draft["source"] == source:
+        return draft, gr.skip(), gr.skip()
+    desk.discard(draft and draft["own"])
+    if not any(source):
+        return None, "", gr.update(choices=[], value=None)
+    try:
+        own = desk.receive(desk.draft(), source[0]) if source[0] else None
+        place = own.photos if own else Path(source[1]).expanduser()
+        names, unread, ignored = find_photos(place)
+    except (UserError, OSError) as error:
+        return None, look.shown(look.failed(explanation(error) or error)), gr.update(choices=[], value=None)
+    unread = [*(own.problems if own else []), *unread]
+    words = f"{len(names):,} photo{'' if len(names) == 1 else 's'} found" + (
+        f", {ignored} other file{'' if ignored == 1 else 's'} left out" if ignored else "") + "."
+    first = Path(source[0][0]) if source[0] else place
+    title = first.stem if len(source[0]) == 1 or not own else f"{first.stem} and {len(source[0]) - 1} more files"
+    kept = {"folder": place, "own": own, "source": source, "title": title}
+    text = look.shown(element("p", words, role="status"), look.problems("Not taken:", unread))
+    return kept, text, gr.update(choices=names[:MOST_NAMES], value=names[0] if names else None)
+
+
+@lru_cache(maxsize=8)
+def _screen_photo(path, _changed):
+    """A photo at the size of the screen: uint8 (H, W, 3)."""
+    image = Image.fromarray(read_photo(path))
+    return np.array(protect.shrunk(image, PREVIEW_SIDE, Image.Resampling.BILINEAR))
+
+
+def _preview(draft, name, ratio, norm, noise):
+    """The photo, its marked copy and their difference, with a key for the preview alone."""
+    if draft is None or not name:
+        return ""
+    path = draft["folder"] / name
+    try:
+        settings, bank = protect.resolve_settings({"img_blending_ratio": ratio, "noise_norm": norm,
+                                                   "noise_injection_type": noise})
+        photo = _screen_photo(str(path), path.stat().st_mtime_ns)
+    except UnreadablePhoto as problem:
+        return look.shown(look.problems("This file can't be marked and would be left out:", [(name, str(problem))]))
+    except (UserError, OSError) as error:
+        return look.shown(look.failed(explanation(error) or error))
+    marked = protect.mark_photo(photo, derive_key("preview"), 0, settings.marking(bank))
+    apart = np.minimum(np.maximum(photo, marked) - np.minimum(photo, marked), 25) * 10
+    psnr, ssim = protect.quality(photo, marked)
+    measures = ", ".join(text for text in (f"PSNR {psnr:.1f} dB" if psnr else "", f"SSIM {ssim:.2f}" if ssim else "")
+                         if text)
+    pictures = [look.figure(look.jpeg(pixels), f"{name}: {what}", what, "jpeg") for pixels, what in
+                ((photo, "before"), (marked, f"after ({measures})"), (apart, "difference, ten times"))]
+    return look.shown(element("div", *pictures, class_="pair"),
+                      element("p", "Your own stripes and noise follow from a secret key that is drawn when you press "
+                                   "the button; here you see an example.", class_="soft"))
+
+
+def _cost(ratio, norm):
+    return look.shown(power.marking_table(ratio, norm), power.photos_table(), power.holdout_table())
+
+
+def _begin(desk, panel, request, draft, chosen):
+    """Start marking what was handed in."""
+    if draft is None:
+        return look.shown(look.failed("There are no photos yet: drop some above, or name a folder.")), *_same(panel)
+    number = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    try:
+        protect.resolve_settings(chosen)
+        if (protect.places_of(draft["folder"])[1] / "record.json").exists():
+            raise UserError("These photos are marked already: see below. One key is enough, and photos under two keys "
+                            "prove less; hand in others.")
+        if not find_photos(draft["folder"])[0]:
+            raise UserError("There are no photos in what was handed in: drop some above, or name a folder.")
+        folder = draft["folder"]
+        if draft["own"]:
+            folder = desk.settle(draft["own"], desk.root / "protected" / number).photos
+            draft.update(folder=folder, own=None)  # the preview goes on; another press marks with another key
+    except (UserError, OSError) as error:
+        return look.shown(look.failed(explanation(error) or error)), *_same(panel)
+    _start(desk, number, draft["title"], {**chosen, "folder": str(folder)})
+    return "", *panel.show(number, request)
+
+
+def _same(panel):
+    return [gr.skip()] * len(panel.outputs)
+
+
+def _start(desk, number, title, details):
+    desk.jobs.start(number, "protected", title, details, _mark)
+
+
+def _mark(job):
+    """The work of a job: what data_marking.py does, and the two files to download."""
+    torch.set_num_threads(1)  # photos are spread over the cores, one each
+    chosen = dict(job.details)
+    folder, holdout = Path(chosen.pop("folder")), chosen.pop("holdout")
+    settings, bank = protect.resolve_settings(chosen)
+    found = protect.inspect_folder(folder, settings.format)
+    begun = protect.places_of(folder)[1] / "record.json"
+    finished = begun.exists() and records.read_record(begun).finished  # all but the two zips was done
+    opened = protect.open_record(found, settings, holdout, record_file=begun if finished else None)
+    record, _ = protect.run(opened, bank)
+    write_zip(job.folder / "publish.zip", [(photo.marked, opened.marked_folder / photo.marked)
+                                           for photo in record.photos if photo.published])
+    private = [path for path in sorted(opened.record_folder.rglob("*")) if path.is_file() and path.name != ".lock"]
+    write_zip(job.folder / "private.zip", [(path.relative_to(opened.record_folder), path) for path in private])
+    (job.folder / "private.zip").chmod(0o600)
+    return {"record": str(opened.record_path), "originals": str(folder), "marked_folder": str(opened.marked_folder),
+            "ignored": found.ignored, "files": {"photos-to-publish.zip": "publish.zip",
+                                                "PRIVATE-record-keep-secret.zip": "private.zip"}}
+
+
+def _result(job):
+    """What a finished job shows."""
+    record_folder = Path(job.result["record"]).parent
+    try:
+        done = json.loads((record_folder / "result.json").read_text(encoding="utf-8"))
+        sheet = (record_folder / "contact_sheet.png").read_bytes()
+    except (OSError, ValueError):
+        return look.failed(f"The files of this job are gone; they lay in {record_folder}")
+    skipped = [(row["name"], row["reason"]) for row in done["skipped"]]
+    twice = [(row["name"], f"is the same file as {row['same_as']}") for row in done["duplicates"]]
+    held = done["photos"] - done["published"]
+    return join(
+        look.notice("good", f"{done['published']} photos are marked and ready to be published"
+                    + (f"; {held} are held out: never publish them." if held else "."), role="status"),
+        element("p", look.download_link(job, "photos-to-publish.zip", "Download what to publish (zip)"),
+                look.download_link(job, "PRIVATE-record-keep-secret.zip", "Download the private record (zip)")),
+        look.notice("warn", element("p", element("strong", "Keep the record. "), KEEP)),
+        element("h3", "Post this commitment first"), element("p", POST),
+        element("p", element("code", done["commitment"])),
+        look.problems("Could not be marked:", skipped), look.problems("Left out:", twice),
+        element("h3", "Marked photos"),
+        look.figure(sheet, "Contact sheet: original, marked copy and ten times their difference for each photo",
+                    "original, marked, difference ×10", class_="plot"),
+        look.facts([("PSNR", _spread(done["images"], "psnr", " dB")), ("SSIM", _spread(done["images"], "ssim", "")),
+                    ("files on this computer", element("code", str(record_folder.parent)))]))
+
+
+def _spread(rows, name, unit):
+    values = [row[name] for row in rows if row[name] is not None]
+    return f"{np.mean(values):.2f}{unit} on average, lowest {min(values):.2f}{unit}" if values else Raw("-")

@@ -1,0 +1,35 @@
+"""The page itself: its head and its three tabs.
+
+Public: build.
+"""
+
+import gradio as gr
+
+from page import audit, check, look, protect
+from privacy.markup import element
+
+HEAD = ("Prove, from the outside, that your images were used to train a model. Everything stays on this computer.")
+
+
+def build(desk, found):
+    """All of the page as `gradio.Blocks`."""
+    with gr.Blocks(title="MembershipTracker", analytics_enabled=False, delete_cache=(600, 24 * 3600)) as blocks:
+        gr.HTML(look.shown(element("h1", "MembershipTracker"), element("p", HEAD, class_="soft")))
+        with gr.Tabs():
+            with gr.Tab("Protect", id="protect"):
+                marked = protect.build(desk)
+            with gr.Tab("Check", id="check") as check_tab:
+                checked, known, records = check.build(desk)
+            with gr.Tab("Audit", id="audit") as audit_tab:
+                choice = audit.build(found)
+
+        def first(request: gr.Request):
+            return (*marked.first(request), *checked.first(request), gr.update(choices=records()),
+                    gr.update(choices=found.choices()))
+
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        # A reload finds everything again: the state of the page is on the disk, not in the tab.
+        blocks.load(first, None, [*marked.outputs, *checked.outputs, known, choice], **quiet)
+        check_tab.select(lambda: gr.update(choices=records()), None, known, **quiet)
+        audit_tab.select(lambda: gr.update(choices=found.choices()), None, choice, **quiet)
+    return blocks

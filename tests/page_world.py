@@ -1,0 +1,78 @@
+"""A page in a process of its own and what people bring to it, for the tests of the page."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import ROOT
+from PIL import Image
+
+import experiment
+from dataset import load_dataset
+
+PHOTOS, STRANGERS = 60, 300
+
+
+def system_chromium():
+    """The path of a Chromium that is installed, or None."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+@contextlib.contextmanager
+def served(work, *flags, env=None):
+    """app.py on a free port: yields (address with its token, process)."""
+    command = [sys.executable, str(ROOT / "app.py"), "--work_folder", str(work), "--port", "0", "--no_browser",
+               *map(str, flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+    with open(Path(work).with_suffix(".log"), "w+") as log, subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as page:
+        try:
+            address = re.search(r"http\S+", page.stdout.readline())
+            assert address, Path(work).with_suffix(".log").read_text()
+            yield address[0], page
+        finally:
+            page.send_signal(signal.SIGINT)
+            try:
+                page.wait(30)
+            except subprocess.TimeoutExpired:
+                page.kill()
+
+
+def crops(count, seed=1):
+    """(data set, rows of one person's crops, rows of strangers' crops) of the embedded real images."""
+    data = load_dataset("photos")
+    rows = np.random.default_rng(seed).permutation(len(data.labels))
+    return data, rows[:count], rows[count:count + STRANGERS]
+
+
+def pixels_of(data, rows):
+    return data.images[torch.from_numpy(rows)]
+
+
+def save_photos(folder, images):
+    """Write uint8 (N, 3, H, W) as PNGs; returns their paths."""
+    folder.mkdir(parents=True)
+    paths = [folder / f"photo {number:02}.png" for number in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return paths
+
+
+def published_images(folder):
+    """The photos of a folder, as training reads them: uint8 (N, 3, H, W)."""
+    return torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+                        for path in sorted(folder.rglob("*.png"))])
+
+
+def train(path, images, labels, classes):
+    """Train a small network on exactly these images, with train.py's functions."""
+    experiment.train_on(path, images, labels, classes, 1, torch.device("cpu"), epoch=90, batch_size=32, lr=0.1)
+    return path
