@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# uv where it is installed (half a minute), otherwise venv and pip (some minutes).
-# Test files that run at once. Each test starts processes of one thread; a file's tests stay together.
+# Test files that run at once; what a test starts has one thread.
 TEST_JOBS ?= auto
+# uv where it is installed (half a minute), otherwise venv and pip (some minutes).
 UV := $(shell command -v uv 2>/dev/null)
 ifdef UV
 INSTALL := uv pip install --quiet --compile-bytecode --python $(RUN)
@@ -19,7 +19,7 @@ demo: $(VENV)/ready
 	@echo "The model is kept in demo/; remove that folder to train it again."
 
 test: $(VENV)/ready-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_JOBS) --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/ready-dev
 	$(RUN) -m ruff check .

@@ -2,7 +2,8 @@
 
 Example: python app.py
 Opens a page in the browser. Everything stays on this computer: the page answers to nobody else, sends nothing to
-anybody but to a model server that you name yourself, and counts nothing. Needs: pip install -r requirements-app.txt
+anybody but to a model server that you name yourself, and counts nothing. Its address is a secret, new at every start.
+Needs: pip install -r requirements-app.txt
 """
 
 import argparse

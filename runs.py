@@ -77,6 +77,8 @@ def explanation(error):
         return f"no room left on the disk{_where(error)}; free some, then start the same command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission to read or write{_where(error)}; choose another folder with --out"
+    if error.errno == errno.ENOENT:
+        return f"a file is gone{_where(error)}; put it back, or start anew without it"
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
         return f"{error.strerror}{_where(error)}; choose another name with --out"
     return None
@@ -122,9 +124,11 @@ class Progress(tqdm):
             self._watcher(self._label, self._done, self.total)
 
     def __iter__(self):
-        for item in super().__iter__():
-            yield item
-            self._tell(1)
+        # Not tqdm's own, which calls update on a terminal and not elsewhere.
+        with self:
+            for item in self.iterable:
+                yield item
+                self.update(1)
 
     def update(self, n=1):
         super().update(n)

@@ -6,14 +6,16 @@ Public: build, Found.
 import hashlib
 import io
 import itertools
+from functools import lru_cache
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
 
 import report as drawing
-import runs
 from page import look
+from page.desk import typed_path
+from page.jobs import reason
 from privacy.markup import element, table
 from runs import UserError, read_arrays, read_json
 from utils import SIGNALS, clopper_pearson, threshold_at_fpr
@@ -44,7 +46,7 @@ class Found:
         """The address under which the page may show a report.html."""
         number = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
         self._reports[number] = path
-        return f"/report/{number}"
+        return f"report/{number}"
 
     def report(self, number):
         """The path of a report that was offered, None for any other."""
@@ -67,10 +69,13 @@ def _below(folder, depth):
 
 def kind_of(folder):
     """"train.py" or "privacy-audit.py" for the results of one, None for anything else."""
-    if (folder / "losses.npz").is_file() and (folder / "result.json").is_file():
-        return "train.py"
-    if (folder / "report.html").is_file() and (folder / "result.json").is_file():
-        return "privacy-audit.py"
+    try:
+        if (folder / "losses.npz").is_file() and (folder / "result.json").is_file():
+            return "train.py"
+        if (folder / "report.html").is_file() and (folder / "result.json").is_file():
+            return "privacy-audit.py"
+    except OSError:  # other people's folders
+        pass
     return None
 
 
@@ -79,8 +84,8 @@ def build(found):
     gr.HTML(look.shown(element("p", HINT)))
     with gr.Row():
         choice = gr.Dropdown(found.choices(), value=None, label="Finished runs found here", interactive=True,
-                             elem_id="audit-choice")
-        folder = gr.Textbox(label="Or the folder of a run", max_lines=1, elem_id="audit-folder")
+                             min_width=300)
+        folder = gr.Textbox(label="Or the folder of a run", max_lines=1, min_width=300)
     opened = gr.Button("Open", variant="primary", elem_id="audit-open")
     view = gr.HTML(elem_id="audit-view")
     with gr.Group(visible=False) as controls:
@@ -102,16 +107,15 @@ def _open(found, choice, typed):
     nothing = gr.update(visible=False), "", None
     if not text:
         return look.shown(look.failed("choose a run, or name its folder")), *nothing
-    folder = Path(text).expanduser()
     try:
-        folder = _report_folder(folder)
+        folder = _report_folder(typed_path(text))
         if kind_of(folder) == "train.py":
             return (_training_page(folder), gr.update(visible=True), _exposed(folder), str(folder))
         return _privacy_page(found, folder), *nothing
-    except (UserError, OSError) as error:
-        message = runs.explanation(error) or str(error)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        message = f"{folder} has files that are not as these scripts write them ({type(error).__name__}: {error})"
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        message = f"{text} has results that neither train.py nor privacy-audit.py wrote; open another folder"
+    except Exception as error:
+        message = reason(error)
     return look.shown(look.failed(message)), *nothing
 
 
@@ -141,7 +145,7 @@ def _training_page(folder):
     accuracy = [(f"accuracy, {name}", drawing.percent(result["accuracy"][name]))
                 for name in ("test", "train", "marked") if result["accuracy"].get(name) is not None]
     return look.shown(
-        element("h2", folder.name, role="status"),
+        element("h2", folder.resolve().name, role="status"),
         look.facts([("data set", settings["dataset"]), ("network", settings["net_type"]),
                     ("training images", f"{settings['train_size']:,}"),
                     ("marked samples a user", settings["marked_samples_per_user"]), *accuracy,
@@ -161,7 +165,12 @@ def _plot(path, description, caption):
 
 
 def _losses(folder):
-    """(members' losses (users, K), non-members' losses, target samples' classes) of a run of train.py."""
+    """(members' losses (users, K), non-members' losses, all arrays) of a run of train.py."""
+    return _losses_of(folder, (folder / "losses.npz").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _losses_of(folder, _changed):
     arrays = read_arrays(folder / "losses.npz")
     signal = read_json(folder / "result.json")["signal"]
     if signal not in SIGNALS:
@@ -199,7 +208,7 @@ def _at_rate(folder, percent):
         return ""
     try:
         member, other, _ = _losses(Path(folder))
-    except (UserError, KeyError) as error:
+    except (UserError, OSError, KeyError) as error:
         return look.shown(look.failed(error))
     rows = []
     for name, inside, outside in (("users (average loss)", member.mean(axis=1), other.mean(axis=1)),
@@ -223,7 +232,7 @@ def _privacy_page(found, folder):
             for one in result["attacks"]]
     frame = element("iframe", src=found.offer(folder / "report.html"), title="The report of this audit", sandbox="")
     return look.shown(
-        element("h2", folder.parent.name, role="status"),
+        element("h2", "/".join(folder.resolve().parts[-2:]), role="status"),
         table("Attacks, all target models under one threshold (95 % intervals)",
               ["attack", "AUC", *(f"TPR@{100 * fpr:g}%FPR" for fpr in rates)], rows),
         _plot(folder / "ROC_log_average.png", "ROC of all attacks in logarithmic axes", "ROC"),

@@ -5,6 +5,7 @@ Public: build.
 
 import hashlib
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,17 +13,18 @@ import gradio as gr
 import torch
 
 from page import look
-from page.desk import Draft
+from page.desk import DAY, Draft, typed_path
+from page.jobs import Job, reason
 from page.panel import Panel
 from privacy.markup import element, join
 from provenance import case, verdict
-from runs import UserError, explanation, read_json
+from runs import UserError, read_json
 
+THREADS = torch.get_num_threads()  # before marking, whose threads have a core each, changes it
 ALPHAS = [("1 of 1,000 audits", 1e-3), ("1 of 100 audits", 1e-2), ("1 of 20 audits", 5e-2),
           ("1 of 10,000 audits", 1e-4)]
-# Fields of the tab, in the order of its components; those of a model that is asked again after a restart are kept, but
-# for the header, which is a secret.
-FIELDS = ("known", "record", "originals", "folder", "model", "address", "label", "label_only", "alpha", "max_queries",
+# The fields of the tab, in the order of its components. All are kept with the audit but the header, which is a secret.
+INPUTS = ("known", "record", "originals", "folder", "model", "address", "label", "label_only", "alpha", "max_queries",
           "audit_seed", "net_type", "input_size", "mean", "std", "query_batch", "rate_limit", "header")
 FACTS = (("exact p", lambda r: f"{r['p_value']:.3g} ({r['at_most']} of {r['pairs']:,} pairs of keys and selections)"),
          ("photos", lambda r: f"{r['published']} published, {r['photos'] - r['published']} held out"),
@@ -35,21 +37,24 @@ def build(desk):
                                     "private record, the unmarked photos, and the model: a file, or the address of a "
                                     "server. Nothing but the server that you name gets to see a photo.")))
     fields = _fields(desk) | _more_fields()
-    inputs = [fields[name] for name in FIELDS]
+    inputs = [fields[name] for name in INPUTS]
     with gr.Row():
         count = gr.Button("Count the queries", elem_id="check-count")
         start = gr.Button("Start the audit", variant="primary", interactive=False, elem_id="check-start")
-    plan, ready = gr.HTML(elem_id="check-plan"), gr.State(None)
-    panel = Panel(desk, "checks", "Audits on this computer", "Nothing has been checked yet.", _result,
-                  lambda job, typed: _start(desk, job.id, job.title, job.details, typed), secret=fields["header"])
+    plan = gr.HTML(elem_id="check-plan")
+    ready = gr.State(None, time_to_live=DAY, delete_callback=lambda ready: desk.discard(ready and ready["draft"]))
+    panel = Panel(desk, "checks", "Audits on this computer", "Nothing has been checked yet.",
+                  lambda job: _result(desk, job),
+                  lambda job, header, address: _start(desk, job, _header_for(job.details, header, address)),
+                  typed=[fields["header"], fields["address"]])
 
-    def plan_it(*values):
-        return _plan(desk, dict(zip(FIELDS, values, strict=True)))
+    def plan_it(ready, *values):
+        return _plan(desk, ready, dict(zip(INPUTS, values, strict=True)))
 
     def begin(request: gr.Request, ready, *values):
-        return _begin(desk, panel, request, ready, dict(zip(FIELDS, values, strict=True)))
+        return _begin(desk, panel, request, ready, dict(zip(INPUTS, values, strict=True)))
 
-    count.click(plan_it, inputs, [plan, ready, start], api_visibility="private")
+    count.click(plan_it, [ready, *inputs], [plan, ready, start], api_visibility="private")
     start.click(begin, [ready, *inputs], [plan, ready, start, *panel.outputs], show_progress="hidden",
                 api_visibility="private")
     return panel, fields["known"], lambda: _records(desk)
@@ -60,7 +65,7 @@ def _line(label, info=None, value="", **more):
 
 
 def _fields(desk):
-    """What everybody fills in: {name of FIELDS: component}."""
+    """What everybody fills in: {name of INPUTS: component}."""
     found = {}
     with gr.Row():
         with gr.Column(min_width=300):
@@ -84,7 +89,7 @@ def _fields(desk):
 
 
 def _more_fields():
-    """What only some models need: {name of FIELDS: component}."""
+    """What only some models need: {name of INPUTS: component}."""
     found = {}
     with gr.Accordion("More about the model and the photos", open=False):
         with gr.Row():
@@ -113,42 +118,53 @@ def _records(desk):
 
 def _numbers(text, name, count):
     """A tuple of numbers out of a field, None where it is empty."""
-    parts = text.replace(",", " ").replace(";", " ").split()
+    parts = (text or "").replace(",", " ").replace(";", " ").split()
     if not parts:
         return None
     try:
         values = tuple(float(part) for part in parts)
     except ValueError:
         values = ()
-    if len(values) not in count:
-        raise UserError(f"“{name}” takes {' or '.join(map(str, count))} number{'s' if count[-1] > 1 else ''}, not "
-                        f"{text!r}")
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise UserError(f"“{name}” takes {count} number{'s' if count > 1 else ''}, not {text!r}")
     return values
 
 
-def _whole(text, name, most=10**9):
-    """A whole number of at least 1 out of a field, None where it is empty."""
+def _whole(text, name, most):
+    """A whole number of 1 to `most` out of a field, None where it is empty."""
     text = (text or "").strip().replace(",", "")
     if not text:
         return None
-    if not text.isdecimal() or not 1 <= int(text) <= most:
-        raise UserError(f"“{name}” takes a whole number of at least 1, not {text!r}")
+    # Looked at before it is read: a number of thousands of digits would take its time.
+    if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
+        raise UserError(f"“{name}” takes a whole number from 1 to {most:,}, not {text[:20]!r}")
     return int(text)
 
 
+def _size(text):
+    """(height, width) out of a field with one number or two, None where it is empty."""
+    sides = [_whole(part, "Input size", 4096) for part in (text or "").replace(",", " ").replace("x", " ").split()]
+    if len(sides) > 2:
+        raise UserError(f"“Input size” takes one number, or height and width, not {text!r}")
+    return (sides * 2 if len(sides) == 1 else sides) or None
+
+
+def _handed_in_record(desk, draft, upload):
+    """The path of the record in an upload, record.json itself or the zip with it."""
+    desk.receive(draft, [upload], "record")
+    folder, name = draft.folder / "record", Path(upload).name
+    files = sorted(folder.rglob("record.json")) or sorted(folder.glob("*.json"))
+    if draft.problems or len(files) != 1:
+        why = draft.problems[0][1] if draft.problems else f"it has {len(files) or 'no'} records"
+        raise UserError(f"{name}: {why}; give the zip or the record.json that marking made")
+    return files[0]
+
+
 def _hand_in(desk, draft, fields):
-    """Put the record, the originals and the model that were uploaded into `draft`: (record path, folders, model)."""
+    """Put what was uploaded into `draft`: (record path, folders of originals, model's path or address)."""
+    folders = []
     if fields["record"]:
-        desk.receive(draft, [fields["record"]], "record")
-        record = next(iter(sorted((draft.folder / "record").rglob("record.json"))), None)
-        if record is None:
-            files = [path for path in sorted((draft.folder / "record").iterdir()) if path.suffix == ".json"]
-            if draft.problems or len(files) != 1:
-                why = f" ({draft.problems[0][1]})" if draft.problems else ""
-                raise UserError(f"{Path(fields['record']).name} holds no record.json{why}; give the zip or the file "
-                                "that marking made")
-            record = files[0]
-        folders = []
+        record = _handed_in_record(desk, draft, fields["record"])
     elif fields["known"]:
         job = desk.jobs.get(fields["known"])
         if job is None or job.state != "done":
@@ -159,11 +175,14 @@ def _hand_in(desk, draft, fields):
     if fields["originals"]:
         desk.receive(draft, fields["originals"])
         folders = [str(draft.photos)]
-    elif (fields["folder"] or "").strip():
-        folders = [str(Path(fields["folder"].strip()).expanduser())]
+    elif folder := typed_path(fields["folder"]):
+        folders = [str(folder)]
     address = (fields["address"] or "").strip()
     if fields["model"]:
-        address = str(next((desk.receive(draft, [fields["model"]], "model").folder / "model").iterdir()))
+        desk.receive(draft, [fields["model"]], "model", unpacked=False)
+        address = str(next((draft.folder / "model").iterdir()))
+    elif not address.startswith(("http://", "https://")):
+        address = str(typed_path(address) or "")
     if not address:
         raise UserError("there is no model yet: hand in its file, or give its path or address")
     return str(record), folders, address
@@ -172,78 +191,111 @@ def _hand_in(desk, draft, fields):
 def _details(desk, draft, fields):
     """What it takes to open the case, now and after a restart: JSON-ready, without the header."""
     record, folders, address = _hand_in(desk, draft, fields)
-    size = _numbers(fields["input_size"] or "", "Input size", (1, 2))
-    size = size and tuple(int(side) for side in size)
-    overrides = {"size": size and (size * 2 if len(size) == 1 else size),
-                 "mean": _numbers(fields["mean"] or "", "Mean", (3,)),
-                 "std": _numbers(fields["std"] or "", "Std", (3,))}
+    overrides = {"size": _size(fields["input_size"]), "mean": _numbers(fields["mean"], "Mean", 3),
+                 "std": _numbers(fields["std"], "Std", 3)}
     options = case.Options(label=(fields["label"] or "").strip() or verdict.AUTO, alpha=float(fields["alpha"]),
-                           max_queries=_whole(fields["max_queries"], "Most queries"),
+                           max_queries=_whole(fields["max_queries"], "Most queries", 10**9),
                            audit_seed=fields["audit_seed"] or "", label_only=bool(fields["label_only"]))
+    rate = _numbers(fields["rate_limit"], "Requests a second", 1)
     return {"record": record, "folders": folders, "model": address, "options": asdict(options),
-            "net_type": (fields["net_type"] or "").strip() or None,
-            "rate_limit": (_numbers(fields["rate_limit"] or "", "Requests a second", (1,)) or (None,))[0],
-            "query_batch": _whole(fields["query_batch"], "Images a request") or 64,
+            "net_type": (fields["net_type"] or "").strip() or None, "rate_limit": rate and rate[0],
+            "query_batch": _whole(fields["query_batch"], "Images a request", 4096) or 64,
             "overrides": {name: value for name, value in overrides.items() if value is not None}}
 
 
 def _open(details, header, folder, **server):
     """The Case of a job's details."""
     server = {"headers": [header] if header else [], "rate_limit": details["rate_limit"], **server}
-    suspect = case.open_suspect(details["model"], details["net_type"], overrides=details["overrides"],
+    overrides = {name: tuple(value) for name, value in details["overrides"].items()}
+    suspect = case.open_suspect(details["model"], details["net_type"], overrides=overrides,
                                 batch_size=details["query_batch"], server=server)
     return case.open_case(details["record"], details["folders"], suspect, case.Options(**details["options"]),
                           folder=folder)
 
 
-def _plan(desk, fields):
+def _subject(planned):
+    """Digest of whom is asked about what: audits that differ in keys or in the drawn text alone share it."""
+    return _digest({"commitment": planned.record.commitments[-1], "model": planned.suspect.identity})
+
+
+def _number(planned):
+    """The id of an audit: a digest of all that decides which images are sent. What is judged by alone, such as alpha
+    and the class, is not in it: the answers that are there are judged anew."""
+    return _digest({"subject": _subject(planned), "preprocessing": planned.suspect.preprocessing.describe(),
+                    "batch": planned.suspect.batch_size, "keys": planned.plan.keys,
+                    "audit_seed": planned.options.audit_seed})
+
+
+def _digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plan(desk, ready, fields):
     """(what would be asked, what it takes to start, the button): nothing is sent but a server's own metadata."""
+    desk.discard(ready and ready["draft"])
     draft = desk.draft()
     try:
         details = _details(desk, draft, fields)
         case.read_finished(details["record"])
         planned = _open(details, fields["header"], draft.folder, retries=1)  # somebody waits for it
+        ready = {"number": _number(planned), "draft": draft, "details": {**details, "subject": _subject(planned)},
+                 "fields": fields, "title": f"{planned.suspect.name} ({len(planned.record.photos)} photos)"}
+        return _described(desk, planned, ready), ready, gr.update(interactive=True)
     except Exception as error:
         desk.discard(draft)
-        if (text := explanation(error)) is None:
-            raise
-        return look.shown(look.failed(text)), None, gr.update(interactive=False)
-    model, queries = planned.describe().split("\n")
-    held = len(planned.record.photos) - int(planned.record.published.sum())
-    hint = "" if held else ("All photos were published: the test is much weaker than with a hold-out, and may not find "
-                            "what it could prove otherwise.")
-    identity = {"commitment": planned.record.commitments[-1], "model": planned.suspect.identity,
-                "preprocessing": planned.suspect.preprocessing.describe(), "batch": planned.suspect.batch_size,
-                "audit": planned.settings}
-    number = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    text = look.shown(look.notice(
-        "info", element("p", element("strong", f"{planned.queries:,} queries"), " will be sent to the model. "
-                             f"The strongest result that can come out is p = {planned.plan.smallest_p:.2g}."),
-        look.facts([("model", model.removeprefix("model: ")), ("queries", queries.removeprefix("queries: "))]),
-        element("p", hint) if hint else element("p", "Nothing has been asked yet.", class_="soft"), role="status"))
-    ready = {"number": number, "draft": draft, "details": details, "fields": fields,
-             "title": f"{planned.suspect.name} ({len(planned.record.photos)} photos)"}
-    return text, ready, gr.update(interactive=True)
+        return look.shown(look.failed(reason(error))), None, gr.update(interactive=False)
+
+
+def _described(desk, planned, ready):
+    """The plan, for people."""
+    model, _, queries = planned.describe().rpartition("\n")
+    job = desk.jobs.get(ready["number"])
+    done = "All of them have been answered before: nothing will be sent." if job and job.state == "done" else \
+        "Nothing has been asked yet." if job is None else "What was answered before is not asked again."
+    hint = "" if planned.plan.selections else ("All photos were published: the test is much weaker than with a "
+                                               "hold-out, and may not find what it could prove otherwise.")
+    return look.shown(
+        look.notice("info", element("p", element("strong", f"{planned.queries:,} queries"), " will be sent to the "
+                                    "model. The strongest result that can come out is "
+                                    f"p = {planned.plan.smallest_p:.2g}."),
+                    look.facts([("model", model.removeprefix("model: ")),
+                                ("queries", queries.removeprefix("queries: "))]),
+                    *(element("p", text) for text in (hint, done) if text), role="status"),
+        _others(desk, ready["number"], ready["details"]["subject"]))
+
+
+def _others(desk, number, subject):
+    """The other audits of the same record and model: whoever repeats until it pleases has to show it."""
+    rows = []
+    for job in desk.jobs.all("checks"):
+        if job.id != number and job.details.get("subject") == subject:
+            p = job.result.get("p_value")
+            rows.append((job.created.replace("T", " ")[:16], f"p = {p:.3g}" if p is not None else
+                         look.STATES[job.state].lower()))
+    return look.problems("This record and this model were audited before, with other keys. All results count together: "
+                         f"of {len(rows) + 1} audits of an innocent model the best is more likely to look guilty.",
+                         rows)
 
 
 def _begin(desk, panel, request, ready, fields):
     """Start the audit that was planned; one that was begun before is found again and goes on."""
-    off = gr.update(interactive=False)
+    off, same = gr.update(interactive=False), [gr.skip()] * len(panel.outputs)
     if ready is None or ready["fields"] != fields:
         # Nothing is sent that was not counted.
         text = look.shown(look.failed("What is filled in has changed since the queries were counted; count again."))
-        return text, None, off, *[gr.skip()] * len(panel.outputs)
-    number, details = ready["number"], ready["details"]
-    folder, job = desk.root / "checks" / number, desk.jobs.get(ready["number"])
-    if job is None:
-        settled = desk.settle(ready["draft"], folder / "inputs")
-        details = _moved(details, ready["draft"], settled)
-    else:
-        desk.discard(ready["draft"])
-        details = job.details
-    if job is None or job.state != "done":
-        _start(desk, number, ready["title"], details, fields["header"])
-    return "", None, off, *panel.show(number, request)
+        return text, ready, off, *same
+    job = desk.jobs.get(ready["number"])
+    try:
+        if job is None or not job.active:
+            settled = desk.settle(ready["draft"], desk.root / "checks" / ready["number"] / "inputs")
+            planned = Job(ready["number"], "checks", ready["title"], settled.folder.parent, "",
+                          _moved(ready["details"], ready["draft"], settled))
+            _start(desk, planned, fields["header"])
+        else:
+            desk.discard(ready["draft"])
+    except Exception as error:
+        return look.shown(look.failed(reason(error))), None, off, *same
+    return "", None, off, *panel.show(ready["number"], request)
 
 
 def _moved(details, old: Draft, new: Draft):
@@ -255,30 +307,38 @@ def _moved(details, old: Draft, new: Draft):
             "folders": [move(path) for path in details["folders"]]}
 
 
-def _start(desk, number, title, details, header):
-    def ask(job):
-        torch.set_num_threads(max(1, torch.get_num_threads()))
-        planned = _open(details, header, job.folder, sleep=job.sleep)
-        planned.run()
+def _header_for(details, header, address):
+    """The header that was typed, if it is for the server of these details and no other."""
+    return header if (address or "").strip() == details["model"] else ""
+
+
+def _start(desk, job, header):
+    """Run, or run again, what the details of `job` say."""
+    details = job.details
+
+    def ask(running):
+        torch.set_num_threads(THREADS)
+        planned = _open(details, header, running.folder, sleep=running.sleep)
+        if _number(planned) != running.id:
+            raise UserError("the model or the record has changed since the queries were counted; count them again")
+        result = planned.run()
         return {"files": {"evidence.zip": "evidence.zip", "result.json": "result.json"},
-                "evidence": planned.record.evidence}
-    desk.jobs.start(number, "checks", title, details, ask)
+                "evidence": planned.record.evidence, "p_value": result["p_value"]}
+    desk.jobs.start(job.id, "checks", job.title, details, ask)
 
 
-def _result(job):
+def _result(desk, job):
     """The verdict."""
-    try:
-        result, plot = read_json(job.folder / "result.json"), (job.folder / "grid.png").read_bytes()
-        pairs = [(name, value(result)) for name, value in FACTS]
-    except (UserError, OSError, KeyError, TypeError):
-        return look.failed(f"The files of this audit are gone or damaged; they lay in {job.folder}")
-    note = "" if job.result.get("evidence", True) else look.notice(
+    result, plot = read_json(job.folder / "result.json"), (job.folder / "grid.png").read_bytes()
+    note = "" if job.result["evidence"] else look.notice(
         "warn", "The key of this record was drawn from a number, for experiments: this is no evidence.")
     return join(
         look.notice("good" if result["detected"] else "info",
                     element("p", element("strong", "USED" if result["detected"] else "Not shown")),
                     element("p", result["sentences"], class_="verdict"), role="status"), note,
-        look.facts([*pairs, ("commitment", element("code", result["commitment"])),
+        _others(desk, job.id, job.details["subject"]),
+        look.facts([*((name, value(result)) for name, value in FACTS),
+                    ("commitment", element("code", result["commitment"])),
                     ("files on this computer", element("code", str(job.folder)))]),
         look.figure(plot, f"Histogram of the statistic for all pairs of keys and selections; the user's own pair lies "
                           f"at {result['statistic']:.3g}, {result['at_most']} of {result['pairs']} pairs are as low",

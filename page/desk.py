@@ -1,14 +1,15 @@
 """The page's folder on disk: what visitors hand in, what jobs leave, and what may be downloaded.
 
-    uploads/             the browser's uploads, as they come; emptied at the start
+    uploads/             the browser's uploads, as they come; a day old at most, emptied at the start
     drafts/ID/           what was handed in for a job that has not begun; a day old at most
     protected/ID/        a folder of photos that was marked: photos, photos_marked, photos_record, two zips
     checks/ID/           an audit: inputs, answers, result.json, evidence.zip
 
 Everything is its owner's alone. Nothing is deleted that a proof needs.
-Public: Desk, Draft, MOST_BYTES, MOST_FILES.
+Public: Desk, Draft, typed_path, write_zip, MOST_BYTES, MOST_FILES.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -23,7 +24,8 @@ from provenance.record import private_folder
 from runs import UserError, atomic_path
 
 MOST_BYTES, MOST_FILES = 20 << 30, 100_000  # of one zip, unpacked
-DRAFT_SECONDS = 24 * 3600
+DAY = 24 * 3600  # seconds
+MARKER = ".membershiptracker-page"  # a folder with this file is the page's, to keep and to sweep
 
 
 @dataclass
@@ -43,19 +45,24 @@ class Desk:
 
     def __init__(self, root):
         self.root = Path(root).resolve()
+        if self.root.exists() and not (self.root / MARKER).exists() and (
+                not self.root.is_dir() or any(path.name != ".lock" for path in self.root.iterdir())):
+            raise UserError(f"--work_folder {root} has other things in it; name a folder that is new or empty")
         for name in ("", "uploads", "drafts", "protected", "checks"):
             private_folder(self.root / name)
+        (self.root / MARKER).touch()
         _sweep(self.root / "uploads", 0)
-        _sweep(self.root / "drafts", DRAFT_SECONDS)
         self.jobs = Jobs(self.root)
 
     def draft(self):
         """A new, empty Draft."""
+        for name in ("uploads", "drafts"):
+            _sweep(self.root / name, DAY)
         folder = self.root / "drafts" / secrets.token_hex(8)
         private_folder(folder)
         return Draft(folder)
 
-    def receive(self, draft, files, name="photos"):
+    def receive(self, draft, files, name="photos", unpacked=True):
         """Put uploaded files into `draft`/`name`; zips are unpacked, what can't be taken is named in its problems.
 
         files: paths below `uploads`. An upload is linked, not moved: the browser may hand the same one in again.
@@ -65,7 +72,7 @@ class Desk:
         for path in map(Path, files):
             if not path.resolve().is_relative_to(self.root / "uploads"):
                 raise UserError(f"{path.name} is not one of the files that were handed in; choose it again")
-            if zipfile.is_zipfile(path) and path.suffix.lower() not in MODEL_ZIPS:
+            if unpacked and zipfile.is_zipfile(path):
                 self._unpack(draft, path, target)
             else:
                 _link(path, target / _free(target, path.name))
@@ -81,16 +88,21 @@ class Desk:
 
     def discard(self, draft):
         """Remove a draft that nobody needs any more."""
-        if draft is not None and draft.folder.is_dir():
-            shutil.rmtree(draft.folder, ignore_errors=True)
+        if draft is None:
+            return
+        # Renamed first: who settles it at the same moment gets all of it or an error, never a part.
+        doomed = draft.folder.with_name(f"{draft.folder.name}.gone")
+        try:
+            os.rename(draft.folder, doomed)
+        except OSError:
+            return
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def settle(self, draft, folder):
-        """Move a draft to the place where its job keeps it; returns the new Draft."""
+        """Move a draft to the place where its job keeps it (a name beside it, if it is taken); the new Draft."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists():
-            self.discard(draft)
-        else:
-            os.rename(draft.folder, folder)
+        folder = folder.with_name(_free(folder.parent, folder.name))
+        os.rename(draft.folder, folder)
         return Draft(folder, draft.problems)
 
     def download(self, job_id, name):
@@ -101,13 +113,27 @@ class Desk:
         return path if path is not None and path.is_file() and path.resolve().is_relative_to(self.root) else None
 
 
-MODEL_ZIPS = (".pt", ".pth", ".ckpt", ".bin", ".tar")  # torch writes zips that are no archives of photos
+def typed_path(text):
+    """A path that somebody typed, made absolute; None where nothing was typed. UserError for what can't be a path."""
+    text = (text or "").strip()
+    if not text:
+        return None
+    try:
+        if "\0" in text:
+            raise ValueError
+        return Path(text).expanduser().absolute()
+    except (ValueError, RuntimeError):  # a home of nobody
+        raise UserError(f"{text!r} can't be a path on this computer") from None
 
 
 def _sweep(folder, seconds):
     for path in folder.iterdir():
-        if time.time() - path.stat().st_mtime >= seconds:
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime >= seconds:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
 
 
 def _free(folder, name):

@@ -3,7 +3,7 @@
 A job has a folder of its own with job.json, written whenever its state changes. What was running when the page's
 process ended is "interrupted" at the next start; the files that it left are those of an interrupted command.
 
-Public: Job, Jobs, Cancelled, ACTIVE.
+Public: Job, Jobs, Cancelled, reason, ACTIVE, STOPPED.
 """
 
 import sys
@@ -17,8 +17,9 @@ from pathlib import Path
 import runs
 
 ACTIVE = ("waiting", "running")
-STATES = (*ACTIVE, "done", "failed", "cancelled", "interrupted")
-AT_ONCE = 2
+STOPPED = ("failed", "cancelled", "interrupted")
+STATES = (*ACTIVE, *STOPPED, "done")
+AT_ONCE = 2  # of each kind: audits of slow servers must not keep photos from being marked
 
 
 class Cancelled(Exception):
@@ -59,9 +60,6 @@ class Job:
         if self._stop.is_set():
             raise Cancelled
 
-    def cancel(self):
-        self._stop.set()
-
     def save(self):
         kept = {name: getattr(self, name) for name in ("id", "kind", "title", "created", "details", "state", "message",
                                                        "result")}
@@ -69,11 +67,11 @@ class Job:
 
 
 class Jobs:
-    """All jobs below a folder, `root`/KIND/ID; AT_ONCE of them run at a time, the others wait for their turn."""
+    """All jobs below a folder, `root`/KIND/ID; AT_ONCE of a kind run at a time, the others wait for their turn."""
 
     def __init__(self, root):
         self.root = Path(root)
-        self._lock, self._pool = threading.RLock(), ThreadPoolExecutor(AT_ONCE, thread_name_prefix="job")
+        self._lock, self._pools = threading.RLock(), {}
         self._jobs = {}
         for path in sorted(self.root.glob("*/*/job.json")):
             if job := _stored(path):
@@ -100,46 +98,62 @@ class Jobs:
             job = Job(job_id, kind, title, self.root / kind / job_id, created, details)
             job.save()
             self._jobs[job_id] = job
-            self._pool.submit(self._run, job, work)
+            if kind not in self._pools:
+                self._pools[kind] = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=kind)
+            self._pools[kind].submit(self._run, job, work)
         return job
 
-    def _run(self, job, work):
-        try:
-            job._check()
-            job.state = "running"
-            job.save()
-            with runs.watched(job.watch):
-                job.result = work(job)
-            job.state, job.message = "done", ""
-        except Cancelled:
-            job.state, job.message = "cancelled", ""
-        except Exception as error:
-            job.state, job.message = "failed", runs.explanation(error)
-            if job.message is None:
-                # For whoever reports the defect; the page's visitor gets one line.
-                traceback.print_exc(file=sys.stderr)
-                job.message = f"a defect of this program ({type(error).__name__}: {error}); please report it"
-        try:
-            job.save()
-        except OSError as error:
-            job.message = job.message or runs.explanation(error) or str(error)
-
-    def forget(self, job_id):
-        """Leave a job that is over out of the list; its folder is removed by the caller."""
+    def cancel(self, job_id):
+        """End a job at its next step, one that waits at once."""
         with self._lock:
-            self._jobs.pop(job_id, None)
+            if (job := self._jobs.get(job_id)) is not None:
+                job._stop.set()
+                if job.state == "waiting":
+                    self._enter(job, "cancelled")
+
+    def _enter(self, job, state, message="", result=None):
+        # Kept and said together, so that whoever starts it again writes after this.
+        with self._lock:
+            job.state, job.message, job.result = state, message, result or {}
+            try:
+                job.save()
+            except OSError as error:
+                job.message = job.message or reason(error)
+
+    def _run(self, job, work):
+        with self._lock:
+            if job.state != "waiting":
+                return
+            self._enter(job, "running")
+        try:
+            with runs.watched(job.watch):
+                result = work(job)
+            self._enter(job, "done", result=result)
+        except Cancelled:
+            self._enter(job, "cancelled")
+        except Exception as error:
+            self._enter(job, "failed", reason(error))
 
     def close(self):
         """Stop all jobs at their next step, as the page's process ends; they are "interrupted" then."""
         with self._lock:
             active = [job for job in self._jobs.values() if job.active]
+            for job in active:
+                self.cancel(job.id)
+            pools = list(self._pools.values())
+        for pool in pools:
+            pool.shutdown(wait=True, cancel_futures=True)
         for job in active:
-            job.cancel()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for job in active:
-            if job.state in ("cancelled", *ACTIVE):
-                job.state = "interrupted"
-                job.save()
+            if job.state == "cancelled":
+                self._enter(job, "interrupted")
+
+
+def reason(error):
+    """One line about any exception; the traceback of a defect goes to stderr, for whoever reports it."""
+    if (text := runs.explanation(error)) is None:
+        traceback.print_exception(error, file=sys.stderr)
+        text = f"a defect of this program ({type(error).__name__}: {error}); please report it"
+    return text
 
 
 def _stored(path):

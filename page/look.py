@@ -1,6 +1,6 @@
 """Words and colours of the page: how states, verdicts, lists and downloads look, and how flags are called there.
 
-Public: CSS, HEAD, theme, plain, shown, notice, failed, problems, facts, download_link, data_uri, jpeg, figure, FIELDS.
+Public: CSS, HEAD, theme, plain, shown, notice, failed, problems, facts, download_link, data_uri, jpeg, figure, FLAGS.
 """
 
 import base64
@@ -14,7 +14,7 @@ from PIL import Image
 from privacy.markup import Raw, element, join
 
 # What the command line calls --FLAG has a field with this name here: messages are the same for both.
-FIELDS = {"--img_blending_ratio": "“Blending ratio”", "--noise_norm": "“Noise norm”", "--holdout": "“Hold-out”",
+FLAGS = {"--img_blending_ratio": "“Blending ratio”", "--noise_norm": "“Noise norm”", "--holdout": "“Hold-out”",
           "--data_folder": "“Photos”", "--format": "“File format”", "--quality": "“JPEG quality”",
           "--originals": "“Original photos”", "--checkpoint": "“Model”", "--net_type": "“Architecture”",
           "--label": "“Class of the photos”", "--alpha": "“Accept a wrong accusation in at most”",
@@ -22,6 +22,12 @@ FIELDS = {"--img_blending_ratio": "“Blending ratio”", "--noise_norm": "“No
           "--rate_limit": "“Requests a second”", "--input_size": "“Input size”", "--mean": "“Mean”", "--std": "“Std”",
           "--label_only": "“The model only names a class”", "--query_batch": "“Images a request”",
           "--batch_size": "“Images a request”"}
+# Advice about flags that the page has no field for.
+REWORDED = ((r"wait for it, or choose another --save_tag or --out", "wait for it"),
+            (r"; choose another (folder|name) with --out", "; choose another folder"),
+            (r"Use --record .* \(the old record is kept\)", "One record is enough"),
+            (r", or give --overwrite( for a new key)?", ""), (r"; lower --batch_size, or use --device cpu", ""),
+            (r"Ask the same, or choose another --out", "Ask the same"), (r"give more --selections, or ", "choose "))
 STATES = {"waiting": "Waiting for its turn", "running": "Running", "done": "Done", "failed": "Could not be done",
           "cancelled": "Cancelled", "interrupted": "Interrupted"}
 
@@ -107,7 +113,10 @@ def theme():
 
 def plain(text):
     """A message of the command line in the words of the page."""
-    return re.sub(r"--([a-z_]+)", lambda flag: FIELDS.get(flag[0], flag[1].replace("_", " ")), text)
+    for wanted, instead in REWORDED:
+        text = re.sub(wanted, instead, text)
+    # At the start of a word alone: a path may have two dashes, too.
+    return re.sub(r"(?<![^\s(])--([a-z_]+)", lambda flag: FLAGS.get(flag[0], flag[1].replace("_", " ")), text)
 
 
 def shown(*parts):
@@ -141,7 +150,7 @@ def facts(pairs):
 
 
 def download_link(job, name, text):
-    return element("a", text, href=f"/files/{quote(job.id)}/{quote(name)}", download=name, class_="button")
+    return element("a", text, href=f"files/{quote(job.id)}/{quote(name)}", download=name, class_="button")
 
 
 def data_uri(content, kind="png"):

@@ -8,8 +8,9 @@ from collections import OrderedDict
 import gradio as gr
 
 from page import look
-from page.jobs import ACTIVE
+from page.jobs import ACTIVE, STOPPED
 from privacy.markup import Raw, element
+from runs import UserError
 
 POLL_SECONDS = 0.7
 MOST_TABS = 1000  # that are remembered
@@ -18,11 +19,11 @@ MOST_TABS = 1000  # that are remembered
 class Panel:
     """Components and events for all jobs of one kind.
 
-    render: function job -> markup of a finished job; resume: function (job, secret) -> None, starts it again;
-    secret: a textbox whose value `resume` gets, or None.
+    render: function job -> markup of a finished job; resume: function (job, *values of the components `typed`) -> None,
+    starts it again.
     """
 
-    def __init__(self, desk, kind, title, empty, render, resume, secret=None):
+    def __init__(self, desk, kind, title, empty, render, resume, typed=()):
         self._desk, self._kind, self._empty, self._render = desk, kind, empty, render
         self.chosen = gr.Dropdown(self._choices(), value=None, label=title, interactive=True,
                                   elem_id=f"{kind}-job")
@@ -33,27 +34,26 @@ class Panel:
         self._seen = gr.State("")
         self._current = OrderedDict()  # what each open tab shows
         self.outputs = [self.chosen, self.view, self.stop, self.again, self._seen]
-        self._listen(resume, secret)
+        self._listen(resume, list(typed))
 
-    def _listen(self, resume, secret):
+    def _listen(self, resume, typed):
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
         def choose(job_id, request: gr.Request):
             return self.show(job_id, request)
 
-        def begin_again(request: gr.Request, job_id, typed=""):
+        def begin_again(request: gr.Request, job_id, *values):
             job = self._desk.jobs.get(job_id)
-            if job is not None and not job.active:
-                resume(job, typed)
+            if job is not None and job.state in STOPPED:
+                resume(job, *values)
             return self.show(job_id, request)
 
         def cancel(job_id):
-            if job := self._desk.jobs.get(job_id):
-                job.cancel()
+            self._desk.jobs.cancel(job_id)
 
         self.chosen.input(choose, self.chosen, self.outputs, **quiet)
         self.stop.click(cancel, self.chosen, None, **quiet)
-        self.again.click(begin_again, [self.chosen] + ([secret] if secret is not None else []), self.outputs, **quiet)
+        self.again.click(begin_again, [self.chosen, *typed], self.outputs, **quiet)
         # Slow answers must not pile up behind each other.
         gr.Timer(POLL_SECONDS).tick(self._tick, [self.chosen, self._seen], self.outputs, trigger_mode="once", **quiet)
 
@@ -72,7 +72,7 @@ class Panel:
         markup = Raw(element("h2", job.title) + self._markup(job)) if job else element("p", self._empty, class_="soft")
         return (gr.update(choices=self._choices(), value=job_id if job else None), look.shown(markup),
                 gr.update(visible=bool(job and job.active)),
-                gr.update(visible=bool(job and job.state in ("failed", "cancelled", "interrupted"))), self._state(job))
+                gr.update(visible=bool(job and job.state in STOPPED)), self._state(job))
 
     def _tick(self, job_id, seen, request: gr.Request):
         # Replacing what did not change would take the focus and the selection away from people; and a question that
@@ -93,7 +93,10 @@ class Panel:
 
     def _markup(self, job):
         if job.state == "done":
-            return self._render(job)
+            try:
+                return self._render(job)
+            except (UserError, OSError, KeyError, TypeError, ValueError):
+                return look.failed(f"The files of this job are gone or damaged; they lay in {job.folder}")
         if job.state in ACTIVE:
             return _running(job)
         if job.state == "failed":
@@ -106,7 +109,7 @@ def _running(job):
     label, done, total = job.progress
     amount = f"{label or look.STATES[job.state]}" + (f": {done:,} of {total:,}" if total else "")
     limits = {"max": total, "value": done} if total else {}
-    return Raw(element("p", f"{amount[:1].upper()}{amount[1:]}", role="status")
+    return Raw(element("p", f"{amount[:1].upper()}{amount[1:]}")  # no live region: it changes twice a second
                + element("progress", aria_label=f"progress of {job.title}", **limits)
                + element("p", "You may close this page: the work goes on as long as the program runs, and can be found "
                               "again here.", class_="soft"))

@@ -3,7 +3,6 @@
 Public: build.
 """
 
-import json
 import secrets
 from datetime import datetime
 from functools import lru_cache
@@ -15,13 +14,14 @@ import torch
 from PIL import Image
 
 from page import look, power
-from page.desk import write_zip
+from page.desk import DAY, typed_path, write_zip
+from page.jobs import reason
 from page.panel import Panel
 from privacy.markup import Raw, element, join
 from provenance import protect
 from provenance import record as records
 from provenance.photos import UnreadablePhoto, find_photos, read_photo
-from runs import UserError, explanation
+from runs import UserError, read_json
 from utils import derive_key
 
 PREVIEW_SIDE = 640  # of the shorter side; about what a screen shows
@@ -43,7 +43,7 @@ def build(desk):
     gr.HTML(look.shown(element("p", "Mark photos before you publish them. If somebody trains a model on the marked "
                                     "photos, the tab Check can prove it later. Your photos stay on this computer and "
                                     "are never changed: marked copies are made.")))
-    draft = gr.State(None, time_to_live=24 * 3600)
+    draft = gr.State(None, time_to_live=DAY, delete_callback=lambda draft: desk.discard(draft and draft["own"]))
     files = gr.File(label="Photos, or a zip of them", file_count="multiple", height=160, elem_id="protect-files")
     folder = gr.Textbox(label="Or a folder on this computer", placeholder="/home/me/photos", max_lines=1)
     found = gr.HTML(elem_id="protect-found")
@@ -58,13 +58,13 @@ def build(desk):
     start = gr.Button("Mark the photos", variant="primary")
     refused = gr.HTML()
     panel = Panel(desk, "protected", "Photos marked on this computer", "Nothing has been marked yet.", _result,
-                  lambda job, _: _start(desk, job.id, job.title, job.details))
+                  lambda job: _start(desk, job.id, job.title, job.details))
 
     def take(*values):
         return _take(desk, *values)
 
-    def begin(request: gr.Request, draft, *values):
-        return _begin(desk, panel, request, draft, dict(zip(chosen, values, strict=True)))
+    def begin(request: gr.Request, draft, files, folder, *values):
+        return _begin(desk, panel, request, draft, _source(files, folder), dict(zip(chosen, values, strict=True)))
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     look_again = {"fn": _preview, "outputs": preview, "inputs": [draft, photo, *(chosen[name] for name in VISIBLE)],
@@ -75,42 +75,59 @@ def build(desk):
         control.change(trigger_mode="always_last", **look_again)
     strength = [chosen["img_blending_ratio"], chosen["noise_norm"]]
     gr.on([control.change for control in strength], _cost, strength, cost, trigger_mode="always_last", **quiet)
-    start.click(begin, [draft, *chosen.values()], [refused, *panel.outputs], **quiet)
+    start.click(begin, [draft, files, folder, *chosen.values()], [refused, *panel.outputs], **quiet)
     return panel
+
+
+def _slider(low, high, value, **settings):
+    """A slider whose number field may be empty for a moment, while somebody types another number."""
+    slider = gr.Slider(low, high, value, **settings)
+    # Not a subclass: gradio writes a file beside the module of each.
+    strict = slider.preprocess
+    slider.preprocess = lambda payload: strict(value if payload is None else payload)
+    return slider
 
 
 def _choices():
     """How photos are marked: {name of a setting: component}."""
-    found = {"img_blending_ratio": gr.Slider(
+    found = {"img_blending_ratio": _slider(
                  0.3, 1, 0.7, step=0.05, label="Blending ratio", elem_id="protect-ratio",
                  info="How much of the photo remains; 1: no stripes. Lower is more visible and safer."),
-             "noise_norm": gr.Slider(0, 32, 8, step=1, label="Noise norm", elem_id="protect-norm",
+             "noise_norm": _slider(0, 32, 8, step=1, label="Noise norm", elem_id="protect-norm",
                                      info="How strong the noise is, of 255 levels; 0: no noise."),
              "holdout": gr.Radio(HOLD_OUTS, value=0.5, label="Hold-out")}
     with gr.Accordion("More choices", open=False):
         found["noise_injection_type"] = gr.Dropdown(NOISES, value="perlin", label="Noise")
         found["format"] = gr.Radio([("PNG (lossless)", "png"), ("JPEG", "jpeg")], value="png", label="File format")
-        found["quality"] = gr.Slider(50, 100, 95, step=1, label="JPEG quality")
+        found["quality"] = _slider(50, 100, 95, step=1, label="JPEG quality")
     return found
+
+
+def _source(files, folder):
+    """What is filled in, to be compared."""
+    return tuple(files or ()), (folder or "").strip()
 
 
 def _take(desk, files, folder, draft):
     """(draft, what was found, names to preview) for the files or the folder that was handed in.
 
-    draft: None, or a dict folder (of the photos), own (a draft of the desk, or None).
+    draft: None, or a dict: source (of the fields), folder (of the photos), own (a draft of the desk, or None), title.
     """
-    source = (tuple(files or ()), (folder or "").strip())
+    source = _source(files, folder)
     if draft is not None and draft["source"] == source:
         return draft, gr.skip(), gr.skip()
     desk.discard(draft and draft["own"])
+    nothing = gr.update(choices=[], value=None)
     if not any(source):
-        return None, "", gr.update(choices=[], value=None)
+        return None, "", nothing
     try:
+        if all(source):
+            raise UserError("There are dropped files and a folder; empty one of the two.")
         own = desk.receive(desk.draft(), source[0]) if source[0] else None
-        place = own.photos if own else Path(source[1]).expanduser()
+        place = own.photos if own else typed_path(source[1])
         names, unread, ignored = find_photos(place)
-    except (UserError, OSError) as error:
-        return None, look.shown(look.failed(explanation(error) or error)), gr.update(choices=[], value=None)
+    except Exception as error:
+        return None, look.shown(look.failed(reason(error))), nothing
     unread = [*(own.problems if own else []), *unread]
     words = f"{len(names):,} photo{'' if len(names) == 1 else 's'} found" + (
         f", {ignored} other file{'' if ignored == 1 else 's'} left out" if ignored else "") + "."
@@ -139,8 +156,8 @@ def _preview(draft, name, ratio, norm, noise):
         photo = _screen_photo(str(path), path.stat().st_mtime_ns)
     except UnreadablePhoto as problem:
         return look.shown(look.problems("This file can't be marked and would be left out:", [(name, str(problem))]))
-    except (UserError, OSError) as error:
-        return look.shown(look.failed(explanation(error) or error))
+    except Exception as error:
+        return look.shown(look.failed(reason(error)))
     marked = protect.mark_photo(photo, derive_key("preview"), 0, settings.marking(bank))
     apart = np.minimum(np.maximum(photo, marked) - np.minimum(photo, marked), 25) * 10
     psnr, ssim = protect.quality(photo, marked)
@@ -157,30 +174,37 @@ def _cost(ratio, norm):
     return look.shown(power.marking_table(ratio, norm), power.photos_table(), power.holdout_table())
 
 
-def _begin(desk, panel, request, draft, chosen):
+def _begin(desk, panel, request, draft, source, chosen):
     """Start marking what was handed in."""
-    if draft is None:
-        return look.shown(look.failed("There are no photos yet: drop some above, or name a folder.")), *_same(panel)
+    same = [gr.skip()] * len(panel.outputs)
     number = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    chosen = {**chosen, "quality": round(chosen["quality"])}
     try:
+        if draft is None and not any(source):
+            raise UserError("There are no photos yet: drop some above, or name a folder.")
+        if draft is None or draft["source"] != source:
+            raise UserError("What was handed in is still being looked at; press again when it is shown above.")
         protect.resolve_settings(chosen)
-        if (protect.places_of(draft["folder"])[1] / "record.json").exists():
-            raise UserError("These photos are marked already: see below. One key is enough, and photos under two keys "
-                            "prove less; hand in others.")
         if not find_photos(draft["folder"])[0]:
             raise UserError("There are no photos in what was handed in: drop some above, or name a folder.")
+        _refuse_twice(desk, draft["folder"])
         folder = draft["folder"]
         if draft["own"]:
             folder = desk.settle(draft["own"], desk.root / "protected" / number).photos
-            draft.update(folder=folder, own=None)  # the preview goes on; another press marks with another key
-    except (UserError, OSError) as error:
-        return look.shown(look.failed(explanation(error) or error)), *_same(panel)
-    _start(desk, number, draft["title"], {**chosen, "folder": str(folder)})
+            draft.update(folder=folder, own=None)  # the preview goes on
+        _start(desk, number, draft["title"], {**chosen, "folder": str(folder)})
+    except Exception as error:
+        return look.shown(look.failed(reason(error))), *same
     return "", *panel.show(number, request)
 
 
-def _same(panel):
-    return [gr.skip()] * len(panel.outputs)
+def _refuse_twice(desk, folder):
+    # Photos that are published under two keys prove less, and a second record must never replace the first.
+    record = protect.places_of(folder)[1] / "record.json"
+    if record.exists():
+        raise UserError(f"These photos are marked already; their record is {record}. Hand in others.")
+    if any(job.state != "done" and job.details.get("folder") == str(folder) for job in desk.jobs.all("protected")):
+        raise UserError("Marking these photos has begun already: choose it below, and let it go on.")
 
 
 def _start(desk, number, title, details):
@@ -189,7 +213,6 @@ def _start(desk, number, title, details):
 
 def _mark(job):
     """The work of a job: what data_marking.py does, and the two files to download."""
-    torch.set_num_threads(1)  # photos are spread over the cores, one each
     chosen = dict(job.details)
     folder, holdout = Path(chosen.pop("folder")), chosen.pop("holdout")
     settings, bank = protect.resolve_settings(chosen)
@@ -197,25 +220,28 @@ def _mark(job):
     begun = protect.places_of(folder)[1] / "record.json"
     finished = begun.exists() and records.read_record(begun).finished  # all but the two zips was done
     opened = protect.open_record(found, settings, holdout, record_file=begun if finished else None)
-    record, _ = protect.run(opened, bank)
+    if finished and opened.note != "same key, same photos":
+        raise UserError(f"{folder} has photos that were not there when marking began; take them out")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # photos are spread over the cores, one each
+    try:
+        record, _ = protect.run(opened, bank)
+    finally:
+        torch.set_num_threads(threads)
     write_zip(job.folder / "publish.zip", [(photo.marked, opened.marked_folder / photo.marked)
                                            for photo in record.photos if photo.published])
-    private = [path for path in sorted(opened.record_folder.rglob("*")) if path.is_file() and path.name != ".lock"]
+    private = [path for path in sorted(opened.record_folder.rglob("*")) if path.is_file() and path.name[0] != "."]
     write_zip(job.folder / "private.zip", [(path.relative_to(opened.record_folder), path) for path in private])
     (job.folder / "private.zip").chmod(0o600)
     return {"record": str(opened.record_path), "originals": str(folder), "marked_folder": str(opened.marked_folder),
-            "ignored": found.ignored, "files": {"photos-to-publish.zip": "publish.zip",
-                                                "PRIVATE-record-keep-secret.zip": "private.zip"}}
+            "files": {"photos-to-publish.zip": "publish.zip", "PRIVATE-record-keep-secret.zip": "private.zip"}}
 
 
 def _result(job):
     """What a finished job shows."""
     record_folder = Path(job.result["record"]).parent
-    try:
-        done = json.loads((record_folder / "result.json").read_text(encoding="utf-8"))
-        sheet = (record_folder / "contact_sheet.png").read_bytes()
-    except (OSError, ValueError):
-        return look.failed(f"The files of this job are gone; they lay in {record_folder}")
+    done = read_json(record_folder / "result.json")
+    sheet = (record_folder / "contact_sheet.png").read_bytes()
     skipped = [(row["name"], row["reason"]) for row in done["skipped"]]
     twice = [(row["name"], f"is the same file as {row['same_as']}") for row in done["duplicates"]]
     held = done["photos"] - done["published"]

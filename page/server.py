@@ -1,26 +1,25 @@
 """Who may come in, and the loop that serves the page.
 
-The page holds secret records, so it is reached through 127.0.0.1 and with the token of its address alone, as notebooks
-do it: other users of the computer and web pages in the same browser have neither. Everything that a browser is sent
-says that nothing may be fetched from elsewhere.
+The page holds secret records, so it is reached through 127.0.0.1 and below a path that nobody can guess, new at every
+start: other users of the computer and other web pages don't know it. No cookie is set: browsers send those to every
+port of the computer, also to somebody else's. Everything that a browser is sent says that nothing may be fetched from
+elsewhere.
 
-Public: serve, make_app.
+Public: serve, make_app, Guard.
 """
 
 import contextlib
 import hmac
+import html
 import os
 import secrets
 import socket
 import sys
 import threading
 import webbrowser
-from http.cookies import SimpleCookie
-from urllib.parse import parse_qs
 
-from runs import UserError, lock_folder
+from runs import UserError, atomic_path, lock_folder
 
-COOKIE = "membershiptracker"
 POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
           "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; media-src 'self' data: blob:; "
           "worker-src 'self' blob:; frame-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; "
@@ -31,7 +30,7 @@ NEXT_PORTS = 20
 
 
 class Guard:
-    """ASGI middleware: the token, the host's name, and the headers of every answer."""
+    """ASGI middleware: the secret path, the host's name, where a request comes from, and the headers of answers."""
 
     def __init__(self, app, token):
         self.app, self.token = app, token
@@ -41,28 +40,23 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
+        first = scope["path"].split("/")[1:2]
         if not _is_local(headers.get("host", "")):
             await _answer(send, scope, 400, "This page answers to 127.0.0.1 and localhost only.")
-        elif given and self._right(given):
-            # The token leaves the address bar, so that no screenshot and no bookmark has it.
-            cookie = f"{COOKIE}={self.token}; Path=/; HttpOnly; SameSite=Strict"
-            await _answer(send, scope, 303, "", [(b"location", scope["path"].encode()),
-                                                 (b"set-cookie", cookie.encode())])
-        elif not self._right(_cookie(headers.get("cookie", ""))):
-            await _answer(send, scope, 403, "Open the address that app.py printed, with its token: the page holds "
-                                            "secret records, and is for whoever started it.")
+        elif not first or not hmac.compare_digest(first[0].encode(), self.token.encode()):
+            await _answer(send, scope, 403, "Open the address that app.py printed, whole: the page holds secret "
+                                            "records, and is for whoever started it.")
+        elif not _from_here(headers, scope.get("method")):
+            await _answer(send, scope, 403, "Other pages may not use this one.")
         else:
             await self.app(scope, receive, self._with_headers(send))
-
-    def _right(self, text):
-        return hmac.compare_digest(text.encode(), self.token.encode())
 
     @staticmethod
     def _with_headers(send):
         async def wrapped(message):
             if message["type"] == "http.response.start":
-                headers = list(message.get("headers", []))
+                headers = [(name, value) for name, value in message.get("headers", [])
+                           if not name.lower().startswith(b"access-control-")]  # for nobody else
                 if not any(name.lower() == b"content-security-policy" for name, _ in headers):
                     headers.append((b"content-security-policy", POLICY.encode()))
                 message = {**message, "headers": [*headers, (b"referrer-policy", b"no-referrer"),
@@ -76,12 +70,13 @@ def _is_local(host):
     return name in ("127.0.0.1", "localhost", "[::1]")
 
 
-def _cookie(text):
-    try:
-        morsel = SimpleCookie(text).get(COOKIE)
-    except Exception:  # other programs of this computer may set cookies that nobody can read
-        return ""
-    return morsel.value if morsel else ""
+def _from_here(headers, method):
+    """Whether a request comes from the page itself, or is somebody opening its address."""
+    origin = headers.get("origin")
+    if origin is not None and origin != f"http://{headers['host']}":
+        return False
+    opened = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+    return opened or headers.get("sec-fetch-site", "none") in ("none", "same-origin")
 
 
 async def _answer(send, scope, status, text, headers=()):
@@ -101,16 +96,16 @@ def make_app(desk, found, token, max_upload=4.0):
 
     from page import look, tabs
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app, base = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), f"/{token}"
 
-    @app.get("/files/{job_id}/{name}")
+    @app.get(base + "/files/{job_id}/{name}")
     def download(job_id: str, name: str):
         path = desk.download(job_id, name)
         if path is None:
             return PlainTextResponse("There is no such file.", 404)
         return FileResponse(path, filename=name, headers={"cache-control": "no-store"})
 
-    @app.get("/report/{number}")
+    @app.get(base + "/report/{number}")
     def report(number: str):
         path = found.report(number)
         if path is None:
@@ -120,7 +115,7 @@ def make_app(desk, found, token, max_upload=4.0):
 
     blocks = tabs.build(desk, found)
     blocks.queue(default_concurrency_limit=8)
-    gr.mount_gradio_app(app, blocks, path="/", theme=look.theme(), css=look.CSS, head=look.HEAD, footer_links=[],
+    gr.mount_gradio_app(app, blocks, path=base, theme=look.theme(), css=look.CSS, head=look.HEAD, footer_links=[],
                         run_history=False, ssr_mode=False, show_error=True, pwa=False, enable_monitoring=False,
                         max_file_size=int(max_upload * 2**30))
     app.add_middleware(Guard, token=token)
@@ -134,6 +129,7 @@ def _socket(port):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", wanted))
+            listener.listen()  # whoever reads the address before the server runs waits instead of being refused
             return listener
         except OSError:
             listener.close()
@@ -142,6 +138,7 @@ def _socket(port):
 
 def serve(work_folder, runs_folders, port, max_upload, browser):
     """Serve the page until Ctrl-C. Raises UserError where another page works in the same folder."""
+    work_folder = work_folder.absolute()
     os.environ["GRADIO_TEMP_DIR"] = str(work_folder / "uploads")  # read when gradio handles an upload
     import uvicorn
 
@@ -152,18 +149,30 @@ def serve(work_folder, runs_folders, port, max_upload, browser):
         desk, token = Desk(work_folder), secrets.token_urlsafe(24)
         app = make_app(desk, Found(runs_folders), token, max_upload)
         listener = _socket(port)
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}/?token={token}"
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/{token}/"
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         print(f"The page is at {address}\nIt is for you alone; your files stay in {work_folder}. Ctrl-C ends it.",
               flush=True)
+        door = work_folder / "open-page.html"
         if browser:
-            threading.Timer(0.5, _open, [address]).start()
+            _write_door(door, address)
+            threading.Timer(0.5, _open, [door.as_uri()]).start()
         try:
             server.run(sockets=[listener])
         finally:
+            door.unlink(missing_ok=True)
             if any(job.active for kind in ("protected", "checks") for job in desk.jobs.all(kind)):
                 print("stopping; what runs now can be taken up at the next start", file=sys.stderr)
             desk.jobs.close()
+
+
+def _write_door(path, address):
+    """A file, for its owner alone, that leads to the address: others can read what a browser was started with."""
+    with atomic_path(path) as temporary:
+        temporary.chmod(0o600)
+        temporary.write_text('<!DOCTYPE html><title>MembershipTracker</title>'
+                             f'<meta http-equiv="refresh" content="0;url={html.escape(address)}">', encoding="utf-8")
+    path.chmod(0o600)
 
 
 def _open(address):

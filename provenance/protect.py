@@ -279,13 +279,28 @@ def shrunk(image, side, resample):
 
 
 def run(job, bank=None, overwrite=False):
-    """Carry a Job out and leave contact_sheet.png and result.json in the record's folder: (finished record, rows)."""
+    """Carry a Job out and leave contact_sheet.png and result.json in the record's folder: (finished record, rows).
+
+    Raises UserError when the record was written by somebody else since the job was made: it would be lost.
+    """
     records.private_folder(job.record_folder)
     with lock_folder(job.record_folder):
+        _refuse_changed_record(job, overwrite)
         started = datetime.now(timezone.utc)
         record, rows = protect(job, bank, overwrite, sheet.thumbnails)
         _write_results(job, record, rows, (datetime.now(timezone.utc) - started).total_seconds())
     return record, rows
+
+
+def _refuse_changed_record(job, overwrite):
+    # The lock is taken only now, and a key that is overwritten can never be had again.
+    if overwrite and job.note == "new key":
+        return
+    stored = records.read_record(job.record_path) if job.record_path.exists() else None
+    before = len(job.record.batches) - (job.note == "same key, further photos")
+    expected = None if job.note == "new key" else (job.record.key, job.record.batches[:before])
+    if (stored and (stored.key, stored.batches)) != expected:
+        raise UserError(f"{job.record_path} was written by another call meanwhile, and was left alone; start again")
 
 
 def _write_results(job, record, rows, seconds):

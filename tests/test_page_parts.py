@@ -1,6 +1,7 @@
 """The parts of the page without a browser: jobs, uploads, who may come in, figures, runs to look at, app.py's flags."""
 
 import csv
+import io
 import json
 import re
 import threading
@@ -11,18 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+import torch
 from conftest import ROOT, call
 from page_world import served
 from PIL import Image
 
 import runs
+from networks import build_network
 from runs import Progress, UserError
 
 pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
-from page import audit, check, look, power, protect
-from page.desk import Desk
+from page import audit, check, look, power, protect, server
+from page.desk import MARKER, Desk
 from page.jobs import Cancelled, Jobs
-from page.server import Guard
 from provenance import record as records
 from provenance.protect import mark_photo, resolve_settings
 
@@ -53,7 +55,6 @@ def uploaded(desk, name, content):
 
 
 def png(pixels):
-    import io
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
     return file.getvalue()
@@ -80,6 +81,18 @@ def test_watchers_hear_every_step_and_can_end_the_work():
         for item in Progress(range(9), "working"):
             seen.append(item)
     assert seen == [0, 1]
+
+
+def test_a_terminal_changes_nothing_for_watchers(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    heard, screen = [], Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    with runs.watched(lambda *step: heard.append(step[1:])):
+        assert list(Progress([5, 6], "looking", mininterval=0)) == [5, 6]
+    assert heard == [(0, 2), (1, 2), (2, 2)] and "looking" in screen.getvalue()
 
 
 def test_threads_have_watchers_of_their_own():
@@ -131,7 +144,7 @@ def test_cancel_ends_a_job_at_its_next_step_and_it_can_go_on(tmp_path):
 
     job = jobs.start("one", "checks", "t", {}, work)
     until(lambda: len(steps) >= 3)
-    job.cancel()
+    jobs.cancel("one")
     until(lambda: not job.active)
     assert job.state == "cancelled" and len(steps) < 1000
     again = jobs.start("one", "checks", "t", {}, lambda job: {"done": True})
@@ -159,6 +172,20 @@ def test_what_fails_is_one_line(tmp_path, capfd):
     assert "no room left on the disk at /photos/a.png" in found["full"].message
     assert "ZeroDivisionError: oops" in found["defect"].message and "report" in found["defect"].message
     assert capfd.readouterr().err.count("Traceback") == 1  # of the defect alone, for who reports it
+
+
+def test_a_job_that_waits_is_cancelled_at_once_and_kinds_do_not_block_each_other(tmp_path):
+    jobs, gate = Jobs(tmp_path), threading.Event()
+    audits = [jobs.start(f"a{number}", "checks", "t", {}, lambda job: gate.wait(20) and {}) for number in range(3)]
+    marked = jobs.start("p", "protected", "t", {}, lambda job: {"done": 1})
+    until(lambda: marked.state == "done")
+    assert [job.state for job in audits].count("waiting") == 1
+    waiting = next(job for job in audits if job.state == "waiting")
+    jobs.cancel(waiting.id)
+    assert waiting.state == "cancelled"
+    gate.set()
+    until(lambda: not any(job.active for job in audits))
+    assert waiting.state == "cancelled" and [job.state for job in audits].count("done") == 2
 
 
 def test_closing_leaves_jobs_to_be_taken_up(tmp_path):
@@ -235,12 +262,51 @@ def test_downloads_are_those_of_jobs(desk):
             ] == [None] * 4
 
 
+def test_a_folder_with_other_things_is_left_alone(tmp_path):
+    photo = tmp_path / "site" / "uploads" / "2023" / "holiday.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"x")
+    before = (tmp_path / "site").stat().st_mode
+    with pytest.raises(UserError, match="has other things in it"):
+        Desk(tmp_path / "site")
+    assert photo.read_bytes() == b"x" and (tmp_path / "site").stat().st_mode == before
+
+
+def test_old_uploads_and_drafts_go_and_nothing_else(desk):
+    import os
+    old, new = desk.draft(), desk.draft()
+    (desk.root / "uploads" / "file").write_bytes(b"x")
+    (desk.root / "checks" / "audit").mkdir()
+    for path in (old.folder, desk.root / "uploads" / "file", desk.root / "checks" / "audit"):
+        os.utime(path, (1, 1))
+    desk.draft()
+    assert not old.folder.exists() and new.folder.exists() and (desk.root / "checks" / "audit").exists()
+    assert not (desk.root / "uploads" / "file").exists() and (desk.root / MARKER).exists()
+
+
 def test_the_folder_is_its_owners_alone(desk):
     assert {path.stat().st_mode & 0o777 for path in (desk.root, *(desk.root / name for name in (
         "uploads", "drafts", "protected", "checks")))} == {0o700}
 
 
 # --- marking through the page ---
+
+CHOSEN = {"img_blending_ratio": 0.7, "noise_norm": 8, "holdout": 0.5, "noise_injection_type": "perlin", "format": "png",
+          "quality": 95.0}
+
+
+class OnePanel:
+    """What `_begin` needs of a Panel."""
+
+    outputs = (None,)
+
+    def show(self, number, request):
+        return (number,)
+
+
+def press(desk, draft, source=None, chosen=CHOSEN):
+    return protect._begin(desk, OnePanel(), None, draft, source or draft["source"], chosen)
+
 
 @pytest.fixture
 def marked(desk, tmp_path):
@@ -252,11 +318,7 @@ def marked(desk, tmp_path):
     (folder / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
     draft, found, names = protect._take(desk, None, str(folder), None)
     assert "7 photos found" in found and names["value"] == "0.png"
-    request = type("Request", (), {"session_hash": "tab"})
-    panel = type("Panel", (), {"show": lambda self, number, request: (number,), "outputs": [None]})()
-    refused, number = protect._begin(desk, panel, request, draft, {
-        "img_blending_ratio": 0.7, "noise_norm": 8, "holdout": 0.5, "noise_injection_type": "perlin", "format": "png",
-        "quality": 95})
+    refused, number = press(desk, draft)
     assert refused == ""
     job = desk.jobs.get(number)
     until(lambda: not job.active)
@@ -288,11 +350,42 @@ def test_a_folder_is_marked_as_the_command_line_does(marked, desk):
 
 
 def test_the_same_photos_are_not_marked_twice(marked, desk):
-    _, folder = marked
+    job, folder = marked
+    key = records.read_record(job.result["record"]).key
     draft, _, _ = protect._take(desk, None, str(folder), None)
-    panel = type("Panel", (), {"outputs": [None]})()
-    refused, _ = protect._begin(desk, panel, None, draft, {"img_blending_ratio": 0.7, "noise_norm": 8})
-    assert "marked already" in refused
+    refused, _ = press(desk, draft)
+    assert "marked already" in refused and records.read_record(job.result["record"]).key == key
+
+
+def test_two_calls_at_once_leave_one_record(tmp_path):
+    """Both looked before either had begun; the second must not replace the key that the first has written."""
+    from provenance import protect as marking
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png(picture(1)))
+    settings, bank = resolve_settings({})
+    jobs = [marking.open_record(marking.inspect_folder(folder), settings, 0.0) for _ in range(2)]
+    record, _ = marking.run(jobs[0], bank)
+    with pytest.raises(UserError, match="written by another call meanwhile"):
+        marking.run(jobs[1], bank)
+    assert records.read_record(tmp_path / "mine_record").key == record.key != jobs[1].record.key
+
+
+def test_what_is_marked_is_what_is_filled_in(desk, tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png(picture(1)))
+    draft, _, _ = protect._take(desk, None, str(tmp_path / "old"), None)
+    refused, _ = press(desk, draft, protect._source(None, str(tmp_path / "new")))
+    assert "still being looked at" in refused and not (tmp_path / "old_record").exists()
+    both = protect._take(desk, [uploaded(desk, "a.png", b"x")], str(tmp_path / "old"), None)
+    assert both[0] is None and "empty one of the two" in both[1]
+
+
+@pytest.mark.parametrize("text", ["~nobody-of-this-name/x", "a\0b", "/no/such/folder"])
+def test_folders_that_are_none_are_one_line(desk, text):
+    draft, shown, _ = protect._take(desk, None, text, None)
+    assert draft is None and 'role="alert"' in shown and "defect" not in shown
 
 
 def test_a_job_that_died_before_its_zips_goes_on_under_the_same_key(marked, desk):
@@ -314,6 +407,138 @@ def test_names_are_text_and_no_markup(desk, tmp_path):
     draft, _, names = protect._take(desk, None, str(folder), None)
     shown = protect._preview(draft, names["value"], 0.7, 8, "perlin")
     assert "<img src=x" not in shown and "&lt;img" in shown
+
+
+# --- checking through the page ---
+
+FIELDS = dict.fromkeys(check.INPUTS, "") | {"record": None, "originals": None, "model": None, "label": "auto",
+                                            "alpha": 0.05, "label_only": False, "net_type": "smallnet",
+                                            "input_size": "32", "mean": "0.5 0.5 0.5", "std": "0.25 0.25 0.25",
+                                            "max_queries": "30"}
+
+
+def save_network(path, seed):
+    torch.manual_seed(seed)
+    torch.save(build_network("smallnet", 4).state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture
+def fields(marked, tmp_path):
+    job, _ = marked
+    return {**FIELDS, "known": job.id, "address": save_network(tmp_path / "net.pt", 1)}
+
+
+def begun(desk, ready, fields):
+    """(message, the job or None) of pressing Start."""
+    text, _, _, *number = check._begin(desk, OnePanel(), None, ready, fields)
+    job = desk.jobs.get(number[0]) if isinstance(number[0], str) else None
+    if job is not None:
+        until(lambda: not job.active)
+    return text, job
+
+
+def audited(desk, fields):
+    shown, ready, _ = check._plan(desk, None, fields)
+    assert ready is not None, shown
+    text, job = begun(desk, ready, fields)
+    assert job is not None and job.state == "done", (text, job and job.message)
+    return job, shown
+
+
+def test_an_audit_of_the_page_is_that_of_eval(desk, fields, marked, script, tmp_path):
+    job, shown = audited(desk, fields)
+    assert "30 queries" in shown and "Nothing has been asked yet" in shown
+    result = json.loads((job.folder / "result.json").read_text())
+    done = script("eval", "--record", marked[0].result["record"], "--checkpoint", fields["address"], "--net_type",
+                  "smallnet", "--input_size", "32", "--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25",
+                  "--alpha", "0.05", "--max_queries", "30", "--device", "cpu", "--out", tmp_path / "by-eval")
+    assert done.code == 0, done.err
+    same = json.loads((tmp_path / "by-eval" / "result.json").read_text())
+    assert {name: result[name] for name in ("p_value", "statistic", "queries", "model", "audit")} == {
+        name: same[name] for name in ("p_value", "statistic", "queries", "model", "audit")}
+    assert f"{result['queries']:,}" in check._result(desk, job) and job.details["subject"]
+
+
+def test_a_model_that_changed_after_the_count_is_not_asked(desk, fields):
+    _, ready, _ = check._plan(desk, None, fields)
+    save_network(fields["address"], 2)
+    _, job = begun(desk, ready, fields)
+    assert job.state == "failed" and "has changed since the queries were counted" in job.message
+    assert not (job.folder / "answers.bin").exists()
+
+
+def test_other_keys_are_another_audit_and_are_told(desk, fields):
+    first, _ = audited(desk, fields)
+    second, shown = audited(desk, {**fields, "audit_seed": "again"})
+    assert first.id != second.id
+    p = json.loads((first.folder / "result.json").read_text())["p_value"]
+    for text in (shown, check._result(desk, second)):
+        assert "audited before" in text and f"p = {p:.3g}" in text
+    assert "of 2 audits" in check._result(desk, first)  # the first one's verdict knows of the second, too
+
+
+def test_another_class_or_alpha_asks_nothing_again(desk, fields):
+    job, _ = audited(desk, fields)
+    answers = (job.folder / "answers.bin").read_bytes()
+    again, shown = audited(desk, {**fields, "label": "2", "alpha": 0.1})
+    assert again.id == job.id and (job.folder / "answers.bin").read_bytes() == answers
+    assert "have been answered before" in shown
+    assert json.loads((job.folder / "result.json").read_text())["label"] == 2
+
+
+def test_an_audit_goes_on_though_its_inputs_have_moved(desk, fields, tmp_path):
+    _, ready, _ = check._plan(desk, None, fields)
+    moved = (tmp_path / "elsewhere").with_suffix(".pt")
+    (tmp_path / "net.pt").rename(moved)
+    _, job = begun(desk, ready, fields)
+    assert job.state == "failed" and "does not exist" in job.message
+    # The same model under another name is the same model, but the evidence says how the file was called.
+    moved.rename(tmp_path / "sub.pt")
+    (tmp_path / "away").mkdir()
+    (tmp_path / "sub.pt").rename(tmp_path / "away" / "net.pt")
+    again, _ = audited(desk, {**fields, "address": str(tmp_path / "away" / "net.pt")})
+    assert again.id == job.id
+
+
+def test_headers_go_to_their_own_server_alone():
+    details = {"model": "http://localhost:8000/v2/models/a"}
+    assert check._header_for(details, "X: secret", " http://localhost:8000/v2/models/a ") == "X: secret"
+    assert check._header_for(details, "X: secret", "http://other/v2/models/a") == ""
+    assert check._header_for(details, "X: secret", None) == ""
+
+
+def test_no_header_is_kept(desk, fields):
+    _, ready, _ = check._plan(desk, None, {**fields, "header": "Authorization: tops3cret"})
+    begun(desk, ready, {**fields, "header": "Authorization: tops3cret"})
+    assert not any(b"tops3cret" in path.read_bytes() for path in desk.root.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"known": ""}, "there is no record yet"), ({"known": "gone"}, "that record is gone"),
+    ({"address": ""}, "there is no model yet"), ({"address": "/no/model.pt"}, "does not exist"),
+    ({"address": "~nobody-of-this-name/x"}, "can&#x27;t be a path"), ({"input_size": "nan"}, "“Input size” takes"),
+    ({"folder": "/no/originals"}, "is not a folder"), ({"net_type": "resnet18"}, "class=\"box bad\""),
+    ({"max_queries": "1"}, "“Most queries” allows 1"), ({"label": "zebra"}, "“Class of the photos” zebra")])
+def test_bad_input_is_one_line_and_leaves_nothing(desk, fields, capfd, changes, words):
+    shown, ready, _ = check._plan(desk, None, {**fields, **changes})
+    assert ready is None and words in shown and 'role="alert"' in shown and "defect" not in shown
+    assert list((desk.root / "drafts").iterdir()) == [] and capfd.readouterr().err == ""
+
+
+def test_a_recount_leaves_one_draft(desk, fields):
+    ready = None
+    for _ in range(3):
+        _, ready, _ = check._plan(desk, ready, fields)
+    assert len(list((desk.root / "drafts").iterdir())) == 1
+
+
+def test_damaged_uploads_are_one_line(desk, fields):
+    torn = uploaded(desk, "record.zip", b"PK\x03\x04 torn")
+    for changes in ({"record": torn}, {"model": uploaded(desk, "model.zip", b"PK\x03\x04 torn")},
+                    {"record": uploaded(desk, "notes.txt", b"hello")}, {"model": str(desk.root / "uploads" / "gone")}):
+        shown, ready, _ = check._plan(desk, None, {**fields, **changes})
+        assert ready is None and 'role="alert"' in shown and "defect" not in shown, shown
 
 
 # --- figures, words, runs ---
@@ -341,26 +566,42 @@ def test_messages_speak_of_fields():
     assert look.plain("--max_queries allows 5; give --keys 3 or a larger --alpha") == (
         "“Most queries” allows 5; give keys 3 or a larger “Accept a wrong accusation in at most”")
     source = "".join(path.read_text() for path in (ROOT / "page").glob("*.py") if path.name != "look.py")
-    for name in set(look.FIELDS.values()):
+    for name in set(look.FLAGS.values()):
         assert f'"{name.strip("“”")}' in source, f"{name} is no field of the page"
 
 
-@pytest.mark.parametrize("text, count, wanted", [("", (3,), None), ("0.5, 0.4 0.3", (3,), (0.5, 0.4, 0.3)),
-                                                 ("224", (1, 2), (224.0,))])
-def test_numbers_of_a_field(text, count, wanted):
-    assert check._numbers(text, "Mean", count) == wanted
+@pytest.mark.parametrize("text, wanted", [("", None), (None, None), ("0.5, 0.4 0.3", (0.5, 0.4, 0.3))])
+def test_numbers_of_a_field(text, wanted):
+    assert check._numbers(text, "Mean", 3) == wanted
 
 
-@pytest.mark.parametrize("text", ["a b c", "1 2", "1,2,3,4"])
+@pytest.mark.parametrize("text", ["a b c", "1 2", "1,2,3,4", "nan 1 2", "1 inf 2"])
 def test_numbers_that_are_none_are_refused(text):
     with pytest.raises(UserError, match="“Mean” takes 3 numbers"):
-        check._numbers(text, "Mean", (3,))
+        check._numbers(text, "Mean", 3)
 
 
-@pytest.mark.parametrize("text", ["0", "-3", "1.5", "many"])
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "many", "4097", "9" * 5000])
 def test_whole_numbers_are_asked_for(text):
-    with pytest.raises(UserError, match="“Most queries” takes a whole number"):
-        check._whole(text, "Most queries")
+    with pytest.raises(UserError, match="“Images a request” takes a whole number from 1 to 4,096"):
+        check._whole(text, "Images a request", 4096)
+
+
+@pytest.mark.parametrize("text, wanted", [("", None), ("224", [224, 224]), ("224 x 160", [224, 160])])
+def test_sizes(text, wanted):
+    assert check._size(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["224.7", "nan", "1 2 3", "100000"])
+def test_sizes_that_are_none_are_refused(text):
+    with pytest.raises(UserError, match="“Input size” takes"):
+        check._size(text)
+
+
+def test_paths_with_dashes_stay_as_they_are():
+    assert look.plain("/home/me/my--photos_2024 can't be opened") == "/home/me/my--photos_2024 can't be opened"
+    assert look.plain("another process is working in /x; wait for it, or choose another --save_tag or --out") == (
+        "another process is working in /x; wait for it")
 
 
 def test_runs_are_found_and_only_offered_reports_are_shown(tmp_path, finished_run):
@@ -375,7 +616,36 @@ def test_runs_are_found_and_only_offered_reports_are_shown(tmp_path, finished_ru
     number = found.offer(report / "report.html").rpartition("/")[2]
     assert found.report(number) == report / "report.html"
     shown, *_ = audit._open(found, None, str(tmp_path / "log"))
-    assert "has files that are not as these scripts write them" in shown  # an empty result.json
+    assert "neither train.py nor privacy-audit.py wrote" in shown  # an empty result.json
+
+
+def test_folders_of_others_are_passed_over(tmp_path, finished_run, monkeypatch):
+    real = Path.is_file
+    (tmp_path / "lost+found").mkdir()
+
+    def closed(path, **more):
+        if "lost+found" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **more)
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    assert [path for _, path in audit.Found([tmp_path, finished_run]).choices()] == [str(finished_run)]
+
+
+def test_a_privacy_audit_can_be_looked_at():
+    folder = ROOT / "results" / "privacy-audit"
+    found = audit.Found([])
+    shown, _, exposed, path = audit._open(found, None, str(folder))
+    result = json.loads((folder / "result.json").read_text())
+    for one in result["attacks"]:
+        assert one["title"] in shown and f"{one['pooled']['auc']:.4f}" in shown
+    number = re.search(r'<iframe src="report/(\w+)"[^>]* sandbox=""', shown)[1]
+    assert found.report(number) == folder / "report.html" and path is None and exposed == ""
+
+
+def test_results_of_other_scripts_are_named(finished_run):
+    shown, *_ = audit._open(audit.Found([]), None, str(ROOT / "results" / "imagenet-rehearsal" / "audit"))
+    assert "neither train.py nor privacy-audit.py wrote" in shown
 
 
 def test_exposed_images_are_those_with_the_lowest_loss(finished_run):
@@ -399,29 +669,36 @@ def test_rates_at_an_allowed_share(finished_run):
 @pytest.mark.parametrize("host, local", [("127.0.0.1:7860", True), ("localhost", True), ("[::1]:7860", True),
                                          ("evil.example:7860", False), ("127.0.0.1.evil.example", False), ("", False)])
 def test_only_names_of_this_computer(host, local):
-    from page.server import _is_local
-    assert _is_local(host) is local
+    assert server._is_local(host) is local
 
 
 def test_nobody_comes_in_without_the_token(tmp_path):
     with served(tmp_path / "work") as (address, _):
-        root, _, token = address.partition("?token=")
-        plain = requests.get(root, timeout=20)
-        assert plain.status_code == 403 and "token" in plain.text and "gradio" not in plain.text.lower()
-        assert requests.get(f"{root}?token=wrong", timeout=20).status_code == 403
-        assert requests.get(f"{root}gradio_api/info", timeout=20).status_code == 403
-        entered = requests.Session()
-        page = entered.get(address, timeout=20)
-        assert page.status_code == 200 and token not in page.url and "frame-ancestors 'self'" in page.headers[
-            "content-security-policy"]
-        cookie = next(iter(entered.cookies))
-        assert cookie.value == token and cookie.has_nonstandard_attr("HttpOnly")
-        assert entered.get(root, headers={"Host": "evil.example"}, timeout=20).status_code == 400
-        assert entered.get(f"{root}files/none/x", timeout=20).status_code == 404
-        assert entered.get(f"{root}report/none", timeout=20).status_code == 404
+        root, _, token = address.rstrip("/").rpartition("/")
+        for path in ("", "/", "/wrong/", f"/{token[:-1]}/", "/gradio_api/info", f"/x/{token}/"):
+            plain = requests.get(root + path, timeout=20)
+            assert plain.status_code == 403 and "address that app.py printed" in plain.text, path
+        page = requests.get(address, timeout=20)
+        assert page.status_code == 200 and "frame-ancestors 'self'" in page.headers["content-security-policy"]
+        assert not page.cookies and page.headers["referrer-policy"] == "no-referrer"
+        for wrong in ({"Host": "evil.example"}, {"Origin": "http://127.0.0.1:9999"}, {"Origin": "null"},
+                      {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
+                      {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}):
+            found = requests.get(f"{address}config", headers=wrong, timeout=20)
+            assert found.status_code in (400, 403) and "access-control-allow-origin" not in found.headers, wrong
+        own = requests.get(f"{address}config", headers={"Origin": root, "Sec-Fetch-Site": "same-origin"}, timeout=20)
+        assert own.status_code == 200 and "access-control-allow-origin" not in own.headers
+        assert requests.get(f"{address}files/none/x", timeout=20).status_code == 404
+        assert requests.get(f"{address}report/none", timeout=20).status_code == 404
         # A second page in the same folder would give two answers to one question.
         second = call("app.py", "--work_folder", tmp_path / "work", "--port", "0", "--no_browser")
         assert second.returncode == 2 and "another process is working" in second.stderr
+
+
+def test_the_browser_is_started_with_a_file_of_ones_own(tmp_path):
+    server._write_door(tmp_path / "open.html", "http://127.0.0.1:1/secret/")
+    assert (tmp_path / "open.html").stat().st_mode & 0o777 == 0o600
+    assert "url=http://127.0.0.1:1/secret/" in (tmp_path / "open.html").read_text()
 
 
 def test_guard_passes_other_scopes():
@@ -431,7 +708,7 @@ def test_guard_passes_other_scopes():
     async def app(scope, receive, send):
         seen.append(scope["type"])
 
-    asyncio.run(Guard(app, "t")({"type": "lifespan"}, None, None))
+    asyncio.run(server.Guard(app, "t")({"type": "lifespan"}, None, None))
     assert seen == ["lifespan"]
 
 
