@@ -39,10 +39,7 @@ def main():
                              "ssh -L 7860:127.0.0.1:7860, and leave --share out")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise runs.UserError("the page needs the package gradio: pip install -r requirements-app.txt") from None
+    runs.optional("gradio", "the page", "-r requirements-app.txt")
     from page import server
     server.serve(Path(args.work_folder).expanduser(), args.runs_folder, args.port, args.max_upload,
                  not args.no_browser)

@@ -4,13 +4,14 @@
 old file or the new one and never half of one; a stage's settings lie beside its output, so that output from other
 settings is refused by name; weights are safetensors, so that opening a stranger's model runs none of its maker's code.
 
-Public: UserError, run_script, explanation, Progress, watched, atomic_path, write_json, read_json, write_arrays,
-read_arrays, save_model, load_model, check_same_settings, check_config, write_config, network_timeout, lock_folder,
-RunPaths, VERSION.
+Public: UserError, run_script, explanation, optional, Progress, watched, atomic_path, write_json, read_json,
+write_arrays, read_arrays, save_model, load_model, check_same_settings, check_config, write_config, network_timeout,
+lock_folder, RunPaths, VERSION.
 """
 
 import errno
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -92,6 +93,14 @@ def _fail(message, code):
     # Click-through environments and logs want exactly one line, whatever the message was made from.
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def optional(package, what, install=None):
+    """Import a package that only some need; without it a UserError says what needs it and how to get it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(f"{what} needs the package {package}: pip install {install or package}") from None
 
 
 _watcher = ContextVar("watcher", default=None)

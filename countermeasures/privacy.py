@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 
 import utils
 from countermeasures.base import Countermeasure
-from runs import UserError
+from runs import optional
 
 
 class DPSGD(Countermeasure):
@@ -58,11 +58,8 @@ class DPSGD(Countermeasure):
 
 
 def _opacus():
-    try:
-        import opacus
-        import opacus.validators
-    except ImportError:
-        raise UserError("DP-SGD needs the package opacus; pip install opacus") from None
+    opacus = optional("opacus", "DP-SGD")
+    optional("opacus.validators", "DP-SGD")
     return opacus
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dataset.folders import DEFAULT_ROOT
 from dataset.tabular import TableData, checked_table
-from runs import UserError
+from runs import UserError, optional
 
 AGNEWS_CLASSES = ("World", "Sports", "Business", "Sci/Tech")
 
@@ -56,10 +56,7 @@ def load_hub(name, data_root=None, label=None, groups=()) -> TextData | TableDat
     A column of strings makes it texts, else all columns of numbers are features. label: the column of labels (default:
     "label" or "labels", else the last). Code that a data set brings along is not run. Raises UserError.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"data set hf:{name} needs the package datasets: pip install datasets") from None
+    datasets = optional("datasets", f"data set hf:{name}")
     try:
         found = datasets.load_from_disk(str(data_root)) if data_root is not None else datasets.load_dataset(name)
     except Exception as error:  # the hub's errors have no class in common

@@ -139,6 +139,10 @@ def _socket(port):
 def serve(work_folder, runs_folders, port, max_upload, browser):
     """Serve the page until Ctrl-C. Raises UserError where another page works in the same folder."""
     work_folder = work_folder.absolute()
+    try:
+        work_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--work_folder {work_folder} can't be made ({error.strerror}); name another folder") from None
     os.environ["GRADIO_TEMP_DIR"] = str(work_folder / "uploads")  # read when gradio handles an upload
     import uvicorn
 

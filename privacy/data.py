@@ -14,7 +14,7 @@ import torch
 from arguments import data_fingerprint
 from attacks import membership
 from dataset import dataset_names, load_dataset, tabular
-from runs import UserError
+from runs import UserError, optional
 from utils import Marking, derive_key, draw_target_users, key_generator, mark_images
 
 TABLES = ("purchase100", "texas100")
@@ -180,13 +180,9 @@ def _tokens(texts, settings):
     if settings.tokenizer == "bytes":
         coded, vocabulary = [list(text.encode()[:settings.max_length]) for text in texts], BYTES
     else:
+        transformers = optional("transformers", f"data.tokenizer {settings.tokenizer} (bytes needs nothing)")
         try:
-            from transformers import AutoTokenizer
-        except ImportError:
-            raise UserError(f"data.tokenizer {settings.tokenizer} needs the package transformers: pip install "
-                            "transformers; or take the tokenizer bytes") from None
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(settings.tokenizer)
         except (OSError, ValueError) as error:
             raise UserError(f"data.tokenizer {settings.tokenizer} can't be loaded ({str(error).splitlines()[0]}); give "
                             "a name of the Hugging Face hub, a folder, or bytes") from None

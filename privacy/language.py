@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from attacks.signals import scaled_from_losses
 from privacy.data import PAD
-from runs import UserError
+from runs import UserError, optional
 
 
 def build(vocabulary, length, settings):
@@ -19,7 +19,7 @@ def build(vocabulary, length, settings):
     width in `hidden` (all alike); peft_type "lora" trains matrices of rank lora_rank beside each attention layer's, and
     nothing else (Hu et al. 2022). Raises UserError.
     """
-    transformers = _imported("transformers", "gpt2")
+    transformers = optional("transformers", "gpt2")
     if settings["pretrained"] is None:
         width, depth = settings["hidden"][0], len(settings["hidden"])
         if width % 32 or len(set(settings["hidden"])) > 1:
@@ -38,18 +38,10 @@ def build(vocabulary, length, settings):
                             "take the tokenizer that belongs to the model")
     if settings["peft_type"] is None:
         return model
-    peft = _imported("peft", "train.peft_type lora")
+    peft = optional("peft", "train.peft_type lora")
     return peft.get_peft_model(model, peft.LoraConfig(
         r=settings["lora_rank"], lora_alpha=2 * settings["lora_rank"], target_modules=["c_attn"], fan_in_fan_out=True,
         task_type="CAUSAL_LM"))
-
-
-def _imported(package, what):
-    import importlib
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise UserError(f"{what} needs the package {package}: pip install {package}") from None
 
 
 class LanguageModel:

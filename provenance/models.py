@@ -437,10 +437,7 @@ def _open_onnx(path, identity, overrides, batch_size):
 
 def _session(path):
     """-> (session, its inputs, its outputs, the metadata that its maker wrote)."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(f"{path} needs onnxruntime, which is not installed: pip install onnxruntime") from None
+    onnxruntime = runs.optional("onnxruntime", path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 4  # what matters comes as an exception
