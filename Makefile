@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | clean: each sets up .venv first, when it is missing. Needs Python >= 3.10 and make.
+# make demo | app | test | lint | bench | clean: each sets up .venv first, when it is missing. Needs Python >= 3.10 and make.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -12,11 +12,14 @@ else
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: demo test lint bench clean
+.PHONY: demo app test lint bench clean
 
 demo: $(VENV)/ready
 	$(RUN) train.py --dataset photos --out demo
 	@echo "The model is kept in demo/; remove that folder to train it again."
+
+app: $(VENV)/ready-app
+	$(RUN) app.py
 
 test: $(VENV)/ready-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_JOBS) --maxprocesses 8 --dist loadfile
@@ -39,11 +42,15 @@ clean:
 
 $(VENV)/ready: requirements.txt
 	@echo "Setting up $(VENV) (some minutes and GB, once)"
-	test -x $(RUN) || $(if $(UV),uv venv --quiet --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
+	test -x $(RUN) || $(if $(UV),uv venv --quiet --seed --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
 	$(INSTALL) -r requirements.txt
 	@touch $@
 
-$(VENV)/ready-dev: requirements-dev.txt requirements-extra.txt $(VENV)/ready
+$(VENV)/ready-app: requirements-app.txt $(VENV)/ready
+	$(INSTALL) -r requirements-app.txt
+	@touch $@
+
+$(VENV)/ready-dev: requirements-dev.txt requirements-extra.txt requirements-app.txt $(VENV)/ready
 	$(INSTALL) -r requirements-dev.txt
 	@# The reference for Perlin noise has to be compiled; without a C compiler its tests use stored values instead.
 	$(INSTALL) noise || echo "The package 'noise' could not be built; tests against it are skipped."
