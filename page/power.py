@@ -1,6 +1,7 @@
 """What a choice costs in detection power: measured figures, read from results/ whenever the page is drawn.
 
-Public: marking_table, photos_table, holdout_table. A file that is missing leaves out its rows; nothing is made up.
+Public: summary, marking_table, photos_table, noise_table, format_table, holdout_table. A file that is missing leaves
+out its rows; nothing is made up.
 """
 
 import csv
@@ -11,7 +12,8 @@ from privacy.markup import Raw, element, join, table
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 FIGURE_12, TABLE_8 = "ablation/ablation-figure12.csv", "ablation/ablation-table8.csv"
-POWER = "power-1.0/result.json"
+NOISE, POWER, SURVIVAL = "ablation/ablation-noise.csv", "power-1.0/result.json", "survival/result.json"
+HELD_OUT, ALONE = "probabilities", "no hold-out, 999 keys"  # audits of studies/power.py
 # The rows of Table 8 beside the full mark, as (blending ratio, noise norm).
 COMPONENTS = {"blend and noise": (0.7, 8.0), "blend only": (0.7, 0.0), "noise only": (1.0, 8.0), "unmarked": (1.0, 0.0)}
 RATE = "FPR@100%TPR"
@@ -35,9 +37,13 @@ def marking_rows():
         if row["samples"] == "5" and row["varied"] in ("img_blending_ratio", "noise_norm"):
             value = float(row["value"])
             found.setdefault((value, 8.0) if row["varied"] == "img_blending_ratio" else (0.7, value), (row, FIGURE_12))
-    return [(*place, row[RATE], row["runs"], row["samples"], row["users per run"],
+    return [(*place, row[RATE], _runs(row), row["samples"], row["users per run"],
              row["data, network, size"], name)
             for place, (row, name) in sorted(found.items())]
+
+
+def _runs(row):
+    return f"{row['runs']} ({row['runs from-to']} %)"
 
 
 def nearest(rows, ratio, norm):
@@ -46,23 +52,34 @@ def nearest(rows, ratio, norm):
                + ((rows[place][1] - norm) / 8) ** 2)
 
 
+def summary(ratio, norm):
+    """One paragraph: the nearest choice that was measured, and the hold-out."""
+    rows = marking_rows()
+    if not rows:
+        return element("p", "No figures were found in results/ablation; run ablation.sh to measure them.")
+    row = rows[nearest(rows, ratio, norm)]
+    words = "This very choice was measured" if row[:2] == (ratio, norm) else "The nearest choice that was measured"
+    held, alone = (_power(name) for name in (HELD_OUT, ALONE))
+    holdout = (f" With the half that is held out {_share(held)} of users could be proven, without it {_share(alone)}."
+               if held and alone else "")
+    return element("p", f"{words} (blending ratio {row[0]:g}, noise norm {row[1]:g}, {row[4]} photos): when all marked "
+                        f"users are to be found, {row[2]} % of strangers look as suspicious. Lower is better; in "
+                        f"brackets 95 % intervals.{holdout}")
+
+
 def marking_table(ratio, norm):
     """How blending ratio and noise norm change the rate of strangers that look as suspicious as a marked user."""
     rows = marking_rows()
     if not rows:
-        return element("p", "No figures were found in results/ablation; run ablation.sh to measure them.")
+        return Raw("")
     place = nearest(rows, ratio, norm)
-    exact = rows[place][:2] == (ratio, norm)
-    words = "This very choice was measured" if exact else "The nearest choice that was measured"
-    lines = [[f"{row[0]:g}{' — yours' if exact and number == place else ' — nearest' if number == place else ''}",
-              f"{row[1]:g}", f"{row[2]} %", row[3]] for number, row in enumerate(rows)]
+    mine = " — yours" if rows[place][:2] == (ratio, norm) else " — nearest"
+    lines = [[f"{row[0]:g}{mine if number == place else ''}", f"{row[1]:g}", f"{row[2]} %", row[3]]
+             for number, row in enumerate(rows)]
     return join(
-        element("p", f"{words} (blending ratio {rows[place][0]:g}, noise norm {rows[place][1]:g}): when all marked "
-                     f"users are to be found, {rows[place][2]} % of strangers look as suspicious (95 % interval in "
-                     "brackets). Lower is better."),
         table(f"Measured with {rows[0][4]} photos a user, {rows[0][5]} users a run (data, network, training images: "
               f"{rows[0][6]}). No choice makes a wrong accusation more likely; a weaker mark finds less.",
-              ["blending ratio", "noise norm", "strangers as suspicious", "runs"], lines),
+              ["blending ratio", "noise norm", "strangers as suspicious", "runs (best-worst)"], lines),
         _source({row[7] for row in rows}))
 
 
@@ -72,25 +89,54 @@ def photos_table():
     if not rows:
         return Raw("")
     return join(table("More photos of one person (the same measurement, blending ratio 0.7, noise norm 8)",
-                      ["photos a user", "strangers as suspicious"],
-                      [[row["samples"], f"{row[RATE]} %"] for row in rows]), _source({TABLE_8}))
+                      ["photos a user", "strangers as suspicious", "runs (best-worst)"],
+                      [[row["samples"], f"{row[RATE]} %", _runs(row)] for row in rows]), _source({TABLE_8}))
+
+
+def noise_table():
+    """How the kind of noise changes it."""
+    rows = _rows(NOISE)
+    if not rows:
+        return Raw("")
+    return join(table(f"Kinds of noise (the same measurement, {rows[0]['samples']} photos a user)",
+                      ["noise", "strangers as suspicious", "runs (best-worst)"],
+                      [[row["noise"], f"{row[RATE]} %", _runs(row)] for row in rows]), _source({NOISE}))
+
+
+def format_table():
+    """What writing JPEG files does."""
+    try:
+        stored = json.loads((RESULTS / SURVIVAL).read_text(encoding="utf-8"))
+        lines = [[title, _share(stored["detected"][name]["0.001"])] for title, name in
+                 (("PNG", "none"), ("JPEG, quality 95", "JPEG 95"), ("JPEG, quality 75", "JPEG 75"),
+                  ("JPEG, quality 50", "JPEG 50"))]
+        photos = stored["settings"]["photos"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return Raw("")
+    return join(table(f"File formats: users proven with p at most 0.001 ({photos} photos a user, half held out)",
+                      ["published as", "users proven (95 % interval)"], lines), _source({SURVIVAL}))
+
+
+def _power(name):
+    """Users proven at 0.001 in one of the audits of studies/power.py, or None."""
+    try:
+        return json.loads((RESULTS / POWER).read_text(encoding="utf-8"))["detected"][name]["0.001"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def holdout_table():
     """What publishing half instead of all does for the exact test."""
-    try:
-        stored = json.loads((RESULTS / POWER).read_text(encoding="utf-8"))
-        found, settings = stored["detected"], stored["settings"]
-        lines = [[title, _share(found[name]["0.001"])] for title, name in
-                 (("with the half that was held out", "probabilities"),
-                   ("from the published photos alone", "no hold-out, 999 keys"))]
-    except (OSError, ValueError, KeyError, TypeError):
+    held, alone = (_power(name) for name in (HELD_OUT, ALONE))
+    if held is None or alone is None:
         return element("p", f"No figures were found in results/{POWER}; run studies/power.py to measure them.")
-    published = settings["photos"] // 2
+    settings = json.loads((RESULTS / POWER).read_text(encoding="utf-8"))["settings"]
     return join(
-        table(f"Users whose {published} published photos were used, among {settings['train_size']:,} training images "
-              "of CIFAR-10: proven with p at most 0.001 (small network)",
-              ["the test compares", "users proven (95 % interval)"], lines), _source({POWER}))
+        table(f"Users whose {settings['photos'] // 2} published photos were used, among {settings['train_size']:,} "
+              "training images of CIFAR-10: proven with p at most 0.001 (small network)",
+              ["the test compares", "users proven (95 % interval)"],
+              [["with the half that was held out", _share(held)], ["from the published photos alone", _share(alone)]]),
+        _source({POWER}))
 
 
 def _share(entry):

@@ -53,8 +53,9 @@ def build(desk):
             preview = gr.HTML(elem_id="protect-preview", min_height=320)  # so that nothing jumps when it comes
         with gr.Column(scale=1, min_width=280):
             chosen = _choices()
-    with gr.Accordion("What these choices cost in detection power", open=True):
-        cost = gr.HTML(_cost(0.7, 8), elem_id="protect-cost")
+    cost = gr.HTML(look.shown(power.summary(0.7, 8)), elem_id="protect-cost")
+    with gr.Accordion("What these choices cost in detection power: all figures and their sources", open=False):
+        figures = gr.HTML(_figures(0.7, 8), elem_id="protect-figures")
     start = gr.Button("Mark the photos", variant="primary")
     refused = gr.HTML()
     panel = Panel(desk, "protected", "Photos marked on this computer", "Nothing has been marked yet.", _result,
@@ -74,7 +75,9 @@ def build(desk):
     for control in (photo, *(chosen[name] for name in VISIBLE)):
         control.change(trigger_mode="always_last", **look_again)
     strength = [chosen["img_blending_ratio"], chosen["noise_norm"]]
-    gr.on([control.change for control in strength], _cost, strength, cost, trigger_mode="always_last", **quiet)
+    gr.on([control.change for control in strength],
+          lambda ratio, norm: (look.shown(power.summary(ratio, norm)), _figures(ratio, norm)), strength,
+          [cost, figures], trigger_mode="always_last", **quiet)
     start.click(begin, [draft, files, folder, *chosen.values()], [refused, *panel.outputs], **quiet)
     return panel
 
@@ -170,8 +173,9 @@ def _preview(draft, name, ratio, norm, noise):
                                    "the button; here you see an example.", class_="soft"))
 
 
-def _cost(ratio, norm):
-    return look.shown(power.marking_table(ratio, norm), power.photos_table(), power.holdout_table())
+def _figures(ratio, norm):
+    return look.shown(power.marking_table(ratio, norm), power.photos_table(), power.noise_table(), power.format_table(),
+                      power.holdout_table())
 
 
 def _begin(desk, panel, request, draft, source, chosen):

@@ -249,7 +249,7 @@ def test_choices_change_preview_and_figures(visit, protected):
     slider.press("Enter")
     expect(pictures.nth(1)).not_to_have_attribute("src", marked)
     assert pictures.nth(0).get_attribute("src") == before
-    expect(page.get_by_text("blending ratio 1, noise norm 8")).to_be_visible()
+    expect(page.locator("#protect-cost")).to_contain_text("blending ratio 1, noise norm 8")
     norm = page.locator("#protect-norm input[type=number]")
     norm.fill("0")
     norm.press("Enter")

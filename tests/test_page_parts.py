@@ -348,12 +348,19 @@ def test_figures_are_those_of_the_result_files(tmp_path, monkeypatch):
         full = next(row for row in csv.DictReader(file)
                     if row["marking"] == "blend and noise" and row["samples"] == "5")
     stored = json.loads((ROOT / "results" / power.POWER).read_text())["detected"]["probabilities"]["0.001"]
-    assert full["FPR@100%TPR"] in power.marking_table(0.7, 8) and "This very choice" in power.marking_table(0.7, 8)
-    assert "nearest choice" in power.marking_table(0.72, 8)
+    assert full["FPR@100%TPR"] in power.marking_table(0.7, 8) and "yours" in power.marking_table(0.7, 8)
+    assert full["FPR@100%TPR"] in power.summary(0.7, 8) and "This very choice" in power.summary(0.7, 8)
+    assert "nearest choice" in power.summary(0.72, 8) and "nearest" in power.marking_table(0.72, 8)
+    assert f"{stored['hits']} of {stored['of']}" in power.summary(0.7, 8)
     assert f"{stored['hits']} of {stored['of']}" in power.holdout_table() and power.POWER in power.holdout_table()
+    with open(ROOT / "results" / power.NOISE, newline="") as file:
+        assert all(row["FPR@100%TPR"] in power.noise_table() for row in csv.DictReader(file))
+    half = json.loads((ROOT / "results" / power.SURVIVAL).read_text())["detected"]["JPEG 75"]["0.001"]
+    assert f"{half['hits']} of {half['of']}" in power.format_table()
     monkeypatch.setattr(power, "RESULTS", tmp_path)  # nothing measured: nothing shown
-    assert "No figures were found" in power.marking_table(0.7, 8) and power.photos_table() == ""
-    assert "No figures were found" in power.holdout_table()
+    assert "No figures were found" in power.summary(0.7, 8)
+    assert power.marking_table(0.7, 8) == power.photos_table() == ""
+    assert "No figures were found" in power.holdout_table() and power.noise_table() == power.format_table() == ""
 
 
 def test_nearest_measured_choice():
