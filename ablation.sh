@@ -13,7 +13,7 @@ source "$(dirname "$0")/sweep.sh"
 TABLES=${TABLES:-8 9 12 13 noise 5}
 
 if [ -n "${QUICK:-}" ]; then
-    recipe="--dataset ${DATASET:-photos}"
+    recipe="--dataset ${DATASET:-photos} $QUICK_RECIPE"
     SAMPLES=${SAMPLES:-8 5 3} FEW_SAMPLES=${FEW_SAMPLES:-3} USERS=${USERS:-5} FEW_USERS=${FEW_USERS:-1}
     RATIOS=${RATIOS:-0.5 0.9} NORMS=${NORMS:-2 16} SHARES=${SHARES:-0.7 0.5 0.3} SHARED=${SHARED:-10}
     OUTLIERS=${OUTLIERS:-} OUTLIER_SAMPLES=${OUTLIER_SAMPLES:-$FEW_SAMPLES}

@@ -4,7 +4,7 @@
 #   bash comparison.sh                                everything, as in the paper (days on one GPU)
 #   QUICK=1 bash comparison.sh                        small, on the embedded photos, on a CPU
 #   METHODS="isotopes lira" bash comparison.sh        some of them; a new one is one file more
-#   SEEDS="1 2 3" bash comparison.sh                  each seed is a run of its own (default 1 2 3)
+#   SEEDS="1 2 3" bash comparison.sh                  each seed is a run of its own (default 1 2 3; QUICK: 1)
 #   EXTRA="--data_root /data" bash comparison.sh      more flags for every run; DATASET, OUTLIERS, WORK, RES_FOLDER, ...
 #   JOBS=4 bash comparison.sh                         several runs at once; LAUNCHER=ray: on a Ray cluster: sweep.sh
 #
@@ -31,7 +31,7 @@ compare() {
         ${EXTRA:-}
 }
 
-for seed in ${SEEDS:-${SEED:-1 2 3}}; do
+for seed in ${SEEDS:-${SEED:-$([ -n "${QUICK:-}" ] && echo 1 || echo 1 2 3)}}; do
     for method in ${METHODS:-$(basename -s .py baselines/[!_]*.py)}; do
         compare "$method" "$seed"
     done

@@ -13,11 +13,12 @@ set -uo pipefail
 source "$(dirname "$0")/sweep.sh"
 
 if [ -n "${QUICK:-}" ]; then
-    recipe="--dataset ${DATASET:-photos}"
+    recipe="--dataset ${DATASET:-photos} $QUICK_RECIPE"
     CLASSES=${CLASSES:-36} USERS=${USERS:-5}
     # DP-SGD without copies of each image, and SELENA with 5 networks: what two cores do in minutes.
     TRAINING=${TRAINING-dp_sgd:noise_multiplier=0.03,multiplicity=1 selena:models=5,left_out=2 hamp
               early_stopping:share=0.5 dropout:rate=0.5 gaussian_noise:std=0.1 randaugment:operations=3}
+    TRAINING_MANY=${TRAINING_MANY-}
     FINISHED=${FINISHED-fine_tuning:lr=0.01 fine_tuning:lr=0.05 fine_tuning:lr=0.1 pruning:amount=0.5 pruning:amount=0.7
               output_noise:sigma=1 output_noise:sigma=5 label_only}
 else
@@ -27,6 +28,7 @@ else
     TRAINING=${TRAINING-$(printf 'dp_sgd:noise_multiplier=%s ' 0.01 0.03 0.05 0.2 0.3) selena hamp
               $(printf 'early_stopping:share=%s ' 0.2 0.4 0.6 0.8) $(printf 'dropout:rate=%s ' 0.1 0.3 0.5 0.7 0.9)
               $(printf 'gaussian_noise:std=%s ' 0.02 0.05 0.1 0.2 0.5) $(printf 'randaugment:operations=%s ' 3 6 9 12 15)}
+    TRAINING_MANY=${TRAINING_MANY-$TRAINING}
     FINISHED=${FINISHED-$(printf 'fine_tuning:lr=%s ' 0.00001 0.0001 0.001 0.01 0.05 0.1)
               $(printf 'pruning:amount=%s ' 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9)
               $(printf 'output_noise:sigma=%s ' 0.5 1 2 3 4 5) label_only}
@@ -52,9 +54,10 @@ undefended() {
 }
 # shellcheck disable=SC2086
 trained() {
-    local who=$1 defence
+    local who=$1 defence defences=$TRAINING
     shift
-    for defence in $TRAINING; do
+    [[ $who == many-* ]] && defences=$TRAINING_MANY
+    for defence in $defences; do
         run "countermeasure-$(tag_of "$defence")-$who" $recipe $MARKED "$@" --countermeasure "$defence"
     done
 }
@@ -70,7 +73,7 @@ finished() {
 tag_of() { printf '%s' "$1" | tr -c 'a-zA-Z0-9._-' '-'; }
 
 if [ -n "${DEFENCES:-}" ]; then
-    TRAINING=$DEFENCES FINISHED=""
+    TRAINING=$DEFENCES TRAINING_MANY=$DEFENCES FINISHED=""
 fi
 targets undefended
 targets trained

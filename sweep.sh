@@ -9,6 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 RES_FOLDER=${RES_FOLDER:-saved_res$([ -n "${QUICK:-}" ] && echo -quick)}
 CKPT_FOLDER=${CKPT_FOLDER:-checkpoint$([ -n "${QUICK:-}" ] && echo -quick)}
+# Of ablation.sh and countermeasures.sh, whose many runs have to fit into 15 minutes.
+QUICK_RECIPE=${QUICK_RECIPE---train_size 1000 --epoch 100}
 FAILED=()
 export LAUNCHER=${LAUNCHER:-local} JOBS=${JOBS:-1}
 QUEUE=()  # the commands that wait for launch.py, which one run after the other on this machine does without
