@@ -15,7 +15,7 @@ TABLES=${TABLES:-8 9 12 13 noise 5}
 if [ -n "${QUICK:-}" ]; then
     recipe="--dataset ${DATASET:-photos} $QUICK_RECIPE"
     SAMPLES=${SAMPLES:-8 5 3} FEW_SAMPLES=${FEW_SAMPLES:-3} USERS=${USERS:-5} FEW_USERS=${FEW_USERS:-1}
-    RATIOS=${RATIOS:-0.5 0.9} NORMS=${NORMS:-2 16} SHARES=${SHARES:-0.7 0.5 0.3} SHARED=${SHARED:-10}
+    RATIOS=${RATIOS:-0.5 0.9} NORMS=${NORMS:-2 16} SHARES=${SHARES:-0.5 0.3} SHARED=${SHARED:-10}
     OUTLIERS=${OUTLIERS:-} OUTLIER_SAMPLES=${OUTLIER_SAMPLES:-$FEW_SAMPLES}
 else
     recipe="--dataset ${DATASET:-cifar100} --lr 0.1 --train_size 25000 --epoch 100 --num_of_non_member_user 5000"
