@@ -480,7 +480,7 @@ def test_only_names_of_this_computer(host, local):
 
 
 def test_nobody_comes_in_without_the_token(tmp_path):
-    with served(tmp_path / "work") as (address, _):
+    with served(tmp_path / "work", "--max_upload", "0.001") as (address, _):
         root, _, token = address.rstrip("/").rpartition("/")
         for path in ("", "/", "/wrong/", f"/{token[:-1]}/", "/gradio_api/info", f"/x/{token}/"):
             plain = requests.get(root + path, timeout=20)
@@ -497,6 +497,9 @@ def test_nobody_comes_in_without_the_token(tmp_path):
         assert own.status_code == 200 and "access-control-allow-origin" not in own.headers
         assert requests.get(f"{address}files/none/x", timeout=20).status_code == 404
         assert requests.get(f"{address}report/none", timeout=20).status_code == 404
+        for size, status in ((100_000, 200), (2 << 20, 413)):
+            sent = requests.post(f"{address}gradio_api/upload", files={"files": ("a.png", bytes(size))}, timeout=20)
+            assert sent.status_code == status, sent.text
         # A second page in the same folder would give two answers to one question.
         second = call("app.py", "--work_folder", tmp_path / "work", "--port", "0", "--no_browser")
         assert second.returncode == 2 and "another process is working" in second.stderr
