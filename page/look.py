@@ -166,5 +166,9 @@ def jpeg(pixels, quality=88):
 
 def figure(content, description, caption="", kind="png", class_=""):
     """A picture (bytes) with what a screen reader says of it."""
-    image = element("img", src=data_uri(content, kind), alt=description).replace("></img>", ">")
+    # With its size, the page keeps its place before it is decoded, and no button moves away under a pointer.
+    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
+        width, height = picture.size
+    image = element("img", src=data_uri(content, kind), alt=description, width=width, height=height
+                    ).replace("></img>", ">")
     return element("figure", Raw(image), element("figcaption", caption) if caption else "", class_=class_)
