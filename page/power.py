@@ -60,7 +60,7 @@ def summary(ratio, norm):
     row = rows[nearest(rows, ratio, norm)]
     words = "This very choice was measured" if row[:2] == (ratio, norm) else "The nearest choice that was measured"
     held, alone = (_power(name) for name in (HELD_OUT, ALONE))
-    holdout = (f" Users that could be proven with the half that is held out: {_share(held)}; without it: {_share(alone)}."
+    holdout = (f" Users that could be proven with the held-out half: {_share(held)}; without it: {_share(alone)}."
                if held and alone else "")
     return join(element("p", f"{words} (blending ratio {row[0]:g}, noise norm {row[1]:g}, {row[4]} photos): when all "
                              f"marked users are to be found, {row[2]} % of strangers look as suspicious. Lower is "
