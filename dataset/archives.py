@@ -7,6 +7,7 @@ owner or permission bit of the archive reaches the disk, whatever the Python ver
 import errno
 import os
 import re
+import shutil
 import stat
 import tarfile
 import tempfile
@@ -44,7 +45,7 @@ def unpack(archive, folder, most_bytes=None, most_files=None):
 
 
 def _copy_members(archive, target, most_bytes, most_files):
-    copied = files = 0
+    files, meter = 0, _Meter(archive, most_bytes)
     with _members(archive) as members:
         for name, is_folder, is_file, open_member in Progress(members, f"unpacking {archive.name}", unit="file"):
             files += 1
@@ -56,14 +57,34 @@ def _copy_members(archive, target, most_bytes, most_files):
             elif is_file:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with open_member() as source, open(path, "xb") as copy:
-                    while block := source.read(1 << 20):
-                        copied += len(block)
-                        if most_bytes is not None and copied > most_bytes:
-                            raise UserError(f"{archive} unpacks to more than {most_bytes / 2**30:.0f} GiB; split it")
-                        copy.write(block)
+                    shutil.copyfileobj(_Metered(source, meter), copy, 1 << 20)
             else:
                 raise UserError(f"{archive} holds {name!r}, a link or device, which no data set needs; "
                                 "get the archive from its original place")
+
+
+class _Meter:
+    """How many bytes an archive has unpacked to; too many are a UserError."""
+
+    def __init__(self, archive, most):
+        self.archive, self.most, self.bytes = archive, most, 0
+
+    def add(self, count):
+        self.bytes += count
+        if self.most is not None and self.bytes > self.most:
+            raise UserError(f"{self.archive} unpacks to more than {self.most / 2**30:.0f} GiB; split it")
+
+
+class _Metered:
+    """A file of which a meter counts what is read."""
+
+    def __init__(self, file, meter):
+        self._file, self._meter = file, meter
+
+    def read(self, size=-1):
+        block = self._file.read(size)
+        self._meter.add(len(block))
+        return block
 
 
 @contextmanager

@@ -368,7 +368,14 @@ def test_a_folder_without_a_run_is_one_line(visit, tmp_path):
 
 # --- for everybody ---
 
+# What gradio is still filling in is half transparent.
+SETTLED = """() => [...document.querySelectorAll(".mt")].every(part => {
+  for (let one = part; one; one = one.parentElement) if (getComputedStyle(one).opacity !== "1") return false;
+  return true; })"""
+
+
 def serious(page):
+    page.wait_for_function(SETTLED)
     found = axe_module.Axe().run(page).response["violations"]
     return [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found
             if one["impact"] in ("serious", "critical")]
@@ -389,6 +396,7 @@ def test_nobody_is_left_out(visit, protected, models, finished_run, scheme, widt
     page.get_by_label("Or the folder of a run").fill(str(finished_run))
     page.get_by_role("button", name="Open", exact=True).click()
     expect(page.locator("#audit-exposed img").first).to_be_visible()
+    expect(page.locator("#audit-rates table")).to_be_visible()
     found["Audit"] = serious(page)
     assert found == {"Protect": [], "Check": [], "Audit": []}
     for tab in found:
