@@ -32,7 +32,7 @@ class Panel:
             self.stop = gr.Button("Cancel", visible=False, elem_id=f"{kind}-cancel")
             self.again = gr.Button("Go on", visible=False, elem_id=f"{kind}-resume")
         self._seen = gr.State("")
-        self._current = OrderedDict()  # what each open tab shows
+        self._current = OrderedDict()  # what each open tab was told to show, and how often it has asked for another job
         self.outputs = [self.chosen, self.view, self.stop, self.again, self._seen]
         self._listen(resume, list(typed))
 
@@ -65,7 +65,7 @@ class Panel:
 
     def show(self, job_id, request):
         """New values of `outputs` with this job chosen in the browser tab of a request."""
-        self._current[request.session_hash] = job_id
+        self._current[request.session_hash] = (job_id, 0)
         while len(self._current) > MOST_TABS:
             self._current.popitem(last=False)
         job = self._desk.jobs.get(job_id)
@@ -75,10 +75,14 @@ class Panel:
                 gr.update(visible=bool(job and job.state in STOPPED)), self._state(job))
 
     def _tick(self, job_id, seen, request: gr.Request):
-        # Replacing what did not change would take the focus and the selection away from people; and a question that
-        # was on its way while they chose another job must not bring the old one back.
-        stale = self._current.get(request.session_hash, job_id) != job_id
-        if stale or self._state(self._desk.jobs.get(job_id)) == seen:
+        # A question that was on its way while people chose another job must not bring the old one back. But a tab that
+        # goes on asking for another one has lost the answer that told it: answers overtake each other.
+        told, missed = self._current.get(request.session_hash, (job_id, 0))
+        if told != job_id:
+            self._current[request.session_hash] = (told, missed + 1)
+            return [gr.skip()] * len(self.outputs) if missed == 0 else self.show(told, request)
+        # Replacing what did not change would take the focus and the selection away from people.
+        if self._state(self._desk.jobs.get(job_id)) == seen:
             return [gr.skip()] * len(self.outputs)
         return gr.update(choices=self._choices()), *self.show(job_id, request)[1:]
 

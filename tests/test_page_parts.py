@@ -24,6 +24,7 @@ from page_parts import desk, marked, picture, png, press, until, uploaded  # noq
 from page import audit, check, look, power, protect, server
 from page.desk import MARKER, Desk
 from page.jobs import Cancelled, Jobs
+from page.panel import Panel
 from provenance import record as records
 from provenance.protect import mark_photo, resolve_settings
 
@@ -339,6 +340,20 @@ def test_names_are_text_and_no_markup(desk, tmp_path):
     draft, _, names = protect._take(desk, None, str(folder), None)
     shown = protect._preview(draft, names["value"], 0.7, 8, "perlin")
     assert "<img src=x" not in shown and "&lt;img" in shown
+
+
+def test_a_tab_that_lost_an_answer_is_told_again(marked, desk):
+    import gradio as gr
+    job, _ = marked
+    tab = type("Request", (), {"session_hash": "tab"})
+    with gr.Blocks():
+        panel = Panel(desk, "protected", "jobs", "nothing", lambda job: "result", lambda job: None)
+    panel.show(job.id, tab)
+    assert panel._tick(None, "", tab) == [gr.skip()] * 5  # was on its way when the job was chosen
+    chosen, view, *_ = panel._tick(None, "", tab)
+    assert chosen["value"] == job.id and "result" in view
+    *_, seen = panel.show(job.id, tab)
+    assert panel._tick(job.id, seen, tab) == [gr.skip()] * 5  # nothing has changed
 
 
 # --- figures, words, runs ---
