@@ -1,9 +1,10 @@
 """What a run shows to people: the table that it prints last, and its plots.
 
 Public: show (table), draw (all plots of a run), draw_roc, draw_losses, draw_marks (the picture of the README), percent;
-show_verdict and draw_grid for the verdict on one user; figure_of, save_figure.
+show_verdict and draw_grid for the verdict on one user; figure_of, save_figure, png_of.
 """
 
+import io
 import textwrap
 
 import matplotlib.figure
@@ -78,6 +79,13 @@ def save_figure(figure, path):
     """Write a figure as PNG, whole or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def png_of(figure):
+    """A figure as the bytes of a PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()
 
 
 def draw_roc(answers, result, path):

@@ -11,8 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -72,25 +70,10 @@ def measure(browser, address, root, rounds):
     return found
 
 
-def people(root):
-    """Models of people with real photos, and what they publish: the originals, and a function that trains a model."""
-    data, user, strangers = world.crops(world.PHOTOS)
-    originals = world.save_photos(root / "my photos", world.pixels_of(data, user))
-
-    def train(name, folder=None):
-        images, labels = world.pixels_of(data, strangers), data.labels[strangers]
-        if folder is not None:
-            marked = world.published_images(folder)
-            own = torch.full((len(marked),), int(np.bincount(data.labels[user]).argmax()))
-            images, labels = torch.cat([images, marked]), torch.cat([labels, own])
-        return world.train(root / name, images, labels, len(data.class_names))
-
-    return originals, train
-
-
 def tell_story(browser, address, root):
     """Mark, train, check a guilty and an innocent model: {model: the verdict's text}."""
-    originals, train = people(root)
+    people = world.crops(world.PHOTOS)
+    originals = world.save_photos(root / "my photos", world.pixels_of(*people[:2]))
     page, _ = opened(browser, address)
     page.locator("#protect-files input[type=file]").set_input_files(originals)
     page.locator("#protect-preview img").nth(2).wait_for()
@@ -99,7 +82,7 @@ def tell_story(browser, address, root):
     marked = next((root / "work" / "protected").glob("*/photos_marked"))
     verdicts = {}
     for name, folder in (("innocent.safetensors", None), ("suspect.safetensors", marked)):
-        path = train(name, folder)
+        path = world.train(root / name, *people, folder and world.published_images(folder))
         page.get_by_role("tab", name="Check").click()
         page.get_by_label("Record made on this page").click()
         page.get_by_role("option").first.click()

@@ -4,7 +4,6 @@ Public: build, Found.
 """
 
 import hashlib
-import io
 import itertools
 from functools import lru_cache
 from pathlib import Path
@@ -251,7 +250,5 @@ def _privacy_losses(folder, target):
     inside = arrays["membership"]
     drawing.draw_shares(axes[0, 0], (-arrays["loss"][~inside], -arrays["loss"][inside]),
                         f"Losses under target model {target}", "loss")
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return look.figure(file.getvalue(), f"Histograms of the losses of members and non-members of model {target}",
+    return look.figure(drawing.png_of(figure), f"Histograms of the losses of members and non-members of model {target}",
                        "Losses", class_="plot")

@@ -3,8 +3,6 @@
 Public: build.
 """
 
-import hashlib
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +16,7 @@ from page.jobs import Job, reason
 from page.panel import Panel
 from privacy.markup import element, join
 from provenance import case, verdict
+from provenance import record as records
 from runs import UserError, read_json
 
 THREADS = torch.get_num_threads()  # before marking, whose threads have a core each, changes it
@@ -227,7 +226,7 @@ def _number(planned):
 
 
 def _digest(value):
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return records.canonical_digest(value)[:16]
 
 
 def _plan(desk, ready, fields):

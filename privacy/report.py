@@ -11,7 +11,6 @@ Public: write_report, AVERAGE_COLUMNS.
 """
 
 import csv
-import io
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from attacks import evaluation
 from privacy import page
-from report import figure_of, save_figure
+from report import figure_of, png_of, save_figure
 from runs import atomic_path, write_arrays, write_json
 
 # Families of attacks have a colour; the line says which member of the family.
@@ -50,7 +49,8 @@ def write_report(folder, signals, results, context):
     for scale, name in (("linear", "ROC_average.png"), ("log", "ROC_log_average.png")):
         save_figure(_average_figure(results, scale), folder / name)
     write_json(folder / "result.json", {**numbers, "context": context})
-    figures = {scale: {ink: _png(_average_figure(results, scale, ink)) for ink in INKS} for scale in ("linear", "log")}
+    figures = {scale: {ink: png_of(_average_figure(results, scale, ink)) for ink in INKS}
+               for scale in ("linear", "log")}
     text = page.render(numbers, context, figures, signals.image_of)
     with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -112,12 +112,6 @@ def _corners(fpr, tpr):
     keep[1:-1] = ~(((fpr[1:-1] == fpr[:-2]) & (fpr[1:-1] == fpr[2:])) |
                    ((tpr[1:-1] == tpr[:-2]) & (tpr[1:-1] == tpr[2:])))
     return fpr[keep], tpr[keep]
-
-
-def _png(figure):
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
 
 
 def _average_row(one):

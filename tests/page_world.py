@@ -27,11 +27,11 @@ def system_chromium():
 
 
 @contextlib.contextmanager
-def served(work, *flags, env=None):
+def served(work, *flags):
     """app.py on a free port: yields (address with its token, process)."""
     command = [sys.executable, str(ROOT / "app.py"), "--work_folder", str(work), "--port", "0", "--no_browser",
                *map(str, flags)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with open(Path(work).with_suffix(".log"), "w+") as log, subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as page:
         try:
@@ -72,7 +72,12 @@ def published_images(folder):
                         for path in sorted(folder.rglob("*.png"))])
 
 
-def train(path, images, labels, classes):
-    """Train a small network on exactly these images, with train.py's functions."""
+def train(path, data, user, strangers, marked=None):
+    """Train a small network on the strangers' images and, if given, on what the user published as one class's part,
+    uint8 (n, 3, H, W), with train.py's functions; returns the path."""
+    images, labels, classes = pixels_of(data, strangers), data.labels[strangers], len(data.class_names)
+    if marked is not None:
+        own = torch.full((len(marked),), int(np.bincount(data.labels[user]).argmax()))
+        images, labels = torch.cat([images, marked]), torch.cat([labels, own])
     experiment.train_on(path, images, labels, classes, 1, torch.device("cpu"), epoch=90, batch_size=32, lr=0.1)
     return path

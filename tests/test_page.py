@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import page_world as world
 import pytest
-import torch
 from inference_server import make_app, running
 from page_world import PHOTOS, crops, pixels_of, published_images, save_photos, served, train
 from PIL import Image
@@ -99,13 +98,10 @@ def protected(browser, site):
 @pytest.fixture(scope="module")
 def models(site, protected):
     """A model that was trained on the published photos among strangers' images, and one on the strangers' alone."""
-    data, marked = protected.data, published_images(protected.published)
-    images, labels = pixels_of(data, protected.strangers), data.labels[protected.strangers]
-    own = torch.full((len(marked),), int(np.bincount(data.labels[protected.user]).argmax()))
-    classes = len(data.class_names)
-    return SimpleNamespace(
-        guilty=train(site.root / "guilty.safetensors", torch.cat([images, marked]), torch.cat([labels, own]), classes),
-        innocent=train(site.root / "innocent.safetensors", images, labels, classes))
+    people = protected.data, protected.user, protected.strangers
+    marked = published_images(protected.published)
+    return SimpleNamespace(guilty=train(site.root / "guilty.safetensors", *people, marked),
+                           innocent=train(site.root / "innocent.safetensors", *people))
 
 
 def go(page, tab):
