@@ -28,7 +28,7 @@ lint: $(VENV)/ready-dev
 	$(RUN) -m ruff check .
 
 bench: $(VENV)/ready-dev
-	$(RUN) benchmarks/perlin.py --batch 256 --out results/bench-perlin.json
+	$(RUN) benchmarks/perlin.py --out results/bench-perlin.json
 	$(RUN) benchmarks/marking.py --out results/bench-marking.json
 	$(RUN) benchmarks/training.py --net_type smallnet --images 4096 --out results/bench-training-smallnet.json
 	$(RUN) benchmarks/training.py --images 512 --rounds 3 --out results/bench-training.json

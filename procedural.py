@@ -5,6 +5,7 @@ The mathematics under the marking section of `utils.py`, which draws the paramet
 Public: perlin_octaves, perlin_signs, gabor_signs, gabor_fields.
 """
 
+import functools
 import itertools
 import math
 
@@ -25,6 +26,8 @@ GRADIENTS = np.array([(1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (1, 0
                       (0, 1), (0, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (0, -1), (0, 1)], dtype=np.float32)
 # Gradient x and y at the corner (i, j), looked up by (P[i] + j) mod 256: pnoise2 permutes that twice more.
 CORNER_GRADIENTS = tuple(GRADIENTS[PERMUTATION[PERMUTATION] & 15].T.copy())
+# Rows of a tile: in smaller ones the products meet fewer lattice lines but lose more to their number.
+TILE_PIXELS = 56
 # Gabor noise, in pixels, the upper end excluded: width of a kernel's envelope, wavelength; a kernel for so many pixels.
 GABOR_SIGMA, GABOR_WAVELENGTH, PIXELS_PER_KERNEL = (2.0, 6.0), (4.0, 12.0), 16
 
@@ -41,45 +44,66 @@ def perlin_signs(period, octaves, freq_sine, offsets, rows, columns, shortest_pe
     signs = torch.empty(len(period), 1, height, width, dtype=torch.int8, device=device)
     turns = torch.from_numpy(np.float32(freq_sine * math.pi)).to(device)[:, None, None]
     at_once, in_cache = (max(1, pixels // (height * width)) for pixels in (2**22, 2**19 if signs.is_cpu else 2**26))
+    tiles = _tiles(rows, round(np.ptp(rows) / TILE_PIXELS))
     for count, least in np.unique(np.stack([octaves, shortest], 1), axis=0):
         group = np.flatnonzero((octaves == count) & (shortest == least))
         for chunk in (group[start:start + at_once] for start in range(0, len(group), at_once)):
-            x, y = (offset + pixels / period[chunk, None] for offset, pixels in
-                    zip(offsets[chunk].T[:, :, None], (rows, columns), strict=True))
+            x = offsets[chunk, 0, None, None] + tiles / period[chunk, None, None]
+            y = offsets[chunk, 1, None] + columns / period[chunk, None]
             # A generator for each block, so that only one block's matrices are there at a time.
-            blocks = [[_block_fields(x[:, down], y[:, across], count, device, in_cache,
-                                     (np.ptp(rows[down]) / least, np.ptp(columns[across]) / least))
-                       for across in _blocks(columns)] for down in _blocks(rows)]
-            for start in range(0, len(chunk), in_cache):
-                part = slice(start, start + in_cache)
-                field = _joined([_joined([next(block) for block in line], 2) for line in blocks], 1)
-                low, high = _range(field)
-                wave = field.sub_(low).mul_(turns[chunk[part]] / (high - low).clamp_min(1e-12)).sin_()
-                low, high = _range(wave)
-                wave.sub_((low + high) / 2).sign_()
-                for image, values in zip(chunk[part], wave, strict=True):
-                    signs[image, 0] = values
+            blocks = [_block_fields(x, y[:, across], count, device, in_cache,
+                                    (np.ptp(tiles[0]) / least, np.ptp(columns[across]) / least))
+                      for across in _blocks(columns)]
+            for images, scale in zip(np.split(chunk, range(in_cache, len(chunk), in_cache)),
+                                     turns[chunk].split(in_cache), strict=True):
+                made = _wave_signs(_joined([next(block) for block in blocks]), scale)[:, :height].to(torch.int8)
+                if signs.is_cpu:  # numpy copies whole images where torch's indexing goes value by value
+                    signs.numpy()[images, 0] = made.numpy()
+                else:
+                    signs[torch.from_numpy(images).to(device), 0] = made
     return signs
 
 
-def _blocks(coordinates):
-    """Slices of a side's pixels: matrices grow with its square, which a 1 x 66,000 panorama could not be given."""
-    edges = np.linspace(0, len(coordinates), 1 + max(1, round(np.ptp(coordinates) / 2048))).round().astype(int)
+def _wave_signs(field, turns):
+    """Eq. 3: the sign of sin(S * freq_sine * pi) around the middle of its range, S the field scaled to [0, 1]."""
+    low, high = _range(field)
+    wave = field.sub_(low).mul_(turns / (high - low).clamp_min(1e-12)).sin_()
+    low, high = _range(wave)
+    return wave.sub_((low + high) / 2).sign_()
+
+
+def _tiles(rows, wanted):
+    """Row coordinates (..., H) as (..., tiles, rows of a tile), about as many tiles as wanted.
+
+    A tile meets a part of the lattice lines only, which makes the products a third of the whole image's. Where the
+    division leaves a remainder the last row is repeated, which changes no minimum or maximum.
+    """
+    height = -(-rows.shape[-1] // max(1, wanted))
+    missing = [(0, 0)] * (rows.ndim - 1) + [(0, -rows.shape[-1] % height)]
+    return np.pad(rows, missing, mode="edge").reshape(*rows.shape[:-1], -1, height)
+
+
+def _blocks(columns):
+    """Slices of the columns: matrices grow with their number's square, too much for a panorama of 66,000 pixels."""
+    edges = np.linspace(0, len(columns), 1 + max(1, round(np.ptp(columns) / 2048))).round().astype(int)
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 def _block_fields(x, y, octaves, device, at_once, spans):
-    """Fields of `at_once` images after the other; see `_octave_factors`."""
+    """Fields (n, H, W) of `at_once` images after the other, each in the memory of the last; see `_octave_factors`."""
     left, right = _octave_factors(x, y, octaves, device, spans)
-    for start in range(0, len(x), at_once):
-        field = _product(left[start:start + at_once], right[start:start + at_once].transpose(1, 2))
-        if start + at_once >= len(x):
+    images, tiles, height = x.shape
+    memory = torch.empty(min(images, at_once) * tiles, height, y.shape[1], device=device)
+    for start in range(0, images, at_once):
+        part = slice(start * tiles, (start + at_once) * tiles)
+        field = _product(left[part].transpose(1, 2), right[part], memory[:len(left[part])])
+        if start + at_once >= images:
             del left, right  # they are larger than the field, and a generator waits with what it has
-        yield field
+        yield field.view(-1, tiles * height, y.shape[1])
 
 
-def _joined(parts, dimension):
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 def _range(fields):
@@ -92,65 +116,73 @@ def perlin_octaves(x, y, octaves, device="cpu"):
 
     x: (N, H) and y: (N, W) coordinates in lattice cells (any real numbers).
     """
-    left, right = _octave_factors(x, y, octaves, device, (0, 0))
-    return _product(left, right.transpose(1, 2))
+    tiles = _tiles(x, round(x.shape[1] / TILE_PIXELS))
+    left, right = _octave_factors(tiles, y, octaves, device, (0, 0))
+    return _product(left.transpose(1, 2), right).view(len(x), -1, y.shape[1])[:, :x.shape[1]]
 
 
 def _octave_factors(x, y, octaves, device, spans):
-    """Two tensors (N, H, K) and (N, W, K) whose product over K is the fractal noise.
+    """Two tensors (N * T, K, H) and (N * T, K, W) whose product over K is the fractal noise of every tile.
 
-    Coordinates factor on a grid, so that one octave is Dx @ Gx @ Wy' + Wx @ Gy @ Dy': W holds the fade weights of the
-    lattice lines at each coordinate, D the same weights times the distance to the line, Gx and Gy the gradients. All
-    octaves share the last product, whose sum over lattice lines is the sum over octaves too. spans: what width in
-    cells to leave room for on each axis, so that the shapes of the products don't depend on the data.
+    x: (N, T, H), the coordinates of each image's T tiles of rows; y: (N, W). Coordinates factor on a grid, so that one
+    octave is Wx' @ (Gy @ Dy) + Dx' @ (Gx @ Wy): W holds the fade weights of the lattice lines at each coordinate, D
+    the same weights times the distance to the line, Gx and Gy the gradients. All octaves share the last product, whose
+    sum over lattice lines is the sum over octaves too. spans: what width in cells to leave room for on each axis, so
+    that the shapes of the products don't depend on the data.
     """
-    x_first, x_counts, x_matrix = _lattice(x, octaves, device, spans[0])
-    y_first, y_counts, y_matrix = _lattice(y, octaves, device, spans[1])
-    scale, column, left = 2 - 2.0 ** (1 - octaves), 0, ([], [])
+    images, tiles, height = x.shape
+    x_first, x_counts, left = _lattice(x.reshape(-1, height), np.ones(octaves), device, spans[0])
+    # The octaves' amplitudes, 1, 1/2, ... over their sum.
+    y_first, y_counts, weights = _lattice(y, 0.5 ** np.arange(octaves) / (2 - 0.5 ** (octaves - 1)), device, spans[1])
+    right, line = ([], []), 0
     for octave, (lines, width) in enumerate(zip(x_counts, y_counts, strict=True)):
-        hashed = PERMUTATION[(x_first[:, octave, None] + np.arange(lines)) & 255]
+        hashed = PERMUTATION[(x_first[:, octave, None] + np.arange(lines)) & 255].reshape(images, tiles * lines)
         start = (hashed + y_first[:, octave, None]) & 255
-        for part, gradients in enumerate(CORNER_GRADIENTS):
-            # Neighbouring y lines are neighbours in the table: a row of corners is a window of it, copied whole.
-            scaled = np.resize(gradients / np.float32(scale * 2**octave), 256 + width)
-            corners = torch.from_numpy(sliding_window_view(scaled, width)[start]).to(device)
-            place = column + (1 - part) * sum(x_counts)
-            left[part].append(_product(x_matrix[:, :, place:place + lines], corners))
-        column += lines
-    return torch.cat(left[0] + left[1], 2), y_matrix
+        for part, windows in enumerate(_corner_windows(width)):
+            corners = torch.from_numpy(windows[start]).to(device)
+            place = line + part * sum(y_counts)
+            product = _product(corners, weights[:, place:place + width])
+            right[1 - part].append(product.view(images * tiles, lines, -1))
+        line += width
+    return left, torch.cat(right[0] + right[1], 1)
 
 
-def _product(left, right):
+@functools.cache
+def _corner_windows(width):
+    """Every `width` neighbours of the gradients' table: a row of corners is such a window, copied whole."""
+    return tuple(sliding_window_view(np.resize(gradients, 256 + width), width) for gradients in CORNER_GRADIENTS)
+
+
+def _product(left, right, out=None):
     # In float32 also where the caller is inside an autocast block: 8 bits would make other marks.
     with torch.autocast(left.device.type, enabled=False):
-        return torch.bmm(left, right)
+        return torch.bmm(left, right, out=out)
 
 
-def _lattice(coordinates, octaves, device, span):
+def _lattice(coordinates, amplitudes, device, span):
     """The lattice lines near (N, S) coordinates, all octaves side by side.
 
     Returns the first line of each octave, int64 (N, octaves); how many lines each has, a list; and a tensor
-    (N, S, 2 * lines): the fade weights of every line at every coordinate (two of each octave are not 0), then these
-    weights times the distance to the line.
+    (N, 2 * lines, S): the fade weights of every line at every coordinate (two of each octave are not 0), times the
+    octave's amplitude, then these weights times the distance to the line.
     """
     # pnoise2 rounds to float32 first; after that its lattice arithmetic is exact, and so is this.
-    coordinates, frequencies = np.float32(coordinates), np.float32(2) ** np.arange(octaves, dtype=np.float32)
+    coordinates, frequencies = np.float32(coordinates), np.float32(2) ** np.arange(len(amplitudes), dtype=np.float32)
     first = np.floor(coordinates.min(axis=1)[:, None] * frequencies)
     last = np.floor(coordinates.max(axis=1)[:, None] * frequencies)
     counts = np.maximum((last - first).max(axis=0), np.floor(span * frequencies) + 1).astype(np.int64) + 2
-    starts = np.cumsum(counts) - counts
-    shift, frequencies = (torch.from_numpy(np.float32(value)).to(device) for value in (starts - first, frequencies))
-    fraction = torch.from_numpy(coordinates).to(device)[:, :, None] * frequencies
+    starts, lines = np.cumsum(counts) - counts, int(counts.sum())
+    shift, frequencies, amplitudes = (torch.from_numpy(np.float32(value)).to(device)[..., None]
+                                      for value in (starts - first, frequencies, amplitudes))
+    fraction = torch.from_numpy(coordinates).to(device)[:, None] * frequencies
     cells = fraction.floor()
     fraction -= cells
-    near = cells.add_(shift[:, None]).long()
-    fade = (fraction * 6 - 15).mul_(fraction).add_(10).mul_(fraction).mul_(fraction).mul_(fraction)
-    columns = torch.cat([near, near + 1], 2)
-    weights = torch.cat([1 - fade, fade], 2)
-    matrix = torch.zeros(*coordinates.shape, 2 * int(counts.sum()), device=device)
-    near_side, far_side = matrix.chunk(2, 2)
-    near_side.scatter_(2, columns, weights)
-    far_side.scatter_(2, columns, weights.mul_(torch.cat([fraction, fraction - 1], 2)))
+    near = cells.add_(shift).long()
+    fade = (fraction * 6).sub_(15).mul_(fraction).add_(10).mul_(fraction).mul_(fraction).mul_(fraction)
+    here, next_one = (1 - fade).mul_(amplitudes), fade.mul_(amplitudes)
+    matrix = torch.zeros(len(coordinates), 2 * lines, coordinates.shape[1], device=device)
+    matrix.scatter_(1, torch.cat([near, near + 1, near + lines, near + (lines + 1)], 1),
+                    torch.cat([here, next_one, here * fraction, next_one * (fraction - 1)], 1))
     return first.astype(np.int64), counts.tolist(), matrix
 
 

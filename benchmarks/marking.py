@@ -23,7 +23,7 @@ def reference_mark(pixels, number):
     height, width, _ = pixels.shape
     period, octaves, freq_sine, offset = (value[0] for value in utils.perlin_draws(KEY, [0], [number]))
     period = period * max(1, min(height, width) / utils.REFERENCE_SIZE)  # in pixels of the photo
-    signs = perlin.reference_field(height, width, period, int(octaves), freq_sine, offset)
+    signs = perlin.reference_signs(height, width, period, int(octaves), freq_sine, offset)
     marked = np.clip(pixels.astype(np.float32) + signs[..., None] * MARKING.noise_norm, 0, 255)
     outlier = utils.outlier_features(KEY, [0], height, width).expand(1, 3, height, 1)[0].permute(1, 2, 0).numpy()
     return np.round(marked * MARKING.img_blending_ratio + outlier * (1 - MARKING.img_blending_ratio)).astype(np.uint8)
@@ -36,7 +36,7 @@ def square(side, args, device):
     photo, users, numbers = pixels[0].permute(1, 2, 0).cpu().numpy(), np.zeros(batch), np.arange(batch)
     rounds = common.alternate(lambda: reference_mark(photo, 0),
                               lambda: utils.mark_images(pixels, KEY, users, numbers, MARKING),
-                              1 if side > 2000 else args.rounds, device)
+                              min(3, args.rounds) if side > 2000 else args.rounds, device)
     return {"side": side, "batch": batch, **common.summary(rounds, batch),
             "ours_ms_an_image": 1e3 * statistics.median(row["ours_s"] for row in rounds) / batch}
 

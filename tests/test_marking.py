@@ -183,6 +183,38 @@ def test_perlin_signs_follow_the_published_recipe(shape, users):
     assert np.mean(agree) > 0.985
 
 
+@pytest.mark.parametrize("shape", [(85, 40), (115, 30), (230, 224), (5000, 3), (3, 5000)])
+def test_images_of_several_tiles_follow_the_recipe(shape):
+    """Tiles of rows and blocks of columns: wrong is one that starts at another's lattice line, one out of place, a
+    range of its own, or rows that fill up the last tile and end in the image."""
+    noise = pytest.importorskip("noise")
+    (height, width), coordinates = shape, [utils._reference_coordinates(side, *shape) for side in shape]
+    for user in range(3):
+        period, octaves, freq, x0, y0 = draws_of(KEY, user, 1)
+        rows, columns = (offset + pixels / period for offset, pixels in zip((x0, y0), coordinates, strict=True))
+        field = np.array([[noise.pnoise2(x, y, octaves) for y in columns] for x in rows])
+        wave = np.sin((field - field.min()) / (field.max() - field.min()) * freq * np.pi)
+        signs = perlin_signs(KEY, [user], [1], height, width)[0, 0].numpy()
+        assert (signs == np.sign(wave - (wave.max() + wave.min()) / 2)).mean() > 0.999
+
+
+@pytest.mark.parametrize(("rows", "wanted"), [(224, 4), (225, 4), (85, 2), (5, 0), (1, 1), (66_000, 1179)])
+def test_rows_that_fill_up_the_last_tile_repeat_the_last_row(rows, wanted):
+    """Any other coordinate could have the field's smallest or largest value, by which the image is scaled."""
+    coordinates = np.arange(rows) * 0.7 + 3
+    tiles = procedural._tiles(coordinates, wanted)
+    assert tiles.ndim == 2 and abs(len(tiles) - max(1, wanted)) <= wanted // 10
+    assert (tiles.ravel()[:rows] == coordinates).all() and (tiles.ravel()[rows:] == coordinates[-1]).all()
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (200, 21), (113, 300)])
+def test_an_image_alone_has_the_bits_of_the_batch(shape):
+    """The published mark is made one photo at a time, the audited one in batches."""
+    users = np.arange(40)
+    together = perlin_signs(KEY, users, users, *shape)
+    assert all(torch.equal(perlin_signs(KEY, [user], [user], *shape)[0], together[user]) for user in users)
+
+
 def test_perlin_draws_cover_their_ranges():
     """Wrong: ranges of the generator of Co et al. cut short or exceeded (period [30, 60), octaves 1-4, freq [20, 60)),
     or one word used for two draws, so that they move together."""
