@@ -44,14 +44,14 @@ def audit(query, data, cohort, strangers):
 
 def main():
     args = common.parser(__doc__, seeds=[11, 12, 13, 14], users=5, photos=50, train_size=2500, epoch=100,
-                         strangers=1000).parse_args()
+                         strangers=1000, net_type="smallnet").parse_args()
     data, device = common.load(args)
     pool, classes, found = common.halves(data)[1], len(data.class_names), []
     for seed in args.seeds:
         cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size)
         images, labels = common.published_images(data, cohort)
         query, trained = experiment.train_on(f"{args.work}/power-{args.train_size}-{seed}.safetensors", images, labels,
-                                             classes, seed, device, epoch=args.epoch)
+                                             classes, seed, device, net_type=args.net_type, epoch=args.epoch)
         strangers = utils.draw_non_member_users(data.labels, np.flatnonzero(data.is_test.numpy()), args.strangers,
                                                 args.photos // 2, utils.derive_key(seed, "strangers"))
         test = utils.accuracy(query, data.images, data.labels, rows=torch.nonzero(data.is_test).ravel())
@@ -80,7 +80,7 @@ def conclude(args, table, device):
         path.write_text(text)
     draw(shares, f"{args.out}/queries.png")
     common.write_study(args.out, {"settings": {name: getattr(args, name) for name in (
-        "seeds", "users", "photos", "train_size", "epoch", "strangers")}, "detected": shares,
+        "seeds", "users", "photos", "train_size", "epoch", "strangers", "net_type")}, "detected": shares,
         "users": table.to_dict("records")}, device)
 
 
