@@ -184,14 +184,14 @@ def write_json(path, value):
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path):
-    """Read a JSON file. Raises UserError when it is missing or damaged."""
+def read_json(path, remedy="delete it and run the command again"):
+    """Read a JSON file. Raises UserError when it is missing or damaged; remedy: what to do then."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run train.py first, or check the path") from None
     except (ValueError, RecursionError, IsADirectoryError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run the command again") from None
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
 
 
 def write_arrays(path, **arrays):

@@ -209,7 +209,8 @@ def read_record(path):
         raise UserError(f"record {path} does not exist; data_marking.py writes it as record.json into the folder "
                         "NAME_record beside the photos")
     try:
-        record = MarkRecord.model_validate(read_json(path))
+        record = MarkRecord.model_validate(
+            read_json(path, "put back an undamaged copy: without this record nothing can be proven"))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole"
