@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torchvision.models import get_model
 
+import runs
 import utils
 
 
 def main():
     flags = common.parser(__doc__, rounds=3)
     flags.add_argument("--arch", default="resnet50", help="a torchvision network, untrained")
-    flags.add_argument("--users", nargs="+", type=int, default=[2, 4, 8], help="numbers of users to time")
-    flags.add_argument("--samples", type=int, default=25)
-    flags.add_argument("--batch_size", type=int, default=64)
+    flags.add_argument("--users", nargs="+", type=common.COUNT, default=[2, 4, 8], help="numbers of users to time")
+    flags.add_argument("--samples", type=common.COUNT, default=25)
+    flags.add_argument("--batch_size", type=common.COUNT, default=64)
     args, device = common.start(flags)
     settings = utils.TrainingSettings(precision=utils.choose_precision("auto", device))
     query = utils.make_query(get_model(args.arch, weights=None), settings, device)
@@ -51,4 +52,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    runs.run_script(main)

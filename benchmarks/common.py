@@ -1,9 +1,8 @@
 """What the benchmarks share: alternating rounds, ratios with their spread, the JSON file.
 
-Public: parser, start, seconds, alternate, summary, slope, peak_gb, write.
+Public: COUNT, parser, start, seconds, alternate, summary, slope, peak_gb, write.
 """
 
-import argparse
 import resource
 import statistics
 import sys
@@ -14,16 +13,19 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import arguments
 import experiment
 import runs
 import utils
 
+COUNT = arguments.number(int, 1)  # an argparse type
+
 
 def parser(description, rounds=5):
     """The flags of every benchmark."""
-    flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--rounds", type=int, default=rounds)
-    flags.add_argument("--threads", type=int, help="threads of PyTorch (default: all cores)")
+    flags = arguments.Parser(description=description)
+    flags.add_argument("--rounds", type=COUNT, default=rounds)
+    flags.add_argument("--threads", type=COUNT, help="threads of PyTorch (default: all cores)")
     flags.add_argument("--device", default="auto")
     flags.add_argument("--out", help="JSON file to write")
     return flags

@@ -172,7 +172,8 @@ def draw(panels, path):
 def main():
     flags = common.parser(__doc__)
     flags.add_argument("--panels", nargs="+", choices=list(PANELS), default=list(PANELS))
-    flags.add_argument("--sizes", nargs="+", type=int, help="with one of --panels: other sizes (marking: sides)")
+    flags.add_argument("--sizes", nargs="+", type=common.COUNT,
+                       help="with one of --panels: other sizes (marking: sides)")
     flags.add_argument("--measure", choices=list(PANELS), help="print the rows of one panel as JSON, from this process")
     args, device = common.start(flags)
     if args.measure:

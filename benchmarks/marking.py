@@ -12,6 +12,7 @@ import numpy as np
 import perlin
 import torch
 
+import runs
 import utils
 from provenance.protect import mark_photo
 
@@ -58,7 +59,7 @@ def photo(args):
 
 def main():
     flags = common.parser(__doc__)
-    flags.add_argument("--sizes", nargs="+", type=int, default=[32, 224, 1024, 4000])
+    flags.add_argument("--sizes", nargs="+", type=common.COUNT, default=[32, 224, 1024, 4000])
     args, device = common.start(flags)
     one = photo(args)
     print(f"4000 x 3000 px on one core: ours at most {one['slowest_s']:.2f} s, reference {one['reference_s']:.1f} s, "
@@ -73,4 +74,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    runs.run_script(main)

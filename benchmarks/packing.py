@@ -300,13 +300,13 @@ def show(row):
 def main():
     plan = recipe("photos")
     flags = common.parser(__doc__)
-    flags.add_argument("--counts", nargs="+", type=int, default=[2, 4, 8], help="numbers of trainings at once")
+    flags.add_argument("--counts", nargs="+", type=common.COUNT, default=[2, 4, 8], help="numbers of trainings at once")
     flags.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     flags.add_argument("--net_type", default=plan.net_type, help="for vmap: without random layers such as dropout")
-    flags.add_argument("--images", type=int, default=round(plan.train_size * (1 - plan.val_portion)),
+    flags.add_argument("--images", type=common.COUNT, default=round(plan.train_size * (1 - plan.val_portion)),
                        help="training images of each (default 1200, those of photos)")
-    flags.add_argument("--batch_size", type=int, default=plan.batch_size)
-    flags.add_argument("--epochs", type=int, help="of each training in a round (default 1, on CUDA 10)")
+    flags.add_argument("--batch_size", type=common.COUNT, default=plan.batch_size)
+    flags.add_argument("--epochs", type=common.COUNT, help="of each training in a round (default 1, on CUDA 10)")
     flags.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     args, device = common.start(flags)
     settings = utils.TrainingSettings(

@@ -12,6 +12,7 @@ import sys
 import common
 import numpy as np
 
+import runs
 import utils
 
 try:
@@ -69,8 +70,8 @@ def compare(name, reference, ours, same, rounds, batch):
 
 def main():
     flags = common.parser(__doc__, rounds=15)
-    flags.add_argument("--size", type=int, default=224, help="side of the images in pixels")
-    flags.add_argument("--batch", type=int, default=512, help="images that ours makes at once")
+    flags.add_argument("--size", type=common.COUNT, default=224, help="side of the images in pixels")
+    flags.add_argument("--batch", type=common.COUNT, default=512, help="images that ours makes at once")
     args, device = common.start(flags)
     key, users, numbers = utils.derive_key(1, "benchmark"), np.zeros(args.batch), np.arange(args.batch)
     period, octaves, freq_sine, offsets = utils.perlin_draws(key, users, numbers)
@@ -91,4 +92,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    runs.run_script(main)

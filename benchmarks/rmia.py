@@ -14,6 +14,7 @@ import tracemalloc
 import common
 import numpy as np
 
+import runs
 import utils
 from attacks import rmia
 
@@ -43,10 +44,11 @@ def peak_mb(call):
 
 def main():
     flags = common.parser(__doc__)
-    flags.add_argument("--records", type=int, default=50_000)
-    flags.add_argument("--population", type=int, default=10_000)
-    flags.add_argument("--rows", type=int, default=100, help="records that the timed dense way takes at a time")
-    flags.add_argument("--dense_records", type=int, default=10_000, help="for the dense way's peak memory")
+    flags.add_argument("--records", type=common.COUNT, default=50_000)
+    flags.add_argument("--population", type=common.COUNT, default=10_000)
+    flags.add_argument("--rows", type=common.COUNT, default=100,
+                       help="records that the timed dense way takes at a time")
+    flags.add_argument("--dense_records", type=common.COUNT, default=10_000, help="for the dense way's peak memory")
     args, device = common.start(flags)
     ratio_x, ratio_z = ratios(args.records, args.population)
     equal = bool((dense(ratio_x, ratio_z, args.rows) == rmia.share_dominated(ratio_x, ratio_z, GAMMA)).all())
@@ -74,4 +76,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    runs.run_script(main)

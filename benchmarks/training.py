@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
+import runs
 import utils
 from networks import build_network
 
@@ -44,9 +45,9 @@ def our_epoch(model, optimizer, images, labels, recipe, epoch):
 def main():
     flags = common.parser(__doc__)
     flags.add_argument("--net_type", default="wideresnet284")
-    flags.add_argument("--images", type=int, default=512, help="training images of an epoch")
-    flags.add_argument("--batch_size", type=int, default=256)
-    flags.add_argument("--classes", type=int, default=100)
+    flags.add_argument("--images", type=common.COUNT, default=512, help="training images of an epoch")
+    flags.add_argument("--batch_size", type=common.COUNT, default=256)
+    flags.add_argument("--classes", type=common.COUNT, default=100)
     args, device = common.start(flags)
     images = torch.randint(0, 256, (args.images, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, args.classes, (args.images,))
@@ -72,4 +73,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    runs.run_script(main)

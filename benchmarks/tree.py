@@ -87,6 +87,8 @@ def main():
     parser.add_argument("--out", help="JSON file to write")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if min(args.files, args.reference_files, args.rounds) < 1:
+        parser.error("--files, --reference_files and --rounds must be at least 1")
     if args.measure:
         print(json.dumps(measure(args.measure[0], Path(args.measure[1]), Path(args.measure[2]))))
         return

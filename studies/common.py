@@ -50,8 +50,9 @@ def parser(description, **defaults):
     flags.add_argument("--work", default="runs/studies", help="where models are kept between calls")
     flags.add_argument("--out", required=True, help="folder for result.json and plots")
     for name, value in defaults.items():
-        kind = {"nargs": "+", "type": type(value[0])} if isinstance(value, list) else {"type": type(value)}
-        flags.add_argument(f"--{name}", default=value, **kind)
+        kind = type(value[0] if isinstance(value, list) else value)
+        flags.add_argument(f"--{name}", default=value, nargs="+" if isinstance(value, list) else None,
+                           type=arguments.number(int, 0 if name == "seeds" else 1) if kind is int else kind)
     return flags
 
 
