@@ -42,13 +42,14 @@ def fill(root, counts, size=8):
 
 
 def user_error(call, *words):
-    """Assert that `call` raises a one-line UserError with all the words in it."""
+    """Assert that `call` raises a one-line UserError with all the words in it; returns its message."""
     with pytest.raises(UserError) as caught:
         call()
     message = str(caught.value)
     assert "\n" not in message
     for word in words:
         assert str(word) in message, f"{word!r} is not in {message!r}"
+    return message
 
 
 def all_images(data):

@@ -7,7 +7,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from verdict_parts import make_record, one_line
+from dataset_helpers import user_error
+from verdict_parts import make_record
 
 from provenance import audit as user_audit
 from provenance import evidence, verdict
@@ -44,7 +45,7 @@ def test_the_log_keeps_every_form_of_answer(tmp_path):
         log.add(number, digests, answers)
     again = AnswerLog(tmp_path / "log", {"model": "m"})
     assert set(again.blocks) == {1, 3, 5} and all(same_block(again.blocks[n], kinds[n]) for n in kinds)
-    one_line(again.collect, "shapes")
+    user_error(again.collect, "shapes")
 
 
 def test_answers_come_back_in_the_order_of_their_batches(tmp_path):
@@ -93,12 +94,12 @@ def test_a_block_with_a_damaged_number_is_never_believed(tmp_path, place):
 def test_other_settings_are_refused_by_name(tmp_path):
     filled(tmp_path / "log")
     before = {path.name: path.read_bytes() for path in (tmp_path / "log").iterdir()}
-    message = one_line(lambda: AnswerLog(tmp_path / "log", {"model": "m", "keys": 4}), "keys is 3")
+    message = user_error(lambda: AnswerLog(tmp_path / "log", {"model": "m", "keys": 4}), "keys is 3")
     assert "model" not in message.split(":", 1)[1].split(".")[0]
-    one_line(lambda: AnswerLog(tmp_path / "log", {"model": "other", "keys": 3}), "model")
+    user_error(lambda: AnswerLog(tmp_path / "log", {"model": "other", "keys": 3}), "model")
     assert {path.name: path.read_bytes() for path in (tmp_path / "log").iterdir()} == before
     (tmp_path / "log" / "audit.json").unlink()
-    one_line(lambda: AnswerLog(tmp_path / "log", {"model": "m", "keys": 3}), "audit.json")
+    user_error(lambda: AnswerLog(tmp_path / "log", {"model": "m", "keys": 3}), "audit.json")
 
 
 @pytest.mark.parametrize("name", ["fsync", "write"])
@@ -297,7 +298,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("change", [
     pytest.param(change, id=name) for name, change in HOSTILE.items()])
-def test_hostile_documents_end_in_one_line(replay, change):
+def test_hostile_documents_end_in_user_error(replay, change):
     refused(replay(*tampered(change)))
 
 
@@ -368,7 +369,7 @@ def hostile_bundles():
 
 @pytest.mark.parametrize("content", [
     pytest.param(content, id=name) for name, content in hostile_bundles()])
-def test_hostile_bundles_end_in_one_line(script, tmp_path, content):
+def test_hostile_bundles_end_in_user_error(script, tmp_path, content):
     (tmp_path / "e.zip").write_bytes(content)
     refused(script("eval", "--replay", tmp_path / "e.zip"), "e.zip")
     assert [path.name for path in tmp_path.iterdir()] == ["e.zip"]
@@ -378,12 +379,12 @@ def test_a_bundle_that_would_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "MAX_BUNDLE_BYTES", 1 << 20)
     good = document_bytes()
     (tmp_path / "outer.zip").write_bytes(zipped({"bundle.json": good, "answers.npz": bytes(1 << 21)}))
-    one_line(lambda: read_bundle(tmp_path / "outer.zip"), "unpacks")
+    user_error(lambda: read_bundle(tmp_path / "outer.zip"), "unpacks")
     inner = arrays_with(values=np.zeros((50, 10_000), np.float32))
     (tmp_path / "inner.zip").write_bytes(zipped({"bundle.json": good, "answers.npz": inner}))
-    one_line(lambda: read_bundle(tmp_path / "inner.zip"), "claim")
-    one_line(lambda: read_bundle(tmp_path / "missing.zip"), "does not exist")
-    one_line(lambda: read_bundle(tmp_path), str(tmp_path))
+    user_error(lambda: read_bundle(tmp_path / "inner.zip"), "claim")
+    user_error(lambda: read_bundle(tmp_path / "missing.zip"), "does not exist")
+    user_error(lambda: read_bundle(tmp_path), str(tmp_path))
 
 
 def test_score_is_monotone():

@@ -8,10 +8,11 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from dataset_helpers import user_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, chisquare
-from verdict_parts import make_record, one_line
+from verdict_parts import make_record
 
 from provenance import audit as user_audit
 from provenance import record as records
@@ -134,7 +135,7 @@ def test_the_statistic_may_be_another():
 
 def test_a_label_that_does_not_exist():
     selections = np.array([[True, False]])
-    one_line(lambda: statistic_grid(Answers(np.zeros((2, 4), np.float32)), selections, 4), "0 to 3")
+    user_error(lambda: statistic_grid(Answers(np.zeros((2, 4), np.float32)), selections, 4), "0 to 3")
     # Labels alone do not say how many classes there are: nobody answers 9, and all losses are equal.
     grid, _ = statistic_grid(Answers(None, np.array([[1], [2]], np.int32)), selections, 9)
     assert grid.ravel().tolist() == [1.0]
@@ -279,7 +280,7 @@ def test_no_holdout_needs_exactly_one_over_alpha_keys(whole):
     assert (plan.keys, plan.selections) == (whole - 1, 0) and plan.smallest_p <= 1 / whole * (1 + 1e-9)
     assert plan_grid(3, [(3, 3)], 1 / whole, keys=whole - 1).keys == whole - 1
     if whole > 2:
-        one_line(lambda: plan_grid(3, [(3, 3)], 1 / whole, keys=whole - 2), whole - 1)
+        user_error(lambda: plan_grid(3, [(3, 3)], 1 / whole, keys=whole - 2), whole - 1)
 
 
 @settings(max_examples=100, deadline=None)
@@ -296,24 +297,24 @@ def test_budgets_with_a_holdout(budget, keys):
 
 
 def test_budgets_that_do_not_suffice():
-    one_line(lambda: plan_grid(50, [(25, 50)], 1e-3, max_queries=49), 50, 49)
-    one_line(lambda: plan_grid(50, [(25, 50)], 1e-4, max_queries=499), 500, 499)
+    user_error(lambda: plan_grid(50, [(25, 50)], 1e-3, max_queries=49), 50, 49)
+    user_error(lambda: plan_grid(50, [(25, 50)], 1e-4, max_queries=499), 500, 499)
     assert plan_grid(50, [(25, 50)], 1e-4, max_queries=500).keys == 9
-    one_line(lambda: plan_grid(10, [(10, 10)], 1e-3, max_queries=9_999), 10_000, 9_999)
+    user_error(lambda: plan_grid(10, [(10, 10)], 1e-3, max_queries=9_999), 10_000, 9_999)
     assert plan_grid(10, [(10, 10)], 1e-3, max_queries=10_000).keys == 999
-    one_line(lambda: plan_grid(50, [(25, 50)], 1e-3, keys=20, max_queries=1000), 1050, 1000, "--keys 19")
-    one_line(lambda: plan_grid(3, [(3, 3)], 1e-3, selections=5), "--selections 5")
+    user_error(lambda: plan_grid(50, [(25, 50)], 1e-3, keys=20, max_queries=1000), 1050, 1000, "--keys 19")
+    user_error(lambda: plan_grid(3, [(3, 3)], 1e-3, selections=5), "--selections 5")
     assert plan_grid(50, [(25, 50)], 0.05, selections=0).smallest_p == 1 / 20
-    one_line(lambda: plan_grid(50, [(25, 50)], 1e-3, keys=5, selections=99), "--keys 9 ")
+    user_error(lambda: plan_grid(50, [(25, 50)], 1e-3, keys=5, selections=99), "--keys 9 ")
     assert plan_grid(50, [(25, 50)], 1e-3, keys=9, selections=99).smallest_p == pytest.approx(1e-3)
 
 
 def test_too_few_selections():
     """With 2 of 4 photos there are 6 selections: most draws repeat S0, and p can't fall below 1 / (6 * (L + 1))."""
-    message = one_line(lambda: plan_grid(4, [(2, 4)], 1e-3), "6 different")
+    message = user_error(lambda: plan_grid(4, [(2, 4)], 1e-3), "6 different")
     assert "--keys" in message
     assert plan_grid(4, [(2, 4)], 1e-3, keys=166).keys == 166
-    one_line(lambda: plan_grid(4, [(2, 4)], 1e-3, keys=165))
+    user_error(lambda: plan_grid(4, [(2, 4)], 1e-3, keys=165))
     assert plan_grid(8, [(2, 4), (2, 4)], 0.01).photos == 8, "batches multiply"
 
 
@@ -357,7 +358,7 @@ def test_labels_and_top_k():
     assert top.tolist() == [1]
     full, _, _ = dense(Answers(np.array([[0.6, 0.4]], np.float32), np.array([[0, 1]], np.int32)), 3)
     assert np.isfinite(full).all()
-    one_line(lambda: dense(Answers(np.array([[5.0, 1.0]], np.float32), np.array([[0, 1]], np.int32))), "--label_only")
+    user_error(lambda: dense(Answers(np.array([[5.0, 1.0]], np.float32), np.array([[0, 1]], np.int32))), "--label_only")
 
 
 def test_limited_answers_are_what_a_stingy_server_would_send():

@@ -2,11 +2,9 @@
 
 import hashlib
 
-import pytest
 from marking_parts import SETTINGS
 
 from provenance import record as records
-from runs import UserError
 
 
 def make_record(*batches, seed=1):
@@ -19,13 +17,3 @@ def make_record(*batches, seed=1):
         record = records.add_batch(record, photos, holdout, "in", "out", [photo["original"] for photo in photos])
         record = records.finish_batch(record, {p.number: "0" * 64 for p in record.photos if p.published})
     return record
-
-
-def one_line(call, *words):
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message, message
-    return message
