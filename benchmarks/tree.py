@@ -81,14 +81,15 @@ def tree_bytes(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=200_000, help="of the largest tree")
-    parser.add_argument("--reference_files", type=int, default=50_000, help="of the reference's largest tree")
+    parser.add_argument("--reference_files", type=int, default=50_000,
+                        help="of the reference's largest tree (at least a quarter of --files)")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--work", help="where the trees are made (default: the system's temporary folder)")
     parser.add_argument("--out", help="JSON file to write")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if min(args.files, args.reference_files, args.rounds) < 1:
-        parser.error("--files, --reference_files and --rounds must be at least 1")
+    if min(args.files // 8, args.reference_files, args.rounds) < 1:
+        parser.error("--files must be at least 8, --reference_files and --rounds at least 1")
     if args.measure:
         print(json.dumps(measure(args.measure[0], Path(args.measure[1]), Path(args.measure[2]))))
         return
@@ -97,12 +98,14 @@ def main():
     import experiment
     import runs
     rows, work = [], Path(tempfile.mkdtemp(dir=args.work))
+    sizes = [args.files // part for part in (8, 4, 2, 1)]
+    with_reference = max(args.reference_files, sizes[1])  # a line needs two points
     try:
-        for files in (args.files // 8, args.files // 4, args.files // 2, args.files):
+        for files in sizes:
             source = work / f"source-{files}"
             make_source(source, files)
             for turn in range(args.rounds):
-                for way in ("ours", "reference")[:2 if files <= args.reference_files else 1][::1 - 2 * (turn % 2)]:
+                for way in ("ours", "reference")[:2 if files <= with_reference else 1][::1 - 2 * (turn % 2)]:
                     # Nothing is deleted before the end: ext4 is slow for seconds wherever files have just gone.
                     out = work / f"{way}-{files}-{turn}"
                     command = [sys.executable, __file__, "--measure", way, str(source), str(out)]
