@@ -28,6 +28,8 @@ GRADIENTS = np.array([(1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (1, 0
 CORNER_GRADIENTS = tuple(GRADIENTS[PERMUTATION[PERMUTATION] & 15].T.copy())
 # Rows of a tile: in smaller ones the products meet fewer lattice lines but lose more to their number.
 TILE_PIXELS = 56
+# How many tiles' factors are there at a time.
+TILES_AT_ONCE = 256
 # Gabor noise, in pixels, the upper end excluded: width of a kernel's envelope, wavelength; a kernel for so many pixels.
 GABOR_SIGMA, GABOR_WAVELENGTH, PIXELS_PER_KERNEL = (2.0, 6.0), (4.0, 12.0), 16
 
@@ -91,15 +93,22 @@ def _blocks(columns):
 
 def _block_fields(x, y, octaves, device, at_once, spans):
     """Fields (n, H, W) of `at_once` images after the other, each in the memory of the last; see `_octave_factors`."""
-    left, right = _octave_factors(x, y, octaves, device, spans)
     images, tiles, height = x.shape
-    memory = torch.empty(min(images, at_once) * tiles, height, y.shape[1], device=device)
+    factors = _octave_factors(x, y, octaves, device, spans) if tiles <= TILES_AT_ONCE else None
+    memory = torch.empty(min(images, at_once), tiles, height, y.shape[1], device=device)
     for start in range(0, images, at_once):
-        part = slice(start * tiles, (start + at_once) * tiles)
-        field = _product(left[part].transpose(1, 2), right[part], memory[:len(left[part])])
+        part, field = slice(start, start + at_once), memory[:images - start]
+        if factors is not None:
+            own = slice(start * tiles, (start + at_once) * tiles)
+            _product(factors[0][own].transpose(1, 2), factors[1][own], field.flatten(0, 1))
+        else:  # a photo as tall as a tower: its factors alone would take gigabytes
+            for first in range(0, tiles, TILES_AT_ONCE):
+                some = slice(first, first + TILES_AT_ONCE)
+                left, right = _octave_factors(x[part, some], y[part], octaves, device, spans)
+                field[:, some] = _product(left.transpose(1, 2), right).view(field[:, some].shape)
         if start + at_once >= images:
-            del left, right  # they are larger than the field, and a generator waits with what it has
-        yield field.view(-1, tiles * height, y.shape[1])
+            del factors  # they are larger than the field, and a generator waits with what it has
+        yield field.flatten(1, 2)
 
 
 def _joined(parts):

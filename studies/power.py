@@ -50,8 +50,9 @@ def main():
     for seed in args.seeds:
         cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size)
         images, labels = common.published_images(data, cohort)
-        query, trained = experiment.train_on(f"{args.work}/power-{args.train_size}-{seed}.safetensors", images, labels,
-                                             classes, seed, device, net_type=args.net_type, epoch=args.epoch)
+        query, trained = experiment.train_on(
+            f"{args.work}/power-{args.net_type}-{args.train_size}-{args.epoch}-{seed}.safetensors", images, labels,
+            classes, seed, device, net_type=args.net_type, epoch=args.epoch)
         strangers = utils.draw_non_member_users(data.labels, np.flatnonzero(data.is_test.numpy()), args.strangers,
                                                 args.photos // 2, utils.derive_key(seed, "strangers"))
         test = utils.accuracy(query, data.images, data.labels, rows=torch.nonzero(data.is_test).ravel())

@@ -183,7 +183,7 @@ def test_perlin_signs_follow_the_published_recipe(shape, users):
     assert np.mean(agree) > 0.985
 
 
-@pytest.mark.parametrize("shape", [(85, 40), (115, 30), (230, 224), (5000, 3), (3, 5000)])
+@pytest.mark.parametrize("shape", [(85, 40), (115, 30), (230, 224), (16_000, 2), (3, 5000)])
 def test_images_of_several_tiles_follow_the_recipe(shape):
     """Tiles of rows and blocks of columns: wrong is one that starts at another's lattice line, one out of place, a
     range of its own, or rows that fill up the last tile and end in the image."""
@@ -207,12 +207,22 @@ def test_rows_that_fill_up_the_last_tile_repeat_the_last_row(rows, wanted):
     assert (tiles.ravel()[:rows] == coordinates).all() and (tiles.ravel()[rows:] == coordinates[-1]).all()
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (200, 21), (113, 300)])
+@pytest.mark.parametrize("shape", [(32, 32), (200, 21), (113, 300), (300, 300)])
 def test_an_image_alone_has_the_bits_of_the_batch(shape):
     """The published mark is made one photo at a time, the audited one in batches."""
     users = np.arange(40)
     together = perlin_signs(KEY, users, users, *shape)
     assert all(torch.equal(perlin_signs(KEY, [user], [user], *shape)[0], together[user]) for user in users)
+
+
+def test_how_many_lattice_lines_there_are_does_not_depend_on_the_batch():
+    """The number decides how products are rounded. Wrong: as many lines as the images of the batch happen to meet."""
+    period, offsets = np.arange(30, 60)[:, None], np.random.default_rng(0).uniform(0, 256, (30, 1))
+    coordinates, span = offsets + np.arange(57) / period, 56 / 30
+    _, together, _ = procedural._lattice(coordinates, np.ones(4), "cpu", span)
+    alone = [procedural._lattice(row[None], np.ones(4), "cpu", span)[1] for row in coordinates]
+    assert alone == [together] * 30
+    assert len({tuple(procedural._lattice(row[None], np.ones(4), "cpu", 0)[1]) for row in coordinates}) > 1
 
 
 def test_perlin_draws_cover_their_ranges():
