@@ -4,6 +4,7 @@ Public: Panel.
 """
 
 from collections import OrderedDict
+from threading import Lock
 
 import gradio as gr
 
@@ -32,6 +33,7 @@ class Panel:
             self.stop = gr.Button("Cancel", visible=False, elem_id=f"{kind}-cancel")
             self.again = gr.Button("Go on", visible=False, elem_id=f"{kind}-resume")
         self._seen = gr.State("")
+        self._lock = Lock()
         self._current = OrderedDict()  # what each open tab was told to show, and how often it has asked for another job
         self.outputs = [self.chosen, self.view, self.stop, self.again, self._seen]
         self._listen(resume, list(typed))
@@ -65,9 +67,13 @@ class Panel:
 
     def show(self, job_id, request):
         """New values of `outputs` with this job chosen in the browser tab of a request."""
-        self._current[request.session_hash] = (job_id, 0)
-        while len(self._current) > MOST_TABS:
-            self._current.popitem(last=False)
+        with self._lock:
+            self._current[request.session_hash] = (job_id, 0)
+            while len(self._current) > MOST_TABS:
+                self._current.popitem(last=False)
+        return self._values(job_id)
+
+    def _values(self, job_id):
         job = self._desk.jobs.get(job_id)
         markup = Raw(element("h2", job.title) + self._markup(job)) if job else element("p", self._empty, class_="soft")
         return (gr.update(choices=self._choices(), value=job_id if job else None), look.shown(markup),
@@ -76,15 +82,19 @@ class Panel:
 
     def _tick(self, job_id, seen, request: gr.Request):
         # A question that was on its way while people chose another job must not bring the old one back. But a tab that
-        # goes on asking for another one has lost the answer that told it: answers overtake each other.
-        told, missed = self._current.get(request.session_hash, (job_id, 0))
+        # goes on asking for another one has lost the answer that told it: answers overtake each other. What is chosen
+        # is written by people's own clicks alone: a slow tick must not undo one that came while it was under way.
+        nothing_new = [gr.skip()] * len(self.outputs)
+        with self._lock:
+            told, missed = self._current.get(request.session_hash, (job_id, 0))
+            if told != job_id:
+                self._current[request.session_hash] = (told, (missed + 1) % 2)
         if told != job_id:
-            self._current[request.session_hash] = (told, missed + 1)
-            return [gr.skip()] * len(self.outputs) if missed == 0 else self.show(told, request)
+            return self._values(told) if missed else nothing_new
         # Replacing what did not change would take the focus and the selection away from people.
         if self._state(self._desk.jobs.get(job_id)) == seen:
-            return [gr.skip()] * len(self.outputs)
-        return gr.update(choices=self._choices()), *self.show(job_id, request)[1:]
+            return nothing_new
+        return gr.update(choices=self._choices()), *self._values(job_id)[1:]
 
     def _choices(self):
         return [(f"{job.title}, {job.created.replace('T', ' ')[:16]}"

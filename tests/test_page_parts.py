@@ -356,6 +356,28 @@ def test_a_tab_that_lost_an_answer_is_told_again(marked, desk):
     assert panel._tick(job.id, seen, tab) == [gr.skip()] * 5  # nothing has changed
 
 
+def test_a_slow_tick_does_not_undo_what_was_chosen_meanwhile(marked, desk, monkeypatch):
+    """Seen under load: the tab said "nothing has been checked yet" for good, beside an audit that ran."""
+    import gradio as gr
+    job, _ = marked
+    tab = type("Request", (), {"session_hash": "tab"})
+    with gr.Blocks():
+        panel = Panel(desk, "protected", "jobs", "nothing", lambda job: "result", lambda job: None)
+    panel.show(None, tab)
+    state = panel._state
+
+    def chosen_meanwhile(of):
+        monkeypatch.setattr(panel, "_state", state)
+        panel.show(job.id, tab)
+        return state(of)
+
+    monkeypatch.setattr(panel, "_state", chosen_meanwhile)
+    panel._tick(None, "an older state", tab)
+    told = [panel._tick(None, "an older state", tab) for _ in range(2)]
+    assert told[-1][0]["value"] == job.id and "result" in told[-1][1]
+    assert "result" in panel._tick(job.id, "an older state", tab)[1]
+
+
 # --- figures, words, runs ---
 
 def test_figures_are_those_of_the_result_files(tmp_path, monkeypatch):
