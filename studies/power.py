@@ -22,8 +22,11 @@ CASES = {"probabilities": {}, "label-only": {"label_only": True}, "probabilities
          "label-only, label guessed": {"label_only": True, "auto": True}}
 
 
-def audit(query, data, cohort, strangers):
-    """One row for each user of a model: p of every case, and whether Algorithm 1 says "used" at 0.1 % FPR."""
+def audit(query, data, cohort, strangers, keys_alone):
+    """One row for each user of a model: p of every case, and whether Algorithm 1 says "used" at 0.1 % FPR.
+
+    keys_alone: fresh keys of the test without the hold-out, 0: leave it out.
+    """
     theirs, _ = common.ask_strangers(query, data, strangers)
     for record, rows, label in zip(cohort.records, cohort.rows, cohort.classes, strict=True):
         originals, label = data.images[torch.from_numpy(rows)], int(label)
@@ -34,9 +37,11 @@ def audit(query, data, cohort, strangers):
                   for queries in QUERIES}
         found["own key alone, a query a photo"] = common.exact_p(answers, record, label, keys=0)
         published = np.flatnonzero(record.published)
-        alone = common.ask_grid(query, originals[published], record, 999, published)
-        found["no hold-out, 999 keys"] = common.exact_p(alone, record, label, selections=0, rows=published)
-        own = alone.values.reshape(len(published), -1, alone.values.shape[1])[:, 0]
+        own = answers.values.reshape(len(rows), -1, answers.values.shape[1])[published, 0]
+        if keys_alone:
+            alone = common.ask_grid(query, originals[published], record, keys_alone, published)
+            found[f"no hold-out, {keys_alone} keys"] = common.exact_p(alone, record, label, selections=0,
+                                                                      rows=published)
         losses = utils.sample_signals(torch.from_numpy(own), torch.full((len(own),), label))["cross_entropy"].numpy()
         found["Algorithm 1"] = bool(utils.verify_provenance(losses[None], theirs, 1e-3)[0][0])
         yield {"class": label, **found}
@@ -44,7 +49,7 @@ def audit(query, data, cohort, strangers):
 
 def main():
     args = common.parser(__doc__, seeds=[11, 12, 13, 14], users=5, photos=50, train_size=2500, epoch=100,
-                         strangers=1000, net_type="smallnet").parse_args()
+                         strangers=1000, net_type="smallnet", keys_alone=999).parse_args()
     data, device = common.load(args)
     pool, classes, found = common.halves(data)[1], len(data.class_names), []
     for seed in args.seeds:
@@ -57,7 +62,7 @@ def main():
                                                 args.photos // 2, utils.derive_key(seed, "strangers"))
         test = utils.accuracy(query, data.images, data.labels, rows=torch.nonzero(data.is_test).ravel())
         found += [{"seed": seed, "train_accuracy": trained["train_accuracy"], "test_accuracy": test, **row}
-                  for row in audit(query, data, cohort, strangers)]
+                  for row in audit(query, data, cohort, strangers, args.keys_alone)]
         print(f"seed {seed}: {len(found)} users", flush=True)
     conclude(args, pd.DataFrame(found), device)
 
@@ -81,7 +86,7 @@ def conclude(args, table, device):
         path.write_text(text)
     draw(shares, f"{args.out}/queries.png")
     common.write_study(args.out, {"settings": {name: getattr(args, name) for name in (
-        "seeds", "users", "photos", "train_size", "epoch", "strangers", "net_type")}, "detected": shares,
+        "seeds", "users", "photos", "train_size", "epoch", "strangers", "net_type", "keys_alone")}, "detected": shares,
         "users": table.to_dict("records")}, device)
 
 
