@@ -52,7 +52,7 @@ def parser(description, **defaults):
     for name, value in defaults.items():
         kind = type(value[0] if isinstance(value, list) else value)
         flags.add_argument(f"--{name}", default=value, nargs="+" if isinstance(value, list) else None,
-                           type=arguments.number(int, int(name not in ("seeds", "keys_alone"))) if kind is int else kind)
+                           type=arguments.number(int, name not in ("seeds", "keys_alone")) if kind is int else kind)
     return flags
 
 
