@@ -50,9 +50,9 @@ def parser(description, **defaults):
     flags.add_argument("--work", default="runs/studies", help="where models are kept between calls")
     flags.add_argument("--out", required=True, help="folder for result.json and plots")
     for name, value in defaults.items():
-        kind = type(value[0] if isinstance(value, list) else value)
+        kind, least = type(value[0] if isinstance(value, list) else value), 0 if name in ("seeds", "keys_alone") else 1
         flags.add_argument(f"--{name}", default=value, nargs="+" if isinstance(value, list) else None,
-                           type=arguments.number(int, name not in ("seeds", "keys_alone")) if kind is int else kind)
+                           type=arguments.number(int, least) if kind is int else kind)
     return flags
 
 
