@@ -7,6 +7,7 @@ import re
 import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -342,40 +343,44 @@ def test_names_are_text_and_no_markup(desk, tmp_path):
     assert "<img src=x" not in shown and "&lt;img" in shown
 
 
-def test_a_tab_that_lost_an_answer_is_told_again(marked, desk):
+TAB = SimpleNamespace(session_hash="tab")  # as a request has it
+
+
+@pytest.fixture
+def panel(desk):
+    """The Panel of what was protected, outside the page."""
+    import gradio as gr
+    with gr.Blocks():
+        return Panel(desk, "protected", "jobs", "nothing", lambda job: "result", lambda job: None)
+
+
+def test_a_tab_that_lost_an_answer_is_told_again(marked, panel):
     import gradio as gr
     job, _ = marked
-    tab = type("Request", (), {"session_hash": "tab"})
-    with gr.Blocks():
-        panel = Panel(desk, "protected", "jobs", "nothing", lambda job: "result", lambda job: None)
-    panel.show(job.id, tab)
-    assert panel._tick(None, "", tab) == [gr.skip()] * 5  # was on its way when the job was chosen
-    chosen, view, *_ = panel._tick(None, "", tab)
+    panel.show(job.id, TAB)
+    assert panel._tick(None, "", TAB) == [gr.skip()] * 5  # was on its way when the job was chosen
+    chosen, view, *_ = panel._tick(None, "", TAB)
     assert chosen["value"] == job.id and "result" in view
-    *_, seen = panel.show(job.id, tab)
-    assert panel._tick(job.id, seen, tab) == [gr.skip()] * 5  # nothing has changed
+    *_, seen = panel.show(job.id, TAB)
+    assert panel._tick(job.id, seen, TAB) == [gr.skip()] * 5  # nothing has changed
 
 
-def test_a_slow_tick_does_not_undo_what_was_chosen_meanwhile(marked, desk, monkeypatch):
+def test_a_slow_tick_does_not_undo_what_was_chosen_meanwhile(marked, panel, monkeypatch):
     """Seen under load: the tab said "nothing has been checked yet" for good, beside an audit that ran."""
-    import gradio as gr
     job, _ = marked
-    tab = type("Request", (), {"session_hash": "tab"})
-    with gr.Blocks():
-        panel = Panel(desk, "protected", "jobs", "nothing", lambda job: "result", lambda job: None)
-    panel.show(None, tab)
+    panel.show(None, TAB)
     state = panel._state
 
     def chosen_meanwhile(of):
         monkeypatch.setattr(panel, "_state", state)
-        panel.show(job.id, tab)
+        panel.show(job.id, TAB)
         return state(of)
 
     monkeypatch.setattr(panel, "_state", chosen_meanwhile)
-    panel._tick(None, "an older state", tab)
-    told = [panel._tick(None, "an older state", tab) for _ in range(2)]
+    panel._tick(None, "an older state", TAB)
+    told = [panel._tick(None, "an older state", TAB) for _ in range(2)]
     assert told[-1][0]["value"] == job.id and "result" in told[-1][1]
-    assert "result" in panel._tick(job.id, "an older state", tab)[1]
+    assert "result" in panel._tick(job.id, "an older state", TAB)[1]
 
 
 # --- figures, words, runs ---
