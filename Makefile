@@ -28,13 +28,13 @@ lint: $(VENV)/ready-dev
 	$(RUN) -m ruff check .
 
 bench: $(VENV)/ready-dev
-	$(RUN) benchmarks/perlin.py --out results/bench-perlin.json
-	$(RUN) benchmarks/marking.py --out results/bench-marking.json
-	$(RUN) benchmarks/training.py --net_type smallnet --images 4096 --out results/bench-training-smallnet.json
-	$(RUN) benchmarks/training.py --images 512 --rounds 3 --out results/bench-training.json
-	$(RUN) benchmarks/audit.py --out results/bench-audit.json
-	$(RUN) benchmarks/tree.py --files 50000 --out results/bench-tree.json
-	$(RUN) benchmarks/rmia.py --out results/bench-rmia.json
+	$(RUN) -m benchmarks.perlin --out results/bench-perlin.json
+	$(RUN) -m benchmarks.marking --out results/bench-marking.json
+	$(RUN) -m benchmarks.training --net_type smallnet --images 4096 --out results/bench-training-smallnet.json
+	$(RUN) -m benchmarks.training --images 512 --rounds 3 --out results/bench-training.json
+	$(RUN) -m benchmarks.audit --out results/bench-audit.json
+	$(RUN) -m benchmarks.tree --files 50000 --out results/bench-tree.json
+	$(RUN) -m benchmarks.rmia --out results/bench-rmia.json
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache .hypothesis

@@ -7,9 +7,9 @@
 #   TABLES="8 9" SEEDS="1 2 3" bash ablation.sh       8, 9, 12, 13, noise, 5; each seed is a run of its own
 #   EXTRA="--data_root /data" bash ablation.sh        more flags for every run; DATASET, USERS, SAMPLES, RES_FOLDER, ...
 #   OUTLIERS="/folder/of/images" bash ablation.sh     Fig. 13's other outlier features (paper: tinyimagenet celeba)
-#   JOBS=4 bash ablation.sh                           several runs at once; LAUNCHER=ray: on a Ray cluster: sweep.sh
+#   JOBS=4 bash ablation.sh                           several runs at once; LAUNCHER=ray: on a Ray cluster: launch/README.md
 set -uo pipefail
-source "$(dirname "$0")/sweep.sh"
+source "$(dirname "$0")/launch/sweep.sh"
 TABLES=${TABLES:-8 9 12 13 noise 5}
 
 if [ -n "${QUICK:-}" ]; then

@@ -10,13 +10,13 @@ import argparse
 import os
 from pathlib import Path
 
-import arguments
-import runs
+from kit import cli
+from kit.errors import UserError, optional, run_script
 
 
 def make_parser():
-    parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    number = arguments.number
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    number = cli.number
     parser.add_argument("--work_folder", default=str(Path.home() / "MembershipTracker"),
                         help="where marked photos, records and audits are kept (default ~/MembershipTracker)")
     parser.add_argument("--runs_folder", nargs="+", default=["."],
@@ -34,16 +34,16 @@ def make_parser():
 def main():
     args = make_parser().parse_args()
     if args.share:
-        raise runs.UserError("the page is for this computer alone: it holds secret records, and whoever could reach it "
+        raise UserError("the page is for this computer alone: it holds secret records, and whoever could reach it "
                              "could take them. From another computer use a tunnel of your own, such as "
                              "ssh -L 7860:127.0.0.1:7860, and leave --share out")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    runs.optional("gradio", "the page", "-r requirements-app.txt")
+    optional("gradio", "the page", "-r requirements-app.txt")
     from page import server
     server.serve(Path(args.work_folder).expanduser(), args.runs_folder, args.port, args.max_upload,
                  not args.no_browser)
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -6,12 +6,12 @@
 #   METHODS="isotopes lira" bash comparison.sh        some of them; a new one is one file more
 #   SEEDS="1 2 3" bash comparison.sh                  each seed is a run of its own (default 1 2 3; QUICK: 1)
 #   EXTRA="--data_root /data" bash comparison.sh      more flags for every run; DATASET, OUTLIERS, WORK, RES_FOLDER, ...
-#   JOBS=4 bash comparison.sh                         several runs at once; LAUNCHER=ray: on a Ray cluster: sweep.sh
+#   JOBS=4 bash comparison.sh                         several runs at once; LAUNCHER=ray: on a Ray cluster: launch/README.md
 #
 # OUTLIERS: the images that data isotopes blend in (a folder, or tinyimagenet). Models are kept in WORK, so that the
 # same command goes on after an interruption.
 set -uo pipefail
-source "$(dirname "$0")/sweep.sh"
+source "$(dirname "$0")/launch/sweep.sh"
 FOLDER=$RES_FOLDER/comparison
 WORK=${WORK:-runs/baselines}
 
@@ -27,13 +27,13 @@ compare() {
     fi
     [ "$1" = isotopes ] && [ -n "${OUTLIERS:-}" ] && flags+=(--ood_pattern "$OUTLIERS")
     # shellcheck disable=SC2086  # EXTRA holds several words on purpose.
-    start "$1-seed$2" "$PYTHON" "baselines/$1.py" "${flags[@]}" --seed "$2" --out "$FOLDER/$1-seed$2" --work "$WORK" \
+    start "$1-seed$2" "$PYTHON" -m "baselines.$1" "${flags[@]}" --seed "$2" --out "$FOLDER/$1-seed$2" --work "$WORK" \
         ${EXTRA:-}
 }
 
 for seed in ${SEEDS:-${SEED:-$([ -n "${QUICK:-}" ] && echo 1 || echo 1 2 3)}}; do
-    for method in ${METHODS:-$(basename -s .py baselines/[!_]*.py)}; do
+    for method in ${METHODS:-$(ls baselines | sed -n "s/\.py$//p" | grep -vxE "__init__|common|sequential|summary")}; do
         compare "$method" "$seed"
     done
 done
-finish_with baselines/_summary.py --folder "$FOLDER"
+finish_with -m baselines.summary --folder "$FOLDER"

@@ -6,11 +6,11 @@
 #   QUICK=1 bash countermeasures.sh                   small, on the embedded photos, on a CPU
 #   DEFENCES="pruning:amount=0.7 hamp" bash countermeasures.sh       some of them; a new one is one file more
 #   SEEDS="1 2 3" bash countermeasures.sh             each seed is a run of its own
-#   DETECTION="--features FILE ..." bash countermeasures.sh          flags of countermeasures/input_detection.py
+#   DETECTION="--features FILE ..." bash countermeasures.sh          flags of detection/input_detection.py
 #   EXTRA="--data_root /data" bash countermeasures.sh more flags for every run; DATASET, CLASSES, USERS, RES_FOLDER, ...
-#   JOBS=4 bash countermeasures.sh                    several runs at once; LAUNCHER=ray: on a Ray cluster: sweep.sh
+#   JOBS=4 bash countermeasures.sh                    several runs at once; LAUNCHER=ray: on a Ray cluster: launch/README.md
 set -uo pipefail
-source "$(dirname "$0")/sweep.sh"
+source "$(dirname "$0")/launch/sweep.sh"
 
 if [ -n "${QUICK:-}" ]; then
     recipe="--dataset ${DATASET:-photos} $QUICK_RECIPE"
@@ -86,7 +86,7 @@ targets finished
 if [ -z "${DEFENCES:-}" ]; then
     DETECTION=${DETECTION-$([ -n "${QUICK:-}" ] || echo "--dataset ${DATASET:-cifar100} --features resnet18_pretrained")}
     if [ -n "$DETECTION" ]; then
-        start input-detection "$PYTHON" countermeasures/input_detection.py $DETECTION --seed ${SEEDS:-${SEED:-1}} \
+        start input-detection "$PYTHON" -m detection.input_detection $DETECTION --seed ${SEEDS:-${SEED:-1}} \
             --out "$RES_FOLDER/input-detection"
     else
         echo "Input detection is left out: DETECTION names no network for features"

@@ -13,16 +13,16 @@ import sys
 import numpy as np
 import torch
 
-import arguments
-import runs
+from kit import cli
+from kit.errors import UserError, run_script
 from provenance import protect
 from provenance import record as records
 from utils import NOISE_TYPES
 
 
 def make_parser():
-    parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    number = arguments.number
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    number = cli.number
     parser.add_argument("--data_folder", help="folder with the photos, searched with its sub-folders")
     marking = parser.add_argument_group("data marking")
     marking.add_argument("--img_blending_ratio", type=number(float, 0, 1), help="Eq. 1's m (default 0.7; 1: no blend)")
@@ -55,9 +55,9 @@ def main():
     if args.verify:
         return verify(args)
     if args.data_folder is None:
-        raise runs.UserError("--data_folder is missing; give the folder with the photos to mark, or --verify RECORD")
+        raise UserError("--data_folder is missing; give the folder with the photos to mark, or --verify RECORD")
     if args.record and args.seed is not None:
-        raise runs.UserError("--record has a key already; leave --seed out")
+        raise UserError("--record has a key already; leave --seed out")
     settings, bank = protect.resolve_settings(vars(args), args.record, args.data_root)
     folder = protect.inspect_folder(args.data_folder, settings.format)
     job = protect.open_record(folder, settings, args.holdout, args.seed, args.record, args.overwrite)
@@ -110,7 +110,7 @@ def verify(args):
     """Check a record against the originals and the marked files; exit code 1 when something does not fit."""
     record = records.read_record(args.verify)
     if not record.finished:
-        raise runs.UserError(f"{args.verify} is of an interrupted run; give the same command as then again, first")
+        raise UserError(f"{args.verify} is of an interrupted run; give the same command as then again, first")
     bank = protect.load_bank(record.settings, args.data_root)
     originals = records.locate_originals(record, args.originals, args.verify)
     folders = [args.marked_folder or batch.marked_folder for batch in record.batches]
@@ -130,4 +130,4 @@ def verify(args):
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -16,26 +16,30 @@ from pathlib import Path
 
 import torch
 
-import arguments
-import experiment as stages
-import report
-import runs
+from attacks import exact
 from dataset import load_dataset
-from provenance import audit as user_audit
-from provenance import case, evidence, protect, verdict
+from experiment import flags, folder, report, setup
+from experiment.audit import ask_users, conclude
+from experiment.flags import data_fingerprint, resolve_settings, tagged_paths, with_stored
+from experiment.training import load_trained
+from kit import cli, files
+from kit.errors import UserError, run_script
+from provenance import case, evidence, protect
+from provenance import grid as user_audit
 from provenance import record as records
-from provenance.suspect import Preprocessing
+from provenance.report import show_verdict
+from suspects.suspect import Preprocessing
 from utils import choose_device
 
 
 def make_parser():
-    parser = arguments.make_parser(__doc__)
+    parser = flags.make_parser(__doc__)
     parser.add_argument("--checkpoint", help="the model: run folder, file, or address of a server")
-    number = arguments.number
+    number = cli.number
     user = parser.add_argument_group("verdict for one user")
     user.add_argument("--record", help="record.json of data_marking.py")
     user.add_argument("--originals", nargs="+", default=[], help="folders with the unmarked photos")
-    user.add_argument("--label", default=verdict.AUTO,
+    user.add_argument("--label", default=exact.AUTO,
                       help="the photos' class: number, name, or auto (default: what the model says most often)")
     user.add_argument("--keys", type=number(int, 0), help="fresh keys L (default 19; without hold-out as alpha needs)")
     user.add_argument("--selections", type=number(int, 0), help="fresh selections m (default 999 with a hold-out)")
@@ -78,43 +82,43 @@ def audit_run(args):
     device = choose_device(args.device)
     model = find_model(args)
     precision = None if args.precision == "auto" else args.precision
-    query, record = stages.load_trained(model.model, device, precision=precision)
+    query, record = load_trained(model.model, device, precision=precision)
     stored = record["settings"]
     data = load_dataset(stored["dataset"], args.data_root, stored["image_size"])
-    args = arguments.with_stored(args, {**stored_audit(model), **stored})
-    training, audit = arguments.resolve_settings(args, data, device)
-    runs.check_same_settings(stored, training, model.model, but=("device", "precision", "pretrained_weights"))
-    paths = runs.RunPaths.of_folder(args.out or model.folder / "eval")
+    args = with_stored(args, {**stored_audit(model), **stored})
+    training, audit = resolve_settings(args, data, device)
+    files.check_same_settings(stored, training, model.model, but=("device", "precision", "pretrained_weights"))
+    paths = folder.RunPaths.of_folder(args.out or model.folder / "eval")
     if paths.config.exists():
-        raise runs.UserError(f"--out {paths.folder} is the folder of a training run, whose results would be lost; "
+        raise UserError(f"--out {paths.folder} is the folder of a training run, whose results would be lost; "
                              "choose another one")
-    experiment = stages.prepare(stored, audit, data, args.data_root)
-    stages.check_marks(experiment, model)
+    experiment = setup.prepare(stored, audit, data, args.data_root)
+    setup.check_marks(experiment, model)
     with paths.lock():
         paths.result.unlink(missing_ok=True)  # it would not fit the new losses, if this audit is interrupted
-        answers = stages.audit(experiment, query, audit, paths, device)
-        result = stages.conclude(experiment, query, record, answers, device)
+        answers = ask_users(experiment, query, audit, paths, device)
+        result = conclude(experiment, query, record, answers, device)
         report.draw(experiment, answers, result, paths)
-        runs.write_json(paths.result, result)
+        files.write_json(paths.result, result)
     report.show(result, paths)
 
 
 def stored_audit(model):
     """The audit settings that the run was made with, for the flags that are not given now."""
-    return runs.read_json(model.config).get("audit") or {} if model.config.exists() else {}
+    return files.read_json(model.config).get("audit") or {} if model.config.exists() else {}
 
 
 def find_model(args):
     """The files of the run that --checkpoint, or the flags of its training, name."""
     if args.checkpoint is None:
         data = load_dataset(args.dataset or "cifar100", args.data_root, args.image_size)
-        return arguments.tagged_paths(args, data.name, args.net_type or data.recipe.net_type)
+        return tagged_paths(args, data.name, args.net_type or data.recipe.net_type)
     path = Path(args.checkpoint)
     if path.is_dir():
-        return runs.RunPaths.existing(path)
+        return folder.RunPaths.existing(path)
     # A model in a folder of many models gets a folder of its own for the results.
-    own = runs.RunPaths.of_folder(path.parent)
-    return own if own.config.exists() and own.model == path else runs.RunPaths(path.with_suffix(""), path)
+    own = folder.RunPaths.of_folder(path.parent)
+    return own if own.config.exists() and own.model == path else folder.RunPaths(path.with_suffix(""), path)
 
 
 def audit_user(args):
@@ -129,7 +133,7 @@ def audit_user(args):
     if args.dry_run:
         print("dry run: nothing was asked")
         return
-    report.show_verdict(planned.run(), planned.folder)
+    show_verdict(planned.run(), planned.folder)
     if not planned.record.evidence:
         print("note: the key of this record comes from --seed, so the audit is an experiment and no evidence")
 
@@ -138,11 +142,11 @@ def open_suspect(args):
     """The model that --checkpoint names."""
     size = args.input_size and tuple(args.input_size * 2 if len(args.input_size) == 1 else args.input_size)
     if size and len(size) != 2:
-        raise runs.UserError("--input_size takes one number, or height and width")
-    flags = {"size": size, "resize": args.resize, "mean": args.mean, "std": args.std, "white": args.white,
+        raise UserError("--input_size takes one number, or height and width")
+    chosen = {"size": size, "resize": args.resize, "mean": args.mean, "std": args.std, "white": args.white,
              "interpolation": args.interpolation}
     overrides = {name: tuple(value) if isinstance(value, list) else value
-                 for name, value in flags.items() if value is not None}
+                 for name, value in chosen.items() if value is not None}
     server = {"headers": args.header, "rate_limit": args.rate_limit, "timeout": args.timeout, "retries": args.retries}
     return case.open_suspect(args.checkpoint, args.net_type, choose_device(args.device), args.precision, overrides,
                              args.query_batch, server)
@@ -156,15 +160,15 @@ def find_out_world(args, suspect):
         return None
     data = load_dataset(args.dataset, args.data_root, args.image_size)
     if suspect.classes not in (None, len(data.class_names)):
-        raise runs.UserError(f"--dataset {args.dataset} has {len(data.class_names)} classes and the model "
+        raise UserError(f"--dataset {args.dataset} has {len(data.class_names)} classes and the model "
                              f"{suspect.classes}; give strangers' images with --non_member_folder")
     rows = torch.nonzero(data.is_test).ravel()
     settings = getattr(suspect, "training_settings", None) or {}
-    if settings.get("data") == arguments.data_fingerprint(data):
-        rows = stages.make_splits(data.labels, data.is_test, settings["train_size"], settings["val_portion"],
+    if settings.get("data") == data_fingerprint(data):
+        rows = setup.make_splits(data.labels, data.is_test, settings["train_size"], settings["val_portion"],
                                   settings["seed"]).non_member
     if len(rows) == 0:
-        raise runs.UserError(f"--dataset {args.dataset}: it is not known which of its images the model has not seen; "
+        raise UserError(f"--dataset {args.dataset}: it is not known which of its images the model has not seen; "
                              "give strangers' images with --non_member_folder")
     return user_audit.out_world_of_data(data, rows)
 
@@ -184,7 +188,7 @@ def replay(args):
     if args.record:
         record = records.read_record(args.record)
         if record.commitments[-1] != document["commitment"]:
-            raise runs.UserError(f"{args.record} is not the record of this bundle: its commitment is another")
+            raise UserError(f"{args.record} is not the record of this bundle: its commitment is another")
         shape = {name: tuple(value) if isinstance(value, list) else value
                  for name, value in document["preprocessing"].items()}
         preprocessing = Preprocessing(**shape)
@@ -198,13 +202,13 @@ def replay(args):
         print(f"{name:<14}{value}")
     print(textwrap.fill(result["sentences"], 118))
     if args.out:
-        runs.write_json(Path(args.out) / "result.json", {**result, "audit": audit, "model": document["model"],
+        files.write_json(Path(args.out) / "result.json", {**result, "audit": audit, "model": document["model"],
                                                          "commitment": document["commitment"]})
     if not same:
-        raise runs.UserError(f"{args.replay}: its answers give p = {result['p_value']:.6g}, and its result says "
+        raise UserError(f"{args.replay}: its answers give p = {result['p_value']:.6g}, and its result says "
                              f"{claimed.get('p_value')} or differs elsewhere; somebody changed it")
     return 0 if right == len(order) else 1
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -12,7 +12,7 @@
 # The samples of a tree are not cut down to make a smaller experiment: a model that has seen 125 images of each user is
 # another experiment than one that has seen 63.
 set -uo pipefail
-source "$(dirname "$0")/sweep.sh"
+source "$(dirname "$0")/launch/sweep.sh"
 DATA=${DATA:-dataset/imagenet-audit}
 NETS=${NETS:-resnet50 swin_t}
 SAMPLES=${SAMPLES:-125 63 32}

@@ -15,20 +15,21 @@ import time
 
 import numpy as np
 
-import arguments
-import runs
-from experiment import hardware_name
-from provenance import imagenet, sheet
+from imagenet.plan import list_source, mark_settings, plan_users
+from imagenet.tree import FITTING, FOLDERS, Tree, check_places, finish, link_tree, mark_users, publish
+from kit import cli, files
+from kit.environment import hardware_name, software_versions
+from kit.errors import UserError, run_script
+from provenance import sheet
 from provenance.photos import read_photo
-from provenance.record import software_versions
 from utils import NOISE_TYPES, choose_device
 
 SHEET_USERS = 8
 
 
 def make_parser():
-    parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    number = arguments.number
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    number = cli.number
     parser.add_argument("--data_root", required=True, help="folder with train/CLASS/FILES and val/CLASS/FILES")
     parser.add_argument("--out", required=True, help="TREE, a new folder outside of the data set")
     users = parser.add_argument_group("users")
@@ -50,7 +51,7 @@ def make_parser():
     marking.add_argument("--img_blending_ratio", type=number(float, 0, 1), default=0.7, help="Eq. 1's m (default 0.7)")
     marking.add_argument("--noise_injection_type", choices=NOISE_TYPES, default="perlin", help="default perlin")
     marking.add_argument("--noise_norm", type=number(float, 0, 255), default=8.0, help="in 1/255 units (default 8)")
-    marking.add_argument("--format", choices=tuple(imagenet.FITTING), default="jpeg",
+    marking.add_argument("--format", choices=tuple(FITTING), default="jpeg",
                          help="of marked files: jpeg (default, names are kept) or png (lossless, three times as large)")
     marking.add_argument("--quality", type=number(int, 1, 100), default=95, help="of JPEG files (default 95)")
     parser.add_argument("--link", choices=("symlink", "hard", "copy"), default="symlink",
@@ -61,38 +62,38 @@ def make_parser():
 def main():
     args = make_parser().parse_args()
     started = time.monotonic()
-    imagenet.check_places(args.data_root, args.out)
-    train, val = (imagenet.list_source(os.path.join(args.data_root, side)) for side in ("train", "val"))
+    check_places(args.data_root, args.out)
+    train, val = (list_source(os.path.join(args.data_root, side)) for side in ("train", "val"))
     settings = resolve_settings(args, train, val)
-    plan = imagenet.plan_users(settings, train, val)
-    tree = imagenet.Tree(args.out)
-    with runs.lock_folder(tree.out):
+    plan = plan_users(settings, train, val)
+    tree = Tree(args.out)
+    with files.lock_folder(tree.out):
         if tree.open(settings):
-            return show(runs.read_json(tree.result), tree)
+            return show(files.read_json(tree.result), tree)
         listed = time.monotonic()
-        users, unreadable = imagenet.mark_users(tree, plan, train, val)
+        users, unreadable = mark_users(tree, plan, train, val)
         marked = time.monotonic()
-        imagenet.link_tree(tree, plan, train, val)
+        link_tree(tree, plan, train, val)
         seconds = {"list": listed - started, "mark": marked - listed, "link": time.monotonic() - marked}
         draw_marks(tree, plan, users, train)
-        runs.write_json(tree.result, summary(plan, train, users, unreadable, seconds))
-        imagenet.publish(tree, plan, train, users, unreadable)
-        imagenet.finish(tree)
-    show(runs.read_json(tree.result), tree)
+        files.write_json(tree.result, summary(plan, train, users, unreadable, seconds))
+        publish(tree, plan, train, users, unreadable)
+        finish(tree)
+    show(files.read_json(tree.result), tree)
 
 
 def resolve_settings(args, train, val):
     """Everything that decides the tree, a flat dict; the data's place does not, its names do."""
     settings = {name: value for name, value in vars(args).items() if name not in ("data_root", "out")}
     settings["num_of_non_member_users"] = args.num_of_non_member_users or args.num_of_users
-    if imagenet.mark_settings(settings).marking().changes_nothing:
-        raise runs.UserError("--img_blending_ratio 1 without noise leaves the images as they are; lower it")
+    if mark_settings(settings).marking().changes_nothing:
+        raise UserError("--img_blending_ratio 1 without noise leaves the images as they are; lower it")
     return {**settings, "train_names": train.digest, "val_names": val.digest}
 
 
 def summary(plan, train, users, unreadable, seconds):
     """The figures of result.json."""
-    groups = {group: [entry for entry in users.values() if entry["group"] == group] for group in imagenet.FOLDERS}
+    groups = {group: [entry for entry in users.values() if entry["group"] == group] for group in FOLDERS}
     away = {(entry["class"], name) for entry in groups["member"] for name in entry["held_out"]}
     set_aside = sum(last - first for first, last in plan.pools.values())
     return {"settings": plan.settings, "classes": len(train.listing), "source_files": train.files,
@@ -136,4 +137,4 @@ def show(result, tree):
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -5,9 +5,9 @@
 #   bash multi-target.sh 20 50 100            several of them
 #   QUICK=1 bash multi-target.sh 10           small, on the embedded photos, on a CPU
 #   EXTRA="--data_root /data" bash multi-target.sh 100    more flags for every run; DATASET, RES_FOLDER, ... likewise
-#   JOBS=4 bash multi-target.sh 20 50 100     several runs at once; LAUNCHER=ray: on a Ray cluster (see sweep.sh)
+#   JOBS=4 bash multi-target.sh 20 50 100     several runs at once; LAUNCHER=ray: on a Ray cluster (see launch/README.md)
 set -uo pipefail
-source "$(dirname "$0")/sweep.sh"
+source "$(dirname "$0")/launch/sweep.sh"
 if [ $# -eq 0 ]; then
     echo "error: no number of target users; run for example: bash multi-target.sh 100" >&2
     exit 2

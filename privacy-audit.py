@@ -9,17 +9,17 @@ train several models at once. configs/README.md lists every field.
 
 import argparse
 
-import arguments
-import runs
+from kit import cli
+from kit.errors import run_script
 from privacy import config as configuration
 from privacy import pipeline
 
 
 def main():
-    parser = arguments.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cf", default="configs/digits.yaml", help="the YAML file (default configs/digits.yaml)")
     parser.add_argument("--stop_after", choices=pipeline.STAGES, default="report", help="the last stage to run")
-    parser.add_argument("--train_model", type=arguments.number(int, 0), metavar="ID",
+    parser.add_argument("--train_model", type=cli.number(int, 0), metavar="ID",
                         help="train this one model, if it is missing, and nothing else: for launch.py")
     args = parser.parse_args()
     config = configuration.load(args.cf)
@@ -51,4 +51,4 @@ def _line(name, area, *rates):
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

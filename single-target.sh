@@ -6,9 +6,9 @@
 #   QUICK=1 bash single-target.sh                      the same sweep small, on the embedded photos, on a CPU
 #   DATASETS="cifar10" TABLES="1" bash single-target.sh
 #   EXTRA="--data_root /data" bash single-target.sh    more flags for every run; RES_FOLDER, CKPT_FOLDER, PYTHON likewise
-#   JOBS=4 bash single-target.sh                       several runs at once; LAUNCHER=ray: on a Ray cluster: sweep.sh
+#   JOBS=4 bash single-target.sh                       several runs at once; LAUNCHER=ray: on a Ray cluster: launch/README.md
 set -uo pipefail
-source "$(dirname "$0")/sweep.sh"
+source "$(dirname "$0")/launch/sweep.sh"
 TABLES=${TABLES:-1 6 7}
 
 # The target classes of the paper; TARGET_CLASSES="0 1" chooses others.

@@ -23,10 +23,11 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-import procedural
-from distributed import ALONE
-from procedural import perlin_octaves  # noqa: F401  (part of this module's marking, kept where it is computed)
-from runs import UserError, check_same_settings, load_model, save_model
+from kit import noise as fields
+from kit.distributed import ALONE
+from kit.errors import UserError
+from kit.files import check_same_settings, load_model, save_model
+from kit.noise import perlin_octaves  # noqa: F401  (part of marking, kept where it is computed)
 
 # ======================================================================================================================
 # Marking (section 4.3)
@@ -225,7 +226,7 @@ def perlin_signs(key, users, indices, height, width, device="cpu"):
     """
     period, octaves, freq_sine, offsets = perlin_draws(key, users, indices)
     rows, columns = (_reference_coordinates(side, height, width) for side in (height, width))
-    return procedural.perlin_signs(period, octaves, freq_sine, offsets, rows, columns, PERIOD_PIXELS[0], device)
+    return fields.perlin_signs(period, octaves, freq_sine, offsets, rows, columns, PERIOD_PIXELS[0], device)
 
 
 def gabor_signs(key, users, indices, height, width, device="cpu"):
@@ -235,7 +236,7 @@ def gabor_signs(key, users, indices, height, width, device="cpu"):
     """
     words = key_words(key, "gabor noise", users, indices)
     rows, columns = (_reference_coordinates(side, height, width) for side in (height, width))
-    return procedural.gabor_signs(words, rows, columns, device)
+    return fields.gabor_signs(words, rows, columns, device)
 
 
 # ======================================================================================================================

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import norm
 
 from attacks.evaluation import roc
-from runs import UserError
+from kit.errors import UserError
 
 _SHARES = np.linspace(0, 1, 1001)
 

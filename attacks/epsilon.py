@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 from scipy.stats import beta, binom
 
 import utils
-from runs import UserError
+from kit.errors import UserError
 
 # Shares of the canaries that are guessed: (as members, as non-members). Fixed before anything is looked at.
 GUESSES = ((0.005, 0.0), (0.02, 0.0), (0.005, 0.005), (0.05, 0.05), (0.25, 0.25))

@@ -6,7 +6,7 @@ Public: evaluate, roc, bootstrap_auc.
 import numpy as np
 
 import utils
-from runs import UserError
+from kit.errors import UserError
 
 # Values of one batch of resamples: what fits a cache.
 _AT_ONCE = 2**20

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from runs import UserError
+from kit.errors import UserError
 
 AUTO = "auto"
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import norm
 
 from attacks import signals
-from runs import UserError
+from kit.errors import UserError
 
 VARIANCES = ("per_sample", "fixed")
 # Models that agree to the last digit would give a variance of 0, and infinite scores.

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 import utils
-from runs import UserError
+from kit.errors import UserError
 
 
 def balanced(models, records, seed, share=0.5):

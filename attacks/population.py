@@ -9,7 +9,7 @@ import numpy as np
 
 import utils
 from attacks import signals
-from runs import UserError
+from kit.errors import UserError
 
 
 def thresholds(population_losses, fpr, population_labels=None):

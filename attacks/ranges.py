@@ -13,7 +13,7 @@ import math
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from runs import UserError
+from kit.errors import UserError
 
 # Quantiles between which point scores are averaged; the first is the plain mean.
 TRIMS = ((0.0, 1.0), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (0.25, 0.9), (0.5, 0.9))

@@ -14,7 +14,7 @@ Public: score.
 import numpy as np
 
 from attacks import lira, signals
-from runs import UserError
+from kit.errors import UserError
 
 
 def score(target_losses, reference_losses, membership, smoothing="linear"):

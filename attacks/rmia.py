@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from attacks import signals
 from attacks.membership import leave_one_out
-from runs import UserError
+from kit.errors import UserError
 
 QUERIES = ("majority", "mean")
 CANDIDATES = tuple(step / 10 for step in range(11))

@@ -5,7 +5,7 @@ Public: scaled_from_losses, losses_from_scaled, one_signal, as_losses, together,
 
 import numpy as np
 
-from runs import UserError
+from kit.errors import UserError
 
 
 def scaled_from_losses(losses):

@@ -1,8 +1,8 @@
 """What the competing methods share: the flags of train.py, the same users and models, rows of figures, ROC plots.
 
-A method is one file of this folder whose name doesn't begin with "_". It is run as `python baselines/NAME.py --out
+A method is one file of this folder beside common, sequential and summary. It is run as `python -m baselines.NAME --out
 FOLDER ...` and leaves result.json with rows and claims (see `row`, `rate`, `claim`), scores.npz and its plots there;
-comparison.sh runs every such file, and _summary.py merges the rows of all seeds.
+comparison.sh runs every such file, and summary.py merges the rows of all seeds.
 
 Public: parser, parse, start, Setup, base_images, with_images, with_samples, published, model, signals, audit_rows,
 rate, row, claim, draw_rocs, finish, table, shown.
@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import arguments
-import experiment
-import report
-import runs
 import utils
 from dataset import load_dataset
+from experiment.flags import make_parser, resolve_settings
+from experiment.setup import Experiment, marked_images, prepare
+from experiment.training import train_on
+from kit import files, plots
+from kit.environment import hardware_name
+from kit.errors import UserError
 
 BATCH = 512
 WAIT_SECONDS = 2
@@ -46,7 +47,7 @@ class Setup:
 
     args: object
     device: torch.device
-    stage: experiment.Experiment
+    stage: Experiment
     audit: dict  # num_of_non_member_user, fpr, ...: see arguments.AUDIT_FLAGS
     models: list = field(default_factory=list)  # what `model` has given out, for result.json
 
@@ -58,7 +59,7 @@ class Setup:
 
 def parser(description):
     """train.py's flags, with their names and meanings, and --work."""
-    flags = arguments.make_parser(description)
+    flags = make_parser(description)
     group = flags.add_argument_group("comparison")
     group.add_argument("--work", default="runs/baselines", help="where models are kept, for all methods (default "
                        "runs/baselines)")
@@ -81,16 +82,16 @@ def parse(flags, quick=None, quick_photos=None):
 def start(args, **defaults):
     """Load the data and draw splits and users; `defaults` are for flags of train.py that were not given."""
     if not args.out:
-        raise runs.UserError("--out is missing; name the folder for result.json and plots")
+        raise UserError("--out is missing; name the folder for result.json and plots")
     if args.countermeasure:
-        raise runs.UserError(f"--countermeasure {args.countermeasure} has no meaning here; use train.py")
+        raise UserError(f"--countermeasure {args.countermeasure} has no meaning here; use train.py")
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     device = utils.choose_device(args.device)
     data = load_dataset(args.dataset or "cifar100", args.data_root, args.image_size)
-    training, audit = arguments.resolve_settings(args, data, device)
-    return Setup(args, device, experiment.prepare(training, audit, data, args.data_root), audit)
+    training, audit = resolve_settings(args, data, device)
+    return Setup(args, device, prepare(training, audit, data, args.data_root), audit)
 
 
 def base_images(setup):
@@ -112,7 +113,7 @@ def with_images(setup, images, rows, replacements):
 def with_samples(users, count):
     """The same users with their first `count` samples, whose marks stay the same."""
     if not 1 <= count <= users.samples.shape[1]:
-        raise runs.UserError(f"--samples {count}: users have 1 to {users.samples.shape[1]} samples; raise "
+        raise UserError(f"--samples {count}: users have 1 to {users.samples.shape[1]} samples; raise "
                              "--marked_samples_per_user")
     return replace(users, samples=users.samples[:, :count])
 
@@ -120,7 +121,7 @@ def with_samples(users, count):
 def published(setup, users, marking):
     """The users' images as they publish them: uint8 (users * K, 3, H, W)."""
     shown = replace(setup.stage, groups={"target": users}, marking=marking)
-    return experiment.marked_images(shown).flatten(0, 1)
+    return marked_images(shown).flatten(0, 1)
 
 
 def model(setup, name, images, labels, seed=None):
@@ -137,7 +138,7 @@ def model(setup, name, images, labels, seed=None):
         digest.update(part.numpy().tobytes())
     folder = Path(setup.args.work) / digest.hexdigest()[:16]
     with _alone(folder):
-        query, record = experiment.train_on(folder / "model.safetensors", images, labels, len(setup.data.class_names),
+        query, record = train_on(folder / "model.safetensors", images, labels, len(setup.data.class_names),
                                             seed, setup.device, net_type, **recipe)
     setup.models.append({"name": name, "images": len(labels), "train_accuracy": record["train_accuracy"],
                          "test_accuracy": _test_accuracy(setup, query)})
@@ -155,9 +156,9 @@ def _alone(folder):
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(runs.lock_folder(folder))
+                stack.enter_context(files.lock_folder(folder))
                 break
-            except runs.UserError:  # another method trains the model that this one needs, too
+            except UserError:  # another method trains the model that this one needs, too
                 time.sleep(WAIT_SECONDS)
         yield
 
@@ -205,13 +206,13 @@ def draw_rocs(panels, path):
 
     What stands before a "(" in the label decides the colour.
     """
-    figure, axes = report.figure_of(1, len(panels), (5.2 * len(panels) + 0.4, 5))
+    figure, axes = plots.figure_of(1, len(panels), (5.2 * len(panels) + 0.4, 5))
     names = list(dict.fromkeys(label.split("(")[0] for curves in panels.values() for label in curves))
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
         lowest = min([1e-3] + [0.4 / np.size(other) for _, other in curves.values()])
         # Two perfect curves would hide each other, so they get thinner and thinner.
         for place, (label, (member, other)) in enumerate(curves.items()):
-            _, fpr, tpr = report.roc_points(np.ravel(member), np.ravel(other))
+            _, fpr, tpr = plots.roc_points(np.ravel(member), np.ravel(other))
             axis.plot(fpr, tpr, label=label, drawstyle="steps-post",
                       color=f"C{names.index(label.split('(')[0])}", linewidth=max(1.2, 3.2 - 0.4 * place))
         axis.plot([lowest, 1], [lowest, 1], color="grey", linewidth=0.8, linestyle=":")
@@ -219,17 +220,17 @@ def draw_rocs(panels, path):
                  xlabel="false positive rate", ylabel="true positive rate")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="lower right")
-    report.save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 def finish(setup, rows, claims, arrays, notes=()):
     """Write result.json and scores.npz of a method, print its table, ours next to the paper's."""
     out, method = Path(setup.args.out), Path(sys.argv[0]).stem
     settings = {name: value for name, value in vars(setup.args).items() if name not in ("out", "work", "data_root")}
-    runs.write_arrays(out / "scores.npz", **arrays)
-    runs.write_json(out / "result.json", {
+    files.write_arrays(out / "scores.npz", **arrays)
+    files.write_json(out / "result.json", {
         "method": method, "settings": {**settings, **setup.stage.settings}, "rows": rows, "claims": claims,
-        "models": setup.models, "notes": list(notes), "hardware": experiment.hardware_name(setup.device),
+        "models": setup.models, "notes": list(notes), "hardware": hardware_name(setup.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}})
     stage = setup.stage.settings
     print(f"\n{method}: {stage['dataset']}, {stage['net_type']}, {len(setup.splits.train)} training images, "

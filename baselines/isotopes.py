@@ -1,6 +1,6 @@
 """Data isotopes (Wenger et al., PETS'24) beside MembershipTracker: appendix D, Alg. 2 and Fig. 14.
 
-Example: python baselines/isotopes.py --dataset cifar100 --num_of_multiTarget_diffCls 100 --out comparison/isotopes
+Example: python -m baselines.isotopes --dataset cifar100 --num_of_multiTarget_diffCls 100 --out comparison/isotopes
 Each user blends one outlier image of another data set into all own images: m * x + (1 - m) * o, no noise. One model for
 each blending ratio m, on the same users and images as the unmarked model and MembershipTracker's.
 
@@ -29,16 +29,16 @@ Public: effect_of_features, verify, t_statistics.
 
 from functools import partial
 
-import _common as common
 import numpy as np
 import torch
 from scipy.stats import ttest_rel
 
-import report
-import runs
 import utils
-from arguments import number
+from baselines import common
 from dataset import load_dataset, load_outlier_bank
+from kit import plots
+from kit.cli import number
+from kit.errors import UserError, run_script
 
 SIGNIFICANCES = (0.1, 1e-2, 1e-4, 1e-6, 1e-8)
 # Lines 1, 2 and 3 at the default significance, line 3 at 1e-8 (appendix D: CIFAR-100, 50 classes, 50 features).
@@ -147,7 +147,7 @@ def load_bank(args, setup):
         bank = load_outlier_bank(args.outlier_source, height, width, args.data_root)
     needed = len(setup.groups["target"]) + args.features + 1
     if len(bank) < needed:
-        raise runs.UserError(f"--ood_pattern {args.outlier_source} has {len(bank)} images, but {needed} are needed; "
+        raise UserError(f"--ood_pattern {args.outlier_source} has {len(bank)} images, but {needed} are needed; "
                              "lower --features or the number of users")
     order = utils.key_generator(setup.seed, "outlier images").permutation(len(bank))
     return bank[torch.from_numpy(order)]
@@ -212,16 +212,16 @@ def claims(ratios, significance):
 def draw_trade_off(ratios, verified, args, path):
     """True and false positives over the significance level, for each blending ratio."""
     levels = sorted(SIGNIFICANCES)
-    figure, axes = report.figure_of(1, len(ratios), (4.4 * len(ratios) + 0.4, 4.2))
+    figure, axes = plots.figure_of(1, len(ratios), (4.4 * len(ratios) + 0.4, 4.2))
     for axis, ratio in zip(axes[0], ratios, strict=True):
-        for kind, color in zip(KINDS, (report.MEMBER_COLOR, "#999999", report.NON_MEMBER_COLOR), strict=True):
+        for kind, color in zip(KINDS, (plots.MEMBER_COLOR, "#999999", plots.NON_MEMBER_COLOR), strict=True):
             found = verified[ratio][0][kind][:, 1:].mean(0)
             axis.plot(levels, found[::-1], "o-", color=color, label=KINDS[kind])
         axis.set(xscale="log", ylim=(-0.03, 1.03), xlabel="significance level of the t-test", ylabel="rate",
                  title=f"m = {ratio:g}, positive from {100 * args.positive:g} % of {args.rounds} rounds")
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
-    report.save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 def draw_images(setup, bank, ratios, path):
@@ -234,13 +234,13 @@ def draw_images(setup, bank, ratios, path):
                                                     setup.stage.marking))]
     rows += [(f"isotopes, {ratio:g}", torch.cat([blended(originals[user:user + 1], bank[user], ratio)
                                                  for user in shown])) for ratio in ratios]
-    figure, axes = report.figure_of(len(shown), len(rows), (1.5 * len(rows), 1.5 * len(shown) + 0.3))
+    figure, axes = plots.figure_of(len(shown), len(rows), (1.5 * len(rows), 1.5 * len(shown) + 0.3))
     for column, (name, images) in enumerate(rows):
         axes[0, column].set_title(name, fontsize=9)
         for place, image in enumerate(images):
             axes[place, column].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
             axes[place, column].set(xticks=[], yticks=[])
-    report.save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 def read_flags():
@@ -292,4 +292,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

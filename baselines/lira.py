@@ -1,6 +1,6 @@
 """LiRA without and with shadow models on unmarked images (Carlini et al., S&P'22): section 4.1 and Fig. 3.
 
-Example: python baselines/lira.py --dataset cifar100 --train_size 50000 --val_portion 0 --out comparison/lira
+Example: python -m baselines.lira --dataset cifar100 --train_size 50000 --val_portion 0 --out comparison/lira
 --models networks are each trained on their half of the training images, in complementary pairs; every one of them is
 the target once, and the others but its complement are its shadow models (two queries an image: itself and mirrored).
 Without shadow models one threshold on the logit-scaled confidence of the image serves for all; with them, each image
@@ -9,15 +9,15 @@ has a test of its own: online (shadow models with and without it) and offline (o
 Models are kept in --work one by one, so that an interrupted run goes on with the next.
 """
 
-import _common as common
 import numpy as np
 import torch
 from tqdm import tqdm
 
-import runs
-from arguments import number
 from attacks import lira, membership
 from attacks.evaluation import evaluate
+from baselines import common
+from kit.cli import number
+from kit.errors import UserError, run_script
 
 # FPR@100%TPR without and with 128 shadow models, and TPR@0.1%FPR with them (the text beside Fig. 3).
 PAPER = {("without shadow models", "FPR@100%TPR"): 0.7532, ("online", "FPR@100%TPR"): 0.6462,
@@ -77,7 +77,7 @@ def main():
     flags.add_argument("--models", type=number(int, 6), default=128, help="networks, an even number (default 128)")
     args = common.parse(flags, {"models": 16, "train_size": 2000}, {"train_size": 1000})
     if args.models % 2:
-        raise runs.UserError(f"--models {args.models}: they come in complementary pairs; give an even number")
+        raise UserError(f"--models {args.models}: they come in complementary pairs; give an even number")
     setup = common.start(args, marked_samples_per_user=1, num_of_multiTarget_diffCls=1, num_of_non_member_user=1)
     matrix = membership.balanced(args.models, len(setup.splits.train), setup.seed)
     variance = "per_sample" if args.models >= PER_SAMPLE_FROM else "fixed"
@@ -92,4 +92,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -1,6 +1,6 @@
 """Targeted mislabelled poisons (Tramer et al., "Truth Serum", CCS'22) beside MembershipTracker: Table 10 and Fig. 16.
 
-Example: python baselines/mislabeled.py --dataset cifar100 --num_of_multiTarget_diffCls 100 --out comparison/mislabeled
+Example: python -m baselines.mislabeled --dataset cifar100 --num_of_multiTarget_diffCls 100 --out comparison/mislabeled
 For each sample (x, y) of a user, --poisons copies (x, y') with one wrong label y' go into the training set on top of
 what is there. A model that has seen them says y' for x unless it has seen (x, y), too, which makes x easy to tell.
 Three models on the same images and users: unmarked, poisoned, and marked by MembershipTracker.
@@ -15,13 +15,13 @@ two, set-based cross-entropy for MembershipTracker.
 Public: draw_poisons.
 """
 
-import _common as common
 import numpy as np
 import torch
 
-import runs
 import utils
-from arguments import number
+from baselines import common
+from kit.cli import number
+from kit.errors import run_script
 
 # FPR@100%TPR by samples a user (Table 10).
 PAPER = {"unmarked": {5: 0.4933, 15: 0.5479, 25: 0.5632}, "Tramer et al.": {5: 0.1080, 15: 0.0696, 25: 0.0492},
@@ -119,4 +119,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -1,6 +1,6 @@
 """Merge the results of a comparison over its seeds: pooled figures beside the paper's, and which conclusions agree.
 
-Example: python baselines/_summary.py --folder saved_res/comparison
+Example: python -m baselines.summary --folder saved_res/comparison
 Reads every METHOD-seedN/result.json of the folder; writes comparison.json, comparison.md and comparison.csv there (or
 in --out) and prints the table of conclusions last. Rates are pooled: hits over tries of all seeds, with the 95 %
 Clopper-Pearson interval; other figures are means, with the range over seeds.
@@ -11,12 +11,14 @@ Public: collect, pool, judge.
 import operator
 from pathlib import Path
 
-import _common as common
 import pandas as pd
 
-import arguments
-import runs
-import tables
+from baselines import common
+from experiment.flags import argparse
+from kit import files
+from kit.cli import Parser
+from kit.errors import UserError, run_script
+from paper import tables
 
 RELATIONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 # May differ between the runs of one method that are merged.
@@ -27,22 +29,22 @@ def collect(folder):
     """{method: [results of its seeds]} of a folder. UserError when there is none, or seeds have different settings."""
     found = {}
     for path in sorted(Path(folder).glob("*/result.json")):
-        result = runs.read_json(path)
+        result = files.read_json(path)
         if isinstance(result, dict) and {"method", "rows", "claims", "settings"} <= set(result):
             found.setdefault(result["method"], []).append((path, result))
     if not found:
-        raise runs.UserError(f"no method's result (*/result.json) in {folder}; run comparison.sh first")
+        raise UserError(f"no method's result (*/result.json) in {folder}; run comparison.sh first")
     for group in found.values():
         first = group[0][1]["settings"]
         for path, result in group[1:]:
-            runs.check_same_settings(result["settings"], first, path, APART, "Merge one comparison at a time")
+            files.check_same_settings(result["settings"], first, path, APART, "Merge one comparison at a time")
             if [other["settings"]["seed"] for _, other in group].count(result["settings"]["seed"]) > 1:
-                raise runs.UserError(f"{path}: another result of {result['method']} has the same seed; remove one")
+                raise UserError(f"{path}: another result of {result['method']} has the same seed; remove one")
     return {method: [result for _, result in group] for method, group in found.items()}
 
 
 def pool(results):
-    """Rows of one method pooled over its results: dicts as of `_common.rate` and `_common.row`, with "seeds"."""
+    """Rows of one method pooled over its results: dicts as of `common.rate` and `common.row`, with "seeds"."""
     groups = {}
     for result in results:
         for row in result["rows"]:
@@ -119,7 +121,7 @@ def to_text(method, results, rows, judged):
 
 
 def main():
-    flags = arguments.Parser(description=__doc__, formatter_class=arguments.argparse.RawDescriptionHelpFormatter)
+    flags = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--folder", required=True, help="where the results of comparison.sh are")
     flags.add_argument("--out", help="folder of the tables (default: the same folder)")
     args = flags.parse_args()
@@ -138,10 +140,10 @@ def main():
                         for one in judged]
     parts.append("Rates are pooled over seeds; users and samples of one model are not independent of each other, so "
                  "that the intervals are the narrowest that one may think of. \"-\": the paper gives no figure.\n")
-    runs.write_json(out / "comparison.json", merged)
-    with runs.atomic_path(out / "comparison.md") as path:
+    files.write_json(out / "comparison.json", merged)
+    with files.atomic_path(out / "comparison.md") as path:
         path.write_text("\n".join(parts), encoding="utf-8")
-    with runs.atomic_path(out / "comparison.csv") as path:
+    with files.atomic_path(out / "comparison.csv") as path:
         pd.concat([as_table(found["rows"]).assign(method=method) for method, found in merged.items()]).to_csv(
             path, index=False)
     print(tables.to_markdown(pd.DataFrame(conclusions)))
@@ -149,4 +151,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -1,9 +1,9 @@
 """Two copies of each image, one published at random (Huang et al., CCS'24) beside MembershipTracker: appendix F.
 
-Example: python baselines/twin_marks.py --dataset cifar100 --out comparison/twin_marks
+Example: python -m baselines.twin_marks --dataset cifar100 --out comparison/twin_marks
 An owner makes x + d and x - d of each image x, |d| <= 10/255, and publishes one that a coin chooses. The auditor
 compares the model's scores of both copies pair by pair: if the model has learnt the published ones, they score higher
-more often than half the time (see _sequential.py). Scores are averaged over --augmentations of each query (crop and
+more often than half the time (see sequential.py). Scores are averaged over --augmentations of each query (crop and
 flip, the same for both copies): the negative loss, or, label-only, how often the top label is right; ties are decided
 by a coin.
 
@@ -23,16 +23,16 @@ Public: Owners, draw_owners, twin_copies, copy_scores, won, expected_detection.
 from dataclasses import dataclass
 from functools import partial
 
-import _common as common
 import numpy as np
 import torch
-from _sequential import decision_threshold, sequential_test
 from scipy.stats import binom
 
-import report
-import runs
 import utils
-from arguments import number
+from baselines import common
+from baselines.sequential import decision_threshold, sequential_test
+from kit import files, plots
+from kit.cli import number
+from kit.errors import UserError, run_script
 from networks import build_network
 
 BUDGET = 10  # in 1/255
@@ -63,7 +63,7 @@ def draw_owners(pool, sizes, seed, purpose, shared=False):
             rows = np.stack([draws.choice(order, size, replace=False) for _ in range(owners)])
         else:
             if used + owners * size > len(order):
-                raise runs.UserError(f"--owners {owners} with {size} images each need more than the {len(order)} "
+                raise UserError(f"--owners {owners} with {size} images each need more than the {len(order)} "
                                      "training images; lower --owners or --shares")
             rows = order[used:used + owners * size].reshape(owners, size)
             used += owners * size
@@ -96,14 +96,14 @@ def feature_network(path):
     """The network of a checkpoint, as `twin_copies` wants it; None without a path."""
     if path is None:
         return None
-    tensors, record = runs.load_model(path)
+    tensors, record = files.load_model(path)
     try:
         settings = record["settings"]
         model = build_network(settings["net_type"], record["classes"], settings["image_size"], "random").eval()
         model.load_state_dict(tensors)
         mean, std = (torch.tensor(record[name]).view(3, 1, 1) * 255 for name in ("mean", "std"))
     except (KeyError, TypeError, RuntimeError) as error:
-        raise runs.UserError(f"--features {path} does not hold the network it names ({str(error).splitlines()[0]}); "
+        raise UserError(f"--features {path} does not hold the network it names ({str(error).splitlines()[0]}); "
                              "give a checkpoint of train.py") from None
     return lambda values: model((values - mean) / std)
 
@@ -245,7 +245,7 @@ def claims(shares):
 
 def draw(shares, rows, members, controls, p, path):
     """Detection rates by share, and the share of pairs that each owner wins."""
-    figure, axes = report.figure_of(1, 2, (11, 4.6))
+    figure, axes = plots.figure_of(1, 2, (11, 4.6))
     left, right = axes[0]
     kinds = [(name, access) for name in ("Huang et al.", f"MembershipTracker at {100 * p:g} % FPR",
                                          "MembershipTracker at 0.1 % FPR") for access in ACCESS]
@@ -260,8 +260,8 @@ def draw(shares, rows, members, controls, p, path):
     left.set(ylabel="owners detected", ylim=(-0.03, 1.05))
     jitter = np.random.default_rng(0)
     for place in range(len(shares)):
-        for groups, color, shift, name in ((members, report.MEMBER_COLOR, -0.15, "owners, images used"),
-                                           (controls, report.NON_MEMBER_COLOR, 0.15, "owners, images not used")):
+        for groups, color, shift, name in ((members, plots.MEMBER_COLOR, -0.15, "owners, images used"),
+                                           (controls, plots.NON_MEMBER_COLOR, 0.15, "owners, images not used")):
             wins = groups["probabilities"][place].mean(1)
             right.plot(place + shift + jitter.uniform(-0.08, 0.08, len(wins)), wins, ".", color=color, alpha=0.6,
                        label=None if place else name)
@@ -276,7 +276,7 @@ def draw(shares, rows, members, controls, p, path):
     for axis in axes[0]:
         axis.set(xticks=range(len(shares)), xticklabels=names, xlabel="marked by each owner")
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    report.save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 def main():
@@ -320,4 +320,4 @@ def _copies(setup, key, network, rows):
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

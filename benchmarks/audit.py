@@ -1,19 +1,19 @@
 """The audit: marking and scoring users' images on the way to the model, against the bare forward pass.
 
-Example: python benchmarks/audit.py --users 8 --samples 25 --out results/bench-audit.json
+Example: python -m benchmarks.audit --users 8 --samples 25 --out results/bench-audit.json
 Ours is utils.score_users (mark, query, signals) on images of 224 px; the reference calls the same query function on
 the same number of images that are ready. Also: how time and memory grow with the users.
 """
 
 import statistics
 
-import common
 import numpy as np
 import torch
 from torchvision.models import get_model
 
-import runs
 import utils
+from benchmarks import common
+from kit.errors import run_script
 
 
 def main():
@@ -52,4 +52,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

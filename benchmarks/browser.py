@@ -1,24 +1,22 @@
 """The page: how long until it can be seen, how long a 12-megapixel preview takes, and pictures of its tabs.
 
-Example: python benchmarks/browser.py --out results/page/page.json --shots results/page --run demo
+Example: python -m benchmarks.browser --out results/page/page.json --shots results/page --run demo
 Needs requirements-dev.txt and a Chromium that is installed. Real photographs out of scikit-image are
 marked, a small model is trained on what was published, and both it and an innocent one are checked, all in the page.
 """
 
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import common
 import page_world as world
+from PIL import Image
 from skimage import data as pictures
 
-import runs
+from benchmarks import common
+from kit import files
+from kit.errors import UserError, run_script
 
 LARGE = (3000, 4000)  # 12 megapixels
 BARS = {"first_paint_s": 3.0, "preview_s": 1.0}
@@ -113,7 +111,7 @@ def shoot(browser, address, originals, run, folder):
                 page.get_by_role("button", name="Open", exact=True).click()
                 page.locator("#audit-exposed img").first.wait_for()
             page.wait_for_timeout(600)
-            with runs.atomic_path(folder / f"{tab.lower()}-{width}.png") as path:
+            with files.atomic_path(folder / f"{tab.lower()}-{width}.png") as path:
                 page.screenshot(path=path, full_page=width == 400)
         page.context.close()
 
@@ -126,7 +124,7 @@ def main():
     from playwright.sync_api import sync_playwright
     chromium = world.system_chromium()
     if chromium is None:
-        raise runs.UserError("there is no Chromium on this machine; install one")
+        raise UserError("there is no Chromium on this machine; install one")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
         root = Path(folder)
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -145,4 +143,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -5,25 +5,21 @@ Public: COUNT, parser, start, seconds, alternate, summary, slope, peak_gb, write
 
 import resource
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import arguments
-import experiment
-import runs
 import utils
+from kit import environment, files
+from kit.cli import Parser, number
 
-COUNT = arguments.number(int, 1)  # an argparse type
+COUNT = number(int, 1)  # an argparse type
 
 
 def parser(description, rounds=5):
     """The flags of every benchmark."""
-    flags = arguments.Parser(description=description)
+    flags = Parser(description=description)
     flags.add_argument("--rounds", type=COUNT, default=rounds)
     flags.add_argument("--threads", type=COUNT, help="threads of PyTorch (default: all cores)")
     flags.add_argument("--device", default="auto")
@@ -74,4 +70,4 @@ def peak_gb():
 def write(args, result, device):
     """Write the JSON file, with the hardware's name, where --out names one."""
     if args.out:
-        runs.write_json(args.out, {**result, "hardware": experiment.hardware_name(device), "torch": torch.__version__})
+        files.write_json(args.out, {**result, "hardware": environment.hardware_name(device), "torch": torch.__version__})

@@ -1,6 +1,6 @@
 """How time grows with pixels, users, images and files: the slope of a straight line in log-log axes, and a plot.
 
-Example: python benchmarks/growth.py --out results/growth/cpu.json        also writes results/growth/cpu.png
+Example: python -m benchmarks.growth --out results/growth/cpu.json        also writes results/growth/cpu.png
   marking   utils.mark_images by the pixels of an image, the same eight users' marks at every size
   audit     utils.score_users by users of 25 samples of 32 px: mark, query (smallnet), signals
   training  one epoch of utils.train_model (smallnet) by images of 32 px
@@ -19,17 +19,17 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import common
 import numpy as np
 import torch
 import tree
 from matplotlib.ticker import EngFormatter, NullFormatter
 from scipy import stats
 
-import report
-import runs
 import utils
+from benchmarks import common
 from dataset import recipe
+from kit import plots
+from kit.errors import UserError, run_script
 from networks import build_network
 
 SAMPLES = 25  # of a user
@@ -114,7 +114,7 @@ def fit(sizes, seconds, confidence=0.95):
     """
     sizes, seconds = np.asarray(sizes, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     if len(sizes) < 3 or len(sizes) != len(seconds) or not (np.r_[sizes, seconds] > 0).all():
-        raise runs.UserError("a slope with an interval needs three or more sizes, all positive; give more --sizes")
+        raise UserError("a slope with an interval needs three or more sizes, all positive; give more --sizes")
     line = stats.linregress(np.log(sizes), np.log(seconds))
     reach = stats.t.ppf((1 + confidence) / 2, len(sizes) - 2) * line.stderr
     return {"slope": float(line.slope), "interval": [float(line.slope - reach), float(line.slope + reach)],
@@ -149,15 +149,15 @@ def _seconds(call, device):
 
 def draw(panels, path):
     """One log-log plot for each of `panels`, {name: {"rows", "fit"}}: medians, the range of the rounds, the line."""
-    figure, axes = report.figure_of(2, 2, (9, 7))
+    figure, axes = plots.figure_of(2, 2, (9, 7))
     short = EngFormatter(sep="", places=1)
     for axis, (name, panel) in zip(axes.flat, panels.items(), strict=False):
         sizes, seconds = (np.array([row[what] for row in panel["rows"]], dtype=float) for what in ("size", "seconds"))
         reach = np.abs([[min(row["rounds"]), max(row["rounds"])] for row in panel["rows"]] - seconds[:, None]).T
         slope, (low, high) = panel["fit"]["slope"], panel["fit"]["interval"]
-        axis.errorbar(sizes, seconds, reach, fmt="o", color=report.MEMBER_COLOR, capsize=3,
+        axis.errorbar(sizes, seconds, reach, fmt="o", color=plots.MEMBER_COLOR, capsize=3,
                       label=f"median and range of {len(panel['rows'][0]['rounds'])}")
-        axis.plot(sizes, np.exp(panel["fit"]["intercept"]) * sizes**slope, color=report.NON_MEMBER_COLOR,
+        axis.plot(sizes, np.exp(panel["fit"]["intercept"]) * sizes**slope, color=plots.NON_MEMBER_COLOR,
                   label=f"slope {slope:.2f} ({low:.2f} to {high:.2f})")
         axis.set(xscale="log", yscale="log", title=name, xlabel=PANELS[name].by, ylabel=PANELS[name].unit)
         axis.set_xticks(sizes, [short(size).replace(".0", "") for size in sizes])
@@ -166,7 +166,7 @@ def draw(panels, path):
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels):]:
         axis.set_visible(False)
-    report.save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 def main():
@@ -180,7 +180,7 @@ def main():
         print(json.dumps(measure(args.measure, args.sizes, args, device)))
         return
     if args.sizes and len(args.panels) > 1:
-        raise runs.UserError("--sizes fits one panel; give one with --panels")
+        raise UserError("--sizes fits one panel; give one with --panels")
     panels = {}
     for name in args.panels:
         panel = PANELS[name]
@@ -202,4 +202,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

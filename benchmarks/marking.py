@@ -1,6 +1,6 @@
 """Marking: ours against the reference way, a Python loop that calls pnoise2 for each pixel, then Eq. 1 on whole arrays.
 
-Example: python benchmarks/marking.py --out results/bench-marking.json
+Example: python -m benchmarks.marking --out results/bench-marking.json
 Square images of several sizes in batches of about four million pixels, and a 12-megapixel photo on one core; how the
 time grows with the pixels, and the peak memory. Needs the package `noise`, which `make test` installs.
 """
@@ -8,13 +8,13 @@ time grows with the pixels, and the peak memory. Needs the package `noise`, whic
 import itertools
 import statistics
 
-import common
 import numpy as np
 import perlin
 import torch
 
-import runs
 import utils
+from benchmarks import common
+from kit.errors import run_script
 from provenance.protect import mark_photo
 
 KEY, MARKING = b"benchmark", utils.Marking()
@@ -76,4 +76,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

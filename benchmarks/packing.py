@@ -1,6 +1,6 @@
 """Many small trainings at once: which packing makes most images a second out of one machine or one card?
 
-Example: python benchmarks/packing.py --out results/packing/cpu.json
+Example: python -m benchmarks.packing --out results/packing/cpu.json
 K trainings (seeds) of the recipe of the data set photos, timed alternately in one run:
   sequential  one after the other with utils.train_model, all threads: the reference
   processes   K processes at once, each trains one: one thread each on a CPU, on CUDA they share the card
@@ -22,15 +22,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import common
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
-import runs
 import utils
+from benchmarks import common
 from dataset import recipe
+from kit.errors import UserError, run_script
 from networks import build_network
 
 CLASSES = 99  # of photos
@@ -244,7 +244,7 @@ class Group:
         try:
             return [pipe.recv() for pipe in self.pipes]
         except EOFError:
-            raise runs.UserError("a process of the benchmark has died (of memory?); try a smaller --counts") from None
+            raise UserError("a process of the benchmark has died (of memory?); try a smaller --counts") from None
 
     def round(self):
         """Seconds of one round, from the word to the last answer."""
@@ -329,4 +329,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

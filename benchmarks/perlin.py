@@ -1,6 +1,6 @@
 """Perlin noise: our batched matrix products against the reference way, a Python loop that calls pnoise2 for each pixel.
 
-Example: python benchmarks/perlin.py --size 224 --out results/bench-perlin.json
+Example: python -m benchmarks.perlin --size 224 --out results/bench-perlin.json
 Both make the same fields (same period, octaves, frequency and offset), alternately in one process, and are compared:
 the noise itself, which is what pnoise2 computes, against the loop as it was published and against the leanest one, and
 the whole generator with range, sine and sign (Eq. 2-3).
@@ -10,11 +10,11 @@ Needs the package `noise`, which `make test` installs.
 import statistics
 import sys
 
-import common
 import numpy as np
 
-import runs
 import utils
+from benchmarks import common
+from kit.errors import run_script
 
 try:
     from noise import pnoise2
@@ -104,4 +104,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

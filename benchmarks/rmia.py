@@ -1,6 +1,6 @@
 """RMIA's counts: sorting and searching against the dense matrix of ratios, both over all pairs of records.
 
-Example: python benchmarks/rmia.py --out results/bench-rmia.json
+Example: python -m benchmarks.rmia --out results/bench-rmia.json
 Times both alternately on one core and checks that every count is equal. The dense way makes its float64 matrix for some
 records at a time (--rows): in one piece 50,000 x 10,000 would be 4 GB (2 GB in float32), and slower. Ours is called ten
 times a round. Peak memory is that of the arrays a call makes (tracemalloc): of ours for all records, of the dense
@@ -11,12 +11,12 @@ import statistics
 import sys
 import tracemalloc
 
-import common
 import numpy as np
 
-import runs
 import utils
 from attacks import rmia
+from benchmarks import common
+from kit.errors import run_script
 
 GAMMA, CALLS = 2.0, 10
 
@@ -76,4 +76,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

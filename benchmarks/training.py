@@ -1,6 +1,6 @@
 """The training loop: ours against a plain float32 loop over a DataLoader, alternately in one process.
 
-Example: python benchmarks/training.py --net_type wideresnet284 --images 512 --out results/bench-training.json
+Example: python -m benchmarks.training --net_type wideresnet284 --images 512 --out results/bench-training.json
 The reference is the usual one of the paper's time, written from its description: float32, a TensorDataset and a
 DataLoader, crop and flip of torchvision (one draw a batch), loss.item() in every step. Same network, batch size and
 optimiser.
@@ -9,14 +9,14 @@ optimiser.
 import itertools
 import statistics
 
-import common
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
-import runs
 import utils
+from benchmarks import common
+from kit.errors import run_script
 from networks import build_network
 
 
@@ -73,4 +73,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

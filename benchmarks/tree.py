@@ -1,6 +1,6 @@
 """Writing imagenet-prepare.py's training tree, without marking: files per second, memory, growth with their number.
 
-Example: python benchmarks/tree.py --files 200000 --out results/bench-tree.json
+Example: python -m benchmarks.tree --files 200000 --out results/bench-tree.json
 Makes an ImageFolder of small files (about 1,280 a class, names and number of classes as in ImageNet), then lists it and
 writes the tree of links in a fresh process for each size. The time for ImageNet's 1,281,167 files is extrapolated from
 the fitted line and called so. The reference in the same run is the obvious way: torchvision's listing, a Path and a
@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 IMAGENET_FILES, PER_CLASS = 1_281_167, 1_281
 
 
@@ -36,16 +35,17 @@ def make_source(folder, files):
 
 
 def write_ours(source, out):
-    from provenance import imagenet
+    from imagenet.plan import list_source, plan_users
+    from imagenet.tree import Tree, finish, link_tree, publish
     settings = {"num_of_users": 0, "marked_samples_per_user": 125, "num_of_non_member_users": 0, "holdout": 0.0,
                 "non_member_source": "train", "non_member_pool": None, "seed": 1, "link": "symlink"}
-    train, val = (imagenet.list_source(source / side) for side in ("train", "val"))
-    plan, tree = imagenet.plan_users(settings, train, val), imagenet.Tree(out)
+    train, val = (list_source(source / side) for side in ("train", "val"))
+    plan, tree = plan_users(settings, train, val), Tree(out)
     tree.out.mkdir()
     tree.open(settings)
-    imagenet.link_tree(tree, plan, train, val)
-    imagenet.publish(tree, plan, train, {}, {})
-    imagenet.finish(tree)
+    link_tree(tree, plan, train, val)
+    publish(tree, plan, train, {}, {})
+    finish(tree)
 
 
 def write_reference(source, out):
@@ -60,7 +60,7 @@ def measure(way, source, out):
     """In this process: seconds, and peak memory in MB beyond what importing took."""
     import torchvision.datasets  # noqa: F401  (imports are not what is measured)
 
-    from provenance import imagenet  # noqa: F401
+    from imagenet.plan import list_source, plan_users  # noqa: F401
     os.sync()  # what other processes have written shall not be waited for inside
     before, started, cpu = _peak(), time.perf_counter(), time.process_time()
     {"ours": write_ours, "reference": write_reference}[way](source, out)
@@ -95,8 +95,8 @@ def main():
         return
     import torch
 
-    import experiment
-    import runs
+    from kit import environment
+    from kit.files import write_json
     rows, work = [], Path(tempfile.mkdtemp(dir=args.work))
     sizes = [args.files // part for part in (8, 4, 2, 1)]
     with_reference = max(args.reference_files, sizes[1])  # a line needs two points
@@ -119,7 +119,7 @@ def main():
                           flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    result = {"rows": rows, "hardware": experiment.hardware_name(torch.device("cpu"))} | {
+    result = {"rows": rows, "hardware": environment.hardware_name(torch.device("cpu"))} | {
         way: summary([row for row in rows if row["way"] == way]) for way in ("ours", "reference")}
     both = max(row["files"] for row in rows if row["way"] == "reference")
     ours, theirs = ([row["seconds"] for row in rows if row["way"] == way and row["files"] == both]
@@ -132,7 +132,7 @@ def main():
           f"{ours['imagenet_more_MB']:.0f} MB; the reference takes {result['ratio']['median']:.1f} times as long "
           f"({min(ratios):.1f} to {max(ratios):.1f}, {both} files)")
     if args.out:
-        runs.write_json(args.out, result)
+        write_json(args.out, result)
 
 
 def summary(rows):

@@ -11,7 +11,7 @@ import pkgutil
 from pydantic import ValidationError
 
 from countermeasures.base import Countermeasure
-from runs import UserError
+from kit.errors import UserError
 
 
 def _known():

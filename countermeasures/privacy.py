@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 
 import utils
 from countermeasures.base import Countermeasure
-from runs import optional
+from kit.errors import optional
 
 
 class DPSGD(Countermeasure):

@@ -15,7 +15,7 @@ import torch
 from dataset import folders
 from dataset.base import ImageData, Recipe
 from dataset.store import open_images
-from runs import UserError
+from kit.errors import UserError
 
 # Each is a module of this package with RECIPE and load(data_root, image_size).
 _NAMES = ("cifar10", "cifar100", "tinyimagenet", "celeba", "artbench", "imagefolder", "photos")

@@ -15,7 +15,8 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from runs import Progress, UserError
+from kit.errors import UserError
+from kit.progress import Progress
 
 BLOCK = 512  # a tar file ends with blocks of this many zero bytes
 

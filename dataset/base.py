@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dataset.store import FileStore, MemoryStore
-from runs import UserError
+from kit.errors import UserError
 
 ImageStore = MemoryStore | FileStore
 PIXEL_CHECK_SAMPLE = 64

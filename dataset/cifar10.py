@@ -11,7 +11,8 @@ import torch
 from dataset.base import ImageData, Recipe, checked_data
 from dataset.folders import DEFAULT_ROOT
 from dataset.store import MemoryStore
-from runs import UserError, network_timeout
+from kit.errors import UserError
+from kit.files import network_timeout
 
 CLASS_COUNT = 10
 RECIPE = Recipe(net_type="wideresnet284", train_size=25_000, epoch=100, lr=0.1, batch_size=256, momentum=0.9,

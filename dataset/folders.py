@@ -17,7 +17,7 @@ import torch
 from dataset.archives import unpack
 from dataset.base import checked_data
 from dataset.store import ImageFile, open_images
-from runs import UserError
+from kit.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 TEST_FOLDERS = ("test", "val", "valid", "validation")

@@ -13,7 +13,7 @@ from PIL import Image
 from dataset import cifar10, tinyimagenet
 from dataset.base import ImageData
 from dataset.folders import LAYOUT, checked_image_size, class_folder_data
-from runs import UserError
+from kit.errors import UserError
 
 LARGEST_SIZE = 224  # found sizes above it become 224; --image_size may ask for more
 LARGEST_CIFAR_LIKE_SIZE = 64

@@ -19,7 +19,7 @@ from PIL import Image
 
 from dataset.base import ImageData, Recipe, checked_data
 from dataset.store import MemoryStore
-from runs import UserError
+from kit.errors import UserError
 
 CROP = 32
 # Mean over the channels of the standard deviation within a crop, in 0..255. Below are the black border of a scan and

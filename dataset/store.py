@@ -19,7 +19,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
-from runs import UserError, atomic_path
+from kit.errors import UserError
+from kit.files import atomic_path
 
 CACHE_FOLDER = Path(__file__).resolve().parent / ".cache"
 IN_MEMORY_BYTES = 1 << 30  # more than this stays in its files and is decoded on demand

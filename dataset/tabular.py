@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runs import UserError, read_arrays
+from kit.errors import UserError
+from kit.files import read_arrays
 
 EMBEDDED = ("digits", "breast_cancer", "wine", "iris")  # inside scikit-learn: no download
 FEATURE_NAMES, LABEL_NAMES = ("features", "x", "X", "data"), ("labels", "y", "Y", "targets")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dataset.folders import DEFAULT_ROOT
 from dataset.tabular import TableData, checked_table, load_file, read_numbers
-from runs import UserError
+from kit.errors import UserError
 
 FOLDERS = (".", "texas/100", "texas", "100")  # as the archive unpacks, and parts of it
 

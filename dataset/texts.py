@@ -12,7 +12,7 @@ import numpy as np
 
 from dataset.folders import DEFAULT_ROOT
 from dataset.tabular import TableData, checked_table
-from runs import UserError, optional
+from kit.errors import UserError, optional
 
 AGNEWS_CLASSES = ("World", "Sports", "Business", "Sci/Tech")
 

@@ -16,8 +16,8 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 import utils
+from kit.errors import UserError
 from networks import build_network
-from runs import UserError
 
 UNSUPERVISED = ("Mahalanobis", "MSP", "Energy", "RMD", "kNN", "KLMatching", "ViM", "DICE")
 FEWEST_OF_CLASS = 5  # one component of neural PCA

@@ -1,6 +1,6 @@
 """Can the owner of a data set find the marked images in it? Input detection, section 5.2.6, Figs. 8 and 9.
 
-Example: python countermeasures/input_detection.py --dataset cifar10 --features resnet18_pretrained --out detection
+Example: python -m detection.input_detection --dataset cifar10 --features resnet18_pretrained --out detection
 Three ways: eight unsupervised detectors on the features of a network that was trained on other data, fitted on a small
 clean set; MCHAD, which has been shown other images with marks of the same kind; neural PCA for spurious features. Each
 is tried on the stripes in every strength, on pictures of --ood_pattern in their place, which MCHAD has not seen, and as
@@ -10,7 +10,6 @@ there already is taken up when the same command is given again.
 """
 
 import hashlib
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +20,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import arguments
-import experiment
-import report
-import runs
 import utils
-from countermeasures import detectors
 from dataset import load_dataset, load_outlier_bank
 from dataset.base import make_splits
+from detection import detectors
+from experiment import flags
+from kit import cli, environment, files, plots
+from kit.environment import software_versions
+from kit.errors import UserError, run_script
 from networks import build_network
-from provenance.models import open_model
-from provenance.record import software_versions
-from runs import UserError
+from suspects.opened import open_model
 
 IMAGENET = "resnet18_pretrained"
 MCHAD, PCA, BEST = "MCHAD", "Neural PCA", "best of eight"
@@ -47,7 +43,7 @@ MCHAD_SETTINGS = {"batch_size": 128, "lr": 2e-3, "margin": 5.0, "weight_oe": 0.2
 
 def make_parser():
     """The script's flags; those that train.py has, too, mean the same."""
-    number, parser = arguments.number, arguments.Parser(description=__doc__.split("\n\n")[0])
+    number, parser = cli.number, cli.Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--dataset", default="cifar100", help="the images that are marked (default cifar100)")
     add("--data_root", help="folder of the data set (default ./dataset; needed for imagefolder)")
@@ -208,7 +204,7 @@ def run(data, network, bank, settings, device):
     counts = {"fit": len(chosen.fit), "clean": len(chosen.clean), "marked": chosen.users.samples.size,
               "users": len(chosen.users)}
     return {"settings": settings, "images": counts, "rows": rows, "seconds": time.monotonic() - started,
-            "hardware": experiment.hardware_name(device),
+            "hardware": environment.hardware_name(device),
             "versions": {**software_versions(), "pytorch-ood": detectors.library().__version__}}, marked
 
 
@@ -249,17 +245,17 @@ def main():
         bank = load_outlier_bank(args.ood_pattern, *data.images.image_shape[1:], args.data_root)
     shared = settings_of(args, data, network, bank)
     out = Path(args.out)
-    with runs.lock_folder(out):
+    with files.lock_folder(out):
         results = []
         for seed in args.seed:
             settings, path = {**shared, "seed": seed}, out / f"seed-{seed}" / "result.json"
             if path.exists():
-                stored = runs.read_json(path)
-                runs.check_same_settings(stored.get("settings"), settings, path, hint="Choose another --out")
+                stored = files.read_json(path)
+                files.check_same_settings(stored.get("settings"), settings, path, hint="Choose another --out")
             else:
                 stored, marked = run(data, network, bank, settings, device)
                 draw(stored, marked, path.parent)
-                runs.write_json(path, stored)
+                files.write_json(path, stored)
             results.append(stored)
         conclude(results, out)
 
@@ -268,7 +264,7 @@ def settings_of(args, data, network, bank):
     """What decides the figures, JSON-ready; files by their content."""
     names = ("head", "fit_share", "num_of_multiTarget_diffCls", "marked_samples_per_user", "clean_images",
              "img_blending_ratio", "noise_norm", "noise_injection_type", "mchad_epochs")
-    return {"dataset": data.name, "data": arguments.data_fingerprint(data),
+    return {"dataset": data.name, "data": flags.data_fingerprint(data),
             "train_size": args.train_size or data.recipe.train_size,
             "features": f"{network.identity['net_type']} {network.identity['sha256'][:16]}",
             "pictures": None if bank is None else hashlib.sha256(bank.numpy().tobytes()).hexdigest()[:16],
@@ -285,9 +281,9 @@ def conclude(results, out):
             f"users, {counts['clean']}\nclean ones, fitted on {counts['fit']}. Mean (lowest-highest) of {len(results)} "
             f"seed(s); blending ratio, noise norm or outlier feature.\n\n{text}")
     print(f"\n{text}")
-    with runs.atomic_path(out / "summary.md") as path:
+    with files.atomic_path(out / "summary.md") as path:
         path.write_text(text)
-    runs.write_json(out / "result.json", {
+    files.write_json(out / "result.json", {
         "settings": {**settings, "seed": [one["settings"]["seed"] for one in results]}, "images": counts,
         "summary": found, "seconds": [one["seconds"] for one in results], "hardware": results[0]["hardware"],
         "versions": results[0]["versions"]})
@@ -347,7 +343,7 @@ def aligned(head, rows):
 def draw(result, marked, folder):
     """unsupervised.png (Fig. 8) and, with MCHAD, supervised.png (Fig. 9). marked: {marking: images}, for examples."""
     strengths = [name for name in marked if name.endswith("/255")]
-    figure, axes = report.figure_of(1, len(strengths), (5.2 * len(strengths), 5.6))
+    figure, axes = plots.figure_of(1, len(strengths), (5.2 * len(strengths), 5.6))
     names = [*detectors.UNSUPERVISED, PCA]
     for axis, strength in zip(axes[0], strengths, strict=True):
         found = sorted((row for row in result["rows"] if row["detector"] in names and row["marking"] == strength),
@@ -356,7 +352,7 @@ def draw(result, marked, folder):
             roc_line(axis, row, row["detector"], f"C{names.index(row['detector'])}",
                      "--" if row["detector"] == PCA else "-", 2.4 if row is found[0] else 1.1)
         finish(axis, "blending ratio {}, noise {}".format(*strength.split(", ")))
-    report.save_figure(figure, folder / "unsupervised.png")
+    plots.save_figure(figure, folder / "unsupervised.png")
     rows = [row for row in result["rows"] if row["detector"] == MCHAD and row["marking"] not in strengths[1:]]
     if rows:
         step = result["settings"]["marked_samples_per_user"]
@@ -366,9 +362,9 @@ def draw(result, marked, folder):
 
 def draw_supervised(rows, examples, path):
     """Fig. 9: MCHAD on marks of the kind that it was trained with and on others, with examples of each."""
-    figure, axes = report.figure_of(1, 2, (9.4, 5))
+    figure, axes = plots.figure_of(1, 2, (9.4, 5))
     strips = []
-    for row, color in zip(rows, (report.MEMBER_COLOR, report.NON_MEMBER_COLOR, "grey"), strict=False):
+    for row, color in zip(rows, (plots.MEMBER_COLOR, plots.NON_MEMBER_COLOR, "grey"), strict=False):
         name = {"pictures": "other pictures", "plain grey": "plain grey (control)"}.get(
             row["marking"].split(", ")[1], "stripes, as in training")
         roc_line(axes[0, 0], row, name, color, "-", 2)
@@ -381,7 +377,7 @@ def draw_supervised(rows, examples, path):
     axes[0, 1].imshow(stacked.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes[0, 1].set(xticks=[], yticks=[])
     axes[0, 1].spines[:].set_visible(False)
-    report.save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 def roc_line(axis, row, name, color, style, width):
@@ -400,4 +396,4 @@ def finish(axis, title):
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -7,7 +7,6 @@ A flag that is not given is None until `resolve_settings` fills it from the data
 import argparse
 import hashlib
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -15,8 +14,10 @@ import torch
 from countermeasures import countermeasure_names
 from countermeasures import parse as parse_countermeasure
 from dataset import dataset_names
+from experiment.folder import RunPaths
+from kit.cli import Parser, number
+from kit.errors import UserError
 from networks import network_names
-from runs import RunPaths, UserError
 from utils import NOISE_TYPES, choose_precision
 
 # Settings that decide the weights of the model; a checkpoint made with others is not the same run.
@@ -26,27 +27,6 @@ TRAINING_FLAGS = ("dataset", "image_size", "train_size", "val_portion", "net_typ
 USER_FLAGS = ("target_user_cls", "num_of_multiTarget_diffCls", "num_of_multiTarget_sameCls")
 # Settings of the audit, free to change on a trained model.
 AUDIT_FLAGS = ("num_of_non_member_user", "instance_mi", "scaled_loss", "fpr", "verdict_fpr", "exact_keys")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but bad flags are UserErrors: one line, exit code 2."""
-
-    def error(self, message):
-        raise UserError(f"{message}; run {self.prog} --help for the list of flags")
-
-
-def number(kind, low=None, high=None, above=None):
-    """An argparse type: a finite number of this kind within the limits."""
-    def parse(text):
-        value = kind(text)
-        if (low is not None and value < low) or (high is not None and value > high) or (
-                above is not None and value <= above) or not math.isfinite(value):
-            limits = [f"at least {low}" if low is not None else "", f"above {above}" if above is not None else "",
-                      f"at most {high}" if high is not None else ""]
-            raise argparse.ArgumentTypeError(f"{text} must be a number {' and '.join(filter(None, limits))}")
-        return value
-    parse.__name__ = kind.__name__
-    return parse
 
 
 def make_parser(description):

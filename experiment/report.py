@@ -4,24 +4,11 @@ Public: show (table), draw (all plots of a run), draw_roc, draw_losses, draw_mar
 show_verdict and draw_grid for the verdict on one user; figure_of, save_figure, png_of.
 """
 
-import io
-import textwrap
 
-import matplotlib.figure
-import numpy as np
 import torch
-from sklearn.metrics import roc_curve
 
-from runs import atomic_path
+from kit.plots import MEMBER_COLOR, NON_MEMBER_COLOR, draw_shares, figure_of, percent, roc_points, save_figure
 from utils import mark_images, noise_fields, outlier_features, threshold_at_fpr
-
-MEMBER_COLOR, NON_MEMBER_COLOR = "#1f77b4", "#d95f02"
-
-
-def percent(rate, interval=None):
-    """"0.02 % (0.00-0.07)" out of a rate and its interval."""
-    text = f"{100 * rate:.2f} %"
-    return f"{text} (95 % interval {100 * interval[0]:.2f}-{100 * interval[1]:.2f})" if interval else text
 
 
 def show(result, paths):
@@ -56,15 +43,6 @@ def show(result, paths):
         print(f"{name:<{width}}{value}")
 
 
-def figure_of(rows, columns, size):
-    """(figure, axes (rows, columns)) of a size in inches."""
-    # Agg draws without a display; the caller's own backend, say in a notebook, stays as it is.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
 def draw(experiment, answers, result, paths):
     """Draw the three plots of a run: ROC, losses (the paper's Fig. 5) and the marked images."""
     draw_roc(answers, result, paths.roc_plot)
@@ -73,19 +51,6 @@ def draw(experiment, answers, result, paths):
     shown = [(user, number) for user in range(min(len(users), 2)) for number in range(min(users.samples.shape[1], 4))]
     originals = torch.cat([store[users.samples[user, number:number + 1]] for user, number in shown])
     draw_marks(originals, users.key, *zip(*shown, strict=True), experiment.marking, paths.mark_plot)
-
-
-def save_figure(figure, path):
-    """Write a figure as PNG, whole or not at all."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-
-
-def png_of(figure):
-    """A figure as the bytes of a PNG."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
 
 
 def draw_roc(answers, result, path):
@@ -109,24 +74,6 @@ def draw_roc(answers, result, path):
     axes[0, 1].set(xlim=(lowest, 1.3), ylim=(0.5 / max(2, answers.losses("target").size), 1.3))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     save_figure(figure, path)
-
-
-def roc_points(member, other):
-    """(false positive rates, the same for a logarithmic axis, true positive rates) of losses, which are lower for
-    members: float64 arrays. On a logarithmic axis 0 has no place; it becomes half of one false positive."""
-    truth = np.concatenate([np.ones(len(member)), np.zeros(len(other))])
-    fpr, tpr, _ = roc_curve(truth, -np.concatenate([member, other]), drop_intermediate=True)
-    return fpr, np.maximum(fpr, 0.5 / len(other)), tpr
-
-
-def draw_shares(axis, groups, title, label):
-    """Histograms of non-members and members (two arrays) as shares, so that 5 members stand beside 5,000 others."""
-    bins = np.histogram_bin_edges(np.concatenate(groups), 60)
-    for values, color, name in zip(groups, (NON_MEMBER_COLOR, MEMBER_COLOR), ("non-members", "members"), strict=True):
-        axis.hist(values, bins, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.6,
-                  label=f"{name} ({len(values)})")
-    axis.set(title=title, xlabel=label, ylabel="share")
-    axis.legend(fontsize=8)
 
 
 def draw_losses(answers, path):
@@ -174,42 +121,3 @@ def draw_marks(originals, key, users, numbers, marking, path):
     save_figure(figure, path)
 
 
-def show_verdict(result, folder):
-    """Print the short table of one user's audit and, before it, the verdict in two sentences."""
-    print("", textwrap.fill(result["sentences"], 118), "", sep="\n")
-    rows = [("exact p", f"{result['p_value']:.3g} ({result['at_most']} of {result['pairs']} pairs of the grid), alpha "
-                        f"{result['alpha']:g}"),
-            ("verdict", "USED" if result["detected"] else "not shown"),
-            ("photos", f"{result['published']} published, {result['photos'] - result['published']} held out"),
-            ("class", result["label"]), ("queries", result["queries"])]
-    beside = result.get("algorithm_1")
-    if beside:
-        rows.append(("Algorithm 1", f"{'USED' if beside['used'] else 'not used'} (mean loss {beside['mean_loss']:.4g}, "
-                                    f"threshold {beside['threshold']:.4g} at {percent(beside['fpr'])} FPR); "
-                                    f"{beside['below_user']} of {beside['non_member_users']} strangers as low: "
-                                    f"{percent(beside['fpr_at_user'], beside['fpr_interval'])}"))
-    rows += [(name, folder / file) for name, file in (("result", "result.json"), ("plot", "grid.png"),
-                                                       ("evidence", "evidence.zip"))]
-    for name, value in rows:
-        print(f"{name:<13}{value}")
-
-
-def draw_grid(grid, result, path):
-    """T(0, 0) against the grid: histograms of the pairs that share the user's key, the selection, or nothing."""
-    figure, axes = figure_of(1, 1, (8, 4.4))
-    axis = axes[0, 0]
-    groups = [("other selection, other key", grid[1:, 1:], "#999999"),
-              ("published selection, other key", grid[0, 1:], NON_MEMBER_COLOR),
-              ("other selection, the user's key", grid[1:, 0], MEMBER_COLOR)]
-    bins = np.histogram_bin_edges(grid.ravel(), 60)
-    for name, values, color in groups:
-        if values.size:
-            axis.hist(values.ravel(), bins, weights=np.full(values.size, 1 / values.size), color=color, alpha=0.6,
-                      label=f"{name} ({values.size})")
-    axis.axvline(grid[0, 0], color="black", linewidth=1.6, label="the user's own pair")
-    axis.set(xlabel="T: mean score of the selected photos under the key (low: the model is sure of the label)",
-             ylabel="share of its group",
-             title=f"p = {result['p_value']:.3g}: {result['at_most']} of {result['pairs']} pairs are as low as the "
-                   "user's own")
-    axis.legend(fontsize=8)
-    save_figure(figure, path)

@@ -12,230 +12,33 @@ import errno
 import hashlib
 import os
 import shutil
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from imagenet.plan import FOLDERS, FORMAT, _shuffled
+from imagenet.users import read_manifest
+from kit import files
+from kit.errors import UserError
+from kit.files import check_same_settings, read_json, write_json
+from kit.progress import Progress
 from provenance import protect
 from provenance import record as records
 from provenance.photos import UnreadablePhoto, encode_photo, read_photo, write_photo
-from runs import Progress, UserError, check_same_settings, read_json, write_json
-from utils import derive_key, key_generator
 
-FORMAT = "membershiptracker-imagenet-1"
-# What torchvision's ImageFolder takes for an image; other files of a class are linked, but no user gets them.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 FITTING = {"jpeg": (".jpg", ".jpeg"), "png": (".png",)}  # names that a marked file of this format may keep
-FOLDERS = {"member": "members", "non_member": "non_members"}
 PARTIAL = ".partial"
-LONGEST_NAME = 230  # bytes; of 255, some are needed for suffixes and temporary names
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Source
 # ----------------------------------------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class Source:
-    """An ImageFolder's classes in the order of their numbers, and their file names.
-
-    listing: {class: its file names, sorted and joined by NUL}: 30 MB for 1.28 million files, a tenth of a list of str.
-    """
-
-    folder: str
-    listing: dict
-
-    def names(self, label):
-        return self.listing[label].split("\0")
-
-    def images(self, label):
-        """Names that a user may own: images whose names survive JSON, records and a longer suffix."""
-        return [name for name in self.names(label)
-                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
-                and "\\" not in name and len(os.fsencode(name)) <= LONGEST_NAME and _is_text(name)]
-
-    @cached_property
-    def files(self):
-        return sum(names.count("\0") + 1 for names in self.listing.values())
-
-    @cached_property
-    def digest(self):
-        """SHA-256, hex, of all class and file names: the same in whatever order the disk names them."""
-        digest = hashlib.sha256()
-        for label, names in self.listing.items():
-            digest.update(os.fsencode(f"{label}\0\0{names}\0\0\0"))
-        return digest.hexdigest()
-
-
-def _is_text(name):
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def list_source(folder):
-    """List the class folders of an ImageFolder without a call per file. Raises UserError where it is none."""
-    root, listing = os.path.realpath(folder), {}
-    try:
-        with os.scandir(root) as entries:
-            labels = sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError as error:
-        raise UserError(f"{folder} can't be opened ({error.strerror}); --data_root needs train/CLASS/FILES and "
-                        "val/CLASS/FILES") from None
-    for label in Progress(labels, f"listing {os.path.basename(root)}", unit="class"):
-        if not _is_text(label):
-            raise UserError(f"{folder} has a class folder whose name is not valid UTF-8 ({label!r}); rename it")
-        with os.scandir(os.path.join(root, label)) as entries:
-            names = []
-            for entry in entries:
-                if entry.is_dir():  # known from the folder itself, except for links
-                    raise UserError(f"{folder}/{label} has a folder inside ({entry.name!r}); images must lie in their "
-                                    "class folder itself")
-                names.append(entry.name)
-        if not names:
-            raise UserError(f"{folder}/{label} is empty, and no training script reads that; remove it")
-        listing[label] = "\0".join(sorted(names))
-    if not listing:
-        raise UserError(f"{folder} has no class folders; --data_root needs train/CLASS/FILES and val/CLASS/FILES")
-    return Source(root, listing)
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Users
 # ----------------------------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class User:
-    """One user: `places` are positions in the shuffled images of the class, one for each of the user's numbers.
-
-    group "member" or "non_member"; side "train" or "val", where the images come from; record: a `MarkRecord` without
-    photos, whose keys follow from the seed; published: bool, which of the numbers are marked and shown.
-    """
-
-    name: str
-    group: str
-    label: str
-    side: str
-    record: records.MarkRecord
-    places: np.ndarray
-    published: np.ndarray
-
-    @property
-    def key(self):
-        return bytes.fromhex(self.record.key)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All users, and the places that leave the training tree for non-members: pools {class: (first, last + 1)}.
-
-    taken: {(side, class): how many of its shuffled images are anybody's}.
-    """
-
-    settings: dict
-    users: list
-    taken: dict
-    pools: dict
-
-    def of_class(self, label):
-        return [user for user in self.users if user.label == label]
-
-
-def mark_settings(settings):
-    """The `MarkSettings` of imagenet-prepare.py's settings."""
-    names = ("img_blending_ratio", "noise_injection_type", "noise_norm", "format", "quality")
-    return records.MarkSettings(ood_pattern="color_stripes", **{name: settings[name] for name in names})
-
-
-def photos_of_member(published, holdout):
-    """How many photos a member owns who publishes `published` of them, as `data_marking.py --holdout` counts."""
-    count = published
-    while count - round(count * holdout) < published:
-        count += 1
-    return count
-
-
-def plan_users(settings, train, val):
-    """Choose every user's class and places: a Plan. Raises UserError when the classes have too few images.
-
-    settings: dict of imagenet-prepare.py's settings; train, val: Sources (val may be None when it is not asked for).
-    Users go round the classes in an order that the seed decides; a class without room for another user is passed over,
-    so that nobody gets a short set (defect 4).
-    """
-    order = _shuffled(list(train.listing), settings["seed"], "users' classes")
-    size = photos_of_member(settings["marked_samples_per_user"], settings["holdout"])
-    # One image of each class stays as it is: a class folder must not become empty.
-    room = {label: len(train.images(label)) - 1 for label in order}
-    users, count = [], Counter()
-    for number, label in enumerate(_go_round(order, room, size, settings["num_of_users"], "member")):
-        users.append(_user(settings, "member", number, label, "train", np.arange(count[label], count[label] + size)))
-        count[label] += size
-    taken = {("train", label): number for label, number in count.items()}
-    if settings["non_member_source"] == "val":
-        left = {label: len(val.images(label)) for label in order if label in val.listing}
-    else:
-        left = {label: room[label] - count[label] for label in order}
-    others, sizes = _non_members(settings, left, count)
-    side = settings["non_member_source"]
-    pools = {label: (count[label], count[label] + number) for label, number in sizes.items()} if side == "train" else {}
-    for label, number in sizes.items():
-        taken[side, label] = number + (count[label] if side == "train" else 0)
-    return Plan(settings, users + others, taken, pools)
-
-
-def _non_members(settings, left, first):
-    """Non-member users and {class: images set aside for them}; left: {class: images to choose from}, in the order."""
-    size, users = settings["marked_samples_per_user"], settings["num_of_non_member_users"]
-    side, pool = settings["non_member_source"], settings["non_member_pool"]
-    if pool is not None and pool < size:
-        raise UserError(f"--non_member_pool {pool} is smaller than the {size} images of a user; raise it")
-    own = side == "train" and pool is None
-    sizes = {label: pool or number for label, number in left.items()}
-    room = left if own else {label: users * size if size <= sizes[label] <= left[label] else 0 for label in left}
-    labels = _go_round(list(left), room, size, users, "non-member")
-    if own:
-        sizes = {label: size * number for label, number in Counter(labels).items()}
-    chosen, turns = [], Counter()
-    for number, label in enumerate(labels):
-        # Either images of their own, or, as in the paper, images that users share, each user's being distinct.
-        places = np.arange(turns[label] * size, (turns[label] + 1) * size) if own else \
-            key_generator(settings["seed"], "non-member images", number).choice(sizes[label], size, replace=False)
-        turns[label] += 1
-        chosen.append(_user(settings, "non_member", number, label, side,
-                            places + (first[label] if side == "train" else 0)))
-    return chosen, {label: sizes[label] for label in turns}
-
-
-def _shuffled(names, *key):
-    return [names[place] for place in key_generator(*key).permutation(len(names))]
-
-
-def _go_round(order, room, size, users, who):
-    """The classes of `users` users who need `size` images each, `room` being {class: images to give away}."""
-    chosen, turn = [], 1
-    while len(chosen) < users:
-        fitting = [label for label in order if room[label] >= turn * size]
-        if not fitting:
-            raise UserError(f"the classes have room for {len(chosen)} of {users} {who} users of {size} images each; "
-                            "lower the number of users or --marked_samples_per_user, or look at --non_member_pool and "
-                            "--non_member_source")
-        chosen += fitting[:users - len(chosen)]
-        turn += 1
-    return chosen
-
-
-def _user(settings, group, number, label, side, places):
-    seed = int.from_bytes(derive_key(settings["seed"], "imagenet user", group, number)[:6], "little")
-    record = records.new_record(mark_settings(settings), seed)
-    batch = {"photos": len(places), "published": settings["marked_samples_per_user"]}
-    published = records.draw_selections(record.selection_key, [batch], 0)[0]
-    return User(f"{group}_{number:05d}", group, label, side, record, places, published)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -365,7 +168,7 @@ def _mark_one(tree, user, number, name, source, names):
         pixels = read_photo(path)
     except UnreadablePhoto as problem:
         return str(problem)
-    row = {"original": name, "original_sha256": records.file_digest(path), "height": pixels.shape[0],
+    row = {"original": name, "original_sha256": files.file_digest(path), "height": pixels.shape[0],
            "width": pixels.shape[1], "marked": None}
     if user.published[number]:
         settings = user.record.settings
@@ -499,72 +302,4 @@ def finish(tree):
 # Reading
 # ----------------------------------------------------------------------------------------------------------------------
 
-def read_manifest(path):
-    """Read and check a manifest.json. Raises UserError; no name in it can leave the folder that it is joined to."""
-    path = Path(path)
-    manifest = read_json(path / "manifest.json" if path.is_dir() else path)
-    try:
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
-        names = list(manifest["class_names"])
-        for name, entry in manifest["users"].items():
-            names += [name, entry["class"], *entry["files"]]
-            if entry["group"] not in FOLDERS or not isinstance(entry["files"], list) or \
-                    len(entry["numbers"]) != len(entry["files"]):
-                raise ValueError(f"user {name} is not as it should be")
-        bad = [name for name in names if not isinstance(name, str) or name in ("", ".", "..") or "/" in name
-               or "\0" in name]
-        if bad or not isinstance(manifest["settings"], dict):
-            raise ValueError(f"{bad[0]!r} is no file name" if bad else "it has no settings")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a manifest of imagenet-prepare.py ({type(error).__name__}: {error}); give "
-                        "TREE/manifest.json") from None
-    return manifest
 
-
-def find_users(folder, manifest=None, group=None):
-    """The users of a member or non-member folder: {user: [(class, path), ...]}, sorted by user and then by name.
-
-    With a manifest the users and files are those that it lists for `group`. Without, FOLDER/USER/CLASS/FILES, or
-    FOLDER/CLASS/FILES, where a class is one user. Raises UserError.
-    """
-    root = str(folder)
-    if not os.path.isdir(root):
-        raise UserError(f"{folder} is not a folder; give one with USER/CLASS/IMAGES or CLASS/IMAGES inside")
-    if manifest is not None:
-        found = {name: sorted((entry["class"], os.path.join(root, name, entry["class"], file))
-                              for file in entry["files"])
-                 for name, entry in sorted(manifest["users"].items()) if entry["group"] == group}
-        missing = next((path for files in found.values() for _, path in files if not os.path.isfile(path)), None)
-        if missing:
-            raise UserError(f"{missing} is missing, though the manifest lists it; give the folders and the manifest of "
-                            "one tree")
-    else:
-        found = dict(_users_of_folders(root))
-    if not found:
-        raise UserError(f"{folder} has no users: neither USER/CLASS/IMAGES nor CLASS/IMAGES")
-    return found
-
-
-def _users_of_folders(root):
-    shapes = set()
-    for name in _below(root, folders=True):
-        classes, files = (_below(os.path.join(root, name), folders) for folders in (True, False))
-        if classes and files:
-            raise UserError(f"{root}/{name} has both images and folders inside; use USER/CLASS/IMAGES or CLASS/IMAGES")
-        if not classes and not files:
-            raise UserError(f"{root}/{name} is empty; remove it")
-        shapes.add(bool(classes))
-        if len(shapes) > 1:
-            raise UserError(f"{root} mixes USER/CLASS/IMAGES and CLASS/IMAGES (as {name}); use one of them")
-        yield name, [(label, os.path.join(root, name, label, file)) for label in classes
-                     for file in _below(os.path.join(root, name, label), False)] or \
-            [(name, os.path.join(root, name, file)) for file in files]
-
-
-def _below(folder, folders):
-    """Sorted names of the folders, or of the images, in a folder."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if (
-            entry.is_dir() if folders else not entry.is_dir() and not entry.name.startswith(".")
-            and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES))

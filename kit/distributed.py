@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
-from runs import UserError
+from kit.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,137 +11,25 @@ lock_folder, RunPaths, VERSION.
 
 import errno
 import hashlib
-import importlib
 import json
 import os
-import signal
 import socket
-import sys
 import zipfile
 import zlib
-from contextlib import ExitStack, contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 try:
     import fcntl
 except ImportError:  # Windows has none; there two runs of one name are the user's to keep apart.
     fcntl = None
+from kit.errors import UserError
 
-VERSION = "0.1.0"  # that of pyproject.toml
 MODEL_FORMAT = "membershiptracker-model-1"
-
-
-class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, where, and what to do about it."""
-
-
-def run_script(main):
-    """Run `main()` as a command: bad input, a full disk and Ctrl-C end in one line on stderr, never in a traceback.
-
-    main's result is the exit code: 0 (or None) done, 1 done but for what was named. Others: 2 bad input or no room on
-    the disk, 130 interrupted (by Ctrl-C or a polite kill).
-    """
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    try:
-        if code := main():
-            sys.exit(code)
-    except UserError as error:
-        sys.exit(_fail(str(error), 2))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; start the same command again to go on where it stopped", 130))
-    except BrokenPipeError:  # `train.py | head`: whoever read the table has enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what Python flushes at exit)
-        sys.exit(0)
-    except (OSError, torch.OutOfMemoryError) as error:
-        if (text := explanation(error)) is None:
-            raise
-        sys.exit(_fail(text, 2))
-
-
-def explanation(error):
-    """What to tell people about an exception that is their input's or their machine's; None for a defect of ours."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, torch.OutOfMemoryError):
-        return "the device ran out of memory; lower --batch_size, or use --device cpu"
-    if not isinstance(error, OSError):
-        return None
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no room left on the disk{_where(error)}; free some, then start the same command again"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission to read or write{_where(error)}; choose another folder with --out"
-    if error.errno == errno.ENOENT:
-        return f"a file is gone{_where(error)}; put it back, or start anew without it"
-    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
-        return f"{error.strerror}{_where(error)}; choose another name with --out"
-    return None
-
-
-def _where(error):
-    return f" at {error.filename}" if error.filename else ""
-
-
-def _fail(message, code):
-    # Click-through environments and logs want exactly one line, whatever the message was made from.
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return code
-
-
-def optional(package, what, install=None):
-    """Import a package that only some need; without it a UserError says what needs it and how to get it."""
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise UserError(f"{what} needs the package {package}: pip install {install or package}") from None
-
-
-_watcher = ContextVar("watcher", default=None)
-
-
-@contextmanager
-def watched(watcher):
-    """Call watcher(label, done, total) at every step of each `Progress` of this thread; what it raises ends the work.
-
-    The work is left as after Ctrl-C: what is finished is on disk, and the same call goes on from there.
-    """
-    before = _watcher.set(watcher)
-    try:
-        yield
-    finally:
-        _watcher.reset(before)
-
-
-class Progress(tqdm):
-    """A progress bar, silent where stderr is no terminal and gone when it is done, that also tells who `watched`."""
-
-    def __init__(self, iterable=None, desc=None, total=None, initial=0, **settings):
-        super().__init__(iterable, desc, total, initial=initial, disable=None, leave=False, **settings)
-        self._watcher, self._label, self._done = _watcher.get(), desc, initial
-        self._tell(0)
-
-    def _tell(self, steps):
-        self._done += steps
-        if self._watcher is not None:
-            self._watcher(self._label, self._done, self.total)
-
-    def __iter__(self):
-        # Not tqdm's own, which calls update on a terminal and not elsewhere.
-        with self:
-            for item in self.iterable:
-                yield item
-                self.update(1)
-
-    def update(self, n=1):
-        super().update(n)
-        self._tell(n)
 
 
 @contextmanager
@@ -192,6 +80,21 @@ def read_json(path, remedy="delete it and run the command again"):
         raise UserError(f"{path} does not exist; run train.py first, or check the path") from None
     except (ValueError, RecursionError, IsADirectoryError) as error:
         raise UserError(f"{path} is damaged ({error}); {remedy}") from None
+
+
+def canonical_digest(value):
+    """SHA-256, hex, of a JSON-ready value in one fixed spelling."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+                          ).hexdigest()
+
+
+def file_digest(path):
+    """SHA-256 of a file's bytes, hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for part in iter(lambda: file.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def write_arrays(path, **arrays):
@@ -278,20 +181,6 @@ def check_same_settings(stored, wanted, where, but=(), hint="Use the same settin
         raise UserError(f"{where} was made with other settings: {'; '.join(different)}. {hint}")
 
 
-def check_config(paths, settings):
-    """Raise UserError when the run folder was started with other settings, {stage: {name: value}}."""
-    if not paths.config.exists():
-        return
-    stored = read_json(paths.config)
-    for stage, values in settings.items():
-        check_same_settings(stored.get(stage, {}) if isinstance(stored, dict) else None, values, paths.folder)
-
-
-def write_config(paths, settings):
-    """Keep a run's settings, {stage: {name: value}}, and where its model is, seen from the folder, in config.json."""
-    write_json(paths.config, {**settings, "model": os.path.relpath(paths.model, paths.folder)})
-
-
 @contextmanager
 def _locked(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -317,47 +206,3 @@ def lock_folder(folder):
     return _locked(Path(folder) / ".lock")
 
 
-@dataclass(frozen=True)
-class RunPaths:
-    """Names of every file of one run. `folder` holds the results; `model` may lie elsewhere (--ckpt_folder)."""
-
-    folder: Path
-    model: Path
-
-    @classmethod
-    def of_folder(cls, folder):
-        folder = Path(folder)
-        return cls(folder, folder / "model.safetensors")
-
-    @classmethod
-    def existing(cls, folder):
-        """A run that is there already: its config.json knows where the model is. UserError when it is no run folder."""
-        paths = cls.of_folder(folder)
-        if paths.model.exists():
-            return paths
-        config = read_json(paths.config)
-        if not isinstance(config, dict) or not isinstance(config.get("model"), str):
-            raise UserError(f"{folder} is not a run folder of train.py: its config.json names no model")
-        return cls(paths.folder, Path(os.path.normpath(paths.folder / config["model"])))
-
-    @classmethod
-    def of_tag(cls, result_folder, model_folder, name):
-        return cls(Path(result_folder) / name, Path(model_folder) / f"{name}.safetensors")
-
-    @contextmanager
-    def lock(self):
-        """Keep a second process away from this run's files while the block lasts; a lock dies with its process."""
-        with ExitStack() as locks:
-            locks.enter_context(lock_folder(self.folder))
-            if self.model.parent != self.folder:  # another run may have the same model under another result folder
-                locks.enter_context(_locked(self.model.with_name(f".{self.model.stem}.lock")))
-            yield
-
-    config = property(lambda self: self.folder / "config.json")
-    progress = property(lambda self: self.model.with_name(self.model.stem + ".progress.safetensors"))
-    marks = property(lambda self: self.folder / "marks.npz")
-    losses = property(lambda self: self.folder / "losses.npz")
-    result = property(lambda self: self.folder / "result.json")
-    roc_plot = property(lambda self: self.folder / "roc.png")
-    loss_plot = property(lambda self: self.folder / "losses.png")
-    mark_plot = property(lambda self: self.folder / "marks.png")

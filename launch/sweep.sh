@@ -4,8 +4,8 @@
 #   JOBS=4 bash single-target.sh            four runs at once on this machine (default 1: one after the other)
 #   LAUNCHER=ray GPUS_PER_RUN=0.25 bash single-target.sh
 #                                           as tasks of a Ray cluster (pip install ray); LAUNCHER=local is the default.
-#                                           CPUS_PER_RUN, RETRIES, RAY_ADDRESS: see launch.py
-cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
+#                                           CPUS_PER_RUN, RETRIES, RAY_ADDRESS: see launch/README.md
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 RES_FOLDER=${RES_FOLDER:-saved_res$([ -n "${QUICK:-}" ] && echo -quick)}
 CKPT_FOLDER=${CKPT_FOLDER:-checkpoint$([ -n "${QUICK:-}" ] && echo -quick)}
@@ -13,7 +13,7 @@ CKPT_FOLDER=${CKPT_FOLDER:-checkpoint$([ -n "${QUICK:-}" ] && echo -quick)}
 QUICK_RECIPE=${QUICK_RECIPE---train_size 1000 --epoch 100}
 FAILED=()
 export LAUNCHER=${LAUNCHER:-local} JOBS=${JOBS:-1}
-QUEUE=()  # the commands that wait for launch.py, which one run after the other on this machine does without
+QUEUE=()  # the commands that wait for launch, which one run after the other on this machine does without
 
 # SEED=2 adds --seed 2 to every run and the seed to its tag: several seeds can share one folder and one table.
 # run TAG FLAGS...: train.py with the folders of this sweep and, behind the script's own flags, those in $EXTRA.
@@ -52,7 +52,7 @@ quoted() {
 # launch: run what is queued, in parallel. Bad input (2) and Ctrl-C (130) end the sweep.
 launch() {
     [ ${#QUEUE[@]} -eq 0 ] && return
-    printf '%s\n' "${QUEUE[@]}" | "$PYTHON" launch.py --logs "$RES_FOLDER/logs"
+    printf '%s\n' "${QUEUE[@]}" | "$PYTHON" -m launch --logs "$RES_FOLDER/logs"
     local code=$?
     [ "$code" -gt 1 ] && exit "$code"
     [ "$code" -eq 0 ] || FAILED+=("the runs that are named above the tables")
@@ -61,10 +61,10 @@ launch() {
 
 # finish SWEEP: run what is queued, print the tables, then name what failed.
 finish() {
-    finish_with tables.py "$1" --res_folder "$RES_FOLDER"
+    finish_with -m paper.tables "$1" --res_folder "$RES_FOLDER"
 }
 
-# finish_with SCRIPT FLAGS...: the same with another script for the tables.
+# finish_with SCRIPT FLAGS...: the same with another script (or -m MODULE) for the tables.
 finish_with() {
     launch
     printf '\n'

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from runs import UserError
+from kit.errors import UserError
 
 _NAMES = ("wideresnet284", "resnet", "resnext", "senet", "densenet", "googlenet", "resnet18_pretrained", "smallnet")
 # torchvision's names, here in the form for small images, and others that only privacy-audit.py's configs use. Not among

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torchvision.models import ResNet18_Weights, resnet18
 
+from kit.errors import UserError
+from kit.files import network_timeout
 from networks.layers import Classifier
-from runs import UserError, network_timeout
 
 _DOWNLOAD_TIMEOUT = 60  # seconds without an answer
 _OWN_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # run_script knows what to say

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset.archives import unpack
+from kit.errors import UserError
+from kit.files import atomic_path
 from page.jobs import Jobs
 from provenance.record import private_folder
-from runs import UserError, atomic_path
 
 MOST_BYTES, MOST_FILES = 20 << 30, 100_000  # of one zip, unpacked
 DAY = 24 * 3600  # seconds

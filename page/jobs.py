@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import runs
+from kit import files
+from kit.errors import UserError, explanation
+from kit.progress import watched
 
 ACTIVE = ("waiting", "running")
 STOPPED = ("failed", "cancelled", "interrupted")
@@ -63,7 +65,7 @@ class Job:
     def save(self):
         kept = {name: getattr(self, name) for name in ("id", "kind", "title", "created", "details", "state", "message",
                                                        "result")}
-        runs.write_json(self.folder / "job.json", kept)
+        files.write_json(self.folder / "job.json", kept)
 
 
 class Jobs:
@@ -126,7 +128,7 @@ class Jobs:
                 return
             self._enter(job, "running")
         try:
-            with runs.watched(job.watch):
+            with watched(job.watch):
                 result = work(job)
             self._enter(job, "done", result=result)
         except Cancelled:
@@ -150,7 +152,7 @@ class Jobs:
 
 def reason(error):
     """One line about any exception; the traceback of a defect goes to stderr, for whoever reports it."""
-    if (text := runs.explanation(error)) is None:
+    if (text := explanation(error)) is None:
         traceback.print_exception(error, file=sys.stderr)
         text = f"a defect of this program ({type(error).__name__}: {error}); please report it"
     return text
@@ -158,11 +160,11 @@ def reason(error):
 
 def _stored(path):
     try:
-        kept = runs.read_json(path)
+        kept = files.read_json(path)
         job = Job(folder=path.parent, **kept)
         if job.id != path.parent.name or job.kind != path.parent.parent.name or job.state not in STATES:
             return None
-    except (runs.UserError, TypeError, OSError, AttributeError):
+    except (UserError, TypeError, OSError, AttributeError):
         return None  # half a disk, or somebody else's file: the rest of the page works without it
     if job.active:
         job.state = "interrupted"

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import gradio as gr
 from PIL import Image
 
-from privacy.markup import Raw, element, join
+from kit.markup import Raw, element, join
 
 # What the command line calls --FLAG has a field with this name here: messages are the same for both.
 FLAGS = {"--img_blending_ratio": "“Blending ratio”", "--noise_norm": "“Noise norm”", "--holdout": "“Hold-out”",

@@ -8,10 +8,10 @@ from threading import Lock
 
 import gradio as gr
 
+from kit.errors import UserError
+from kit.markup import Raw, element
 from page import look
 from page.jobs import ACTIVE, STOPPED
-from privacy.markup import Raw, element
-from runs import UserError
 
 POLL_SECONDS = 0.7
 MOST_TABS = 1000  # that are remembered

@@ -18,7 +18,8 @@ import sys
 import threading
 import webbrowser
 
-from runs import UserError, atomic_path, lock_folder
+from kit.errors import UserError
+from kit.files import atomic_path, lock_folder
 
 POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
           "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; media-src 'self' data: blob:; "
@@ -94,7 +95,8 @@ def make_app(desk, found, token, max_upload=4.0):
     from fastapi import FastAPI
     from fastapi.responses import FileResponse, PlainTextResponse
 
-    from page import look, tabs
+    from page import look
+    from page.tabs import build
 
     app, base = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), f"/{token}"
 
@@ -113,7 +115,7 @@ def make_app(desk, found, token, max_upload=4.0):
         return FileResponse(path, media_type="text/html",
                             headers={"content-security-policy": REPORT_POLICY, "cache-control": "no-store"})
 
-    blocks = tabs.build(desk, found)
+    blocks = build.build(desk, found)
     blocks.queue(default_concurrency_limit=8)
     gr.mount_gradio_app(app, blocks, path=base, theme=look.theme(), css=look.CSS, head=look.HEAD, footer_links=[],
                         run_history=False, ssr_mode=False, show_error=True, pwa=False, enable_monitoring=False,
@@ -146,8 +148,8 @@ def serve(work_folder, runs_folders, port, max_upload, browser):
     os.environ["GRADIO_TEMP_DIR"] = str(work_folder / "uploads")  # read when gradio handles an upload
     import uvicorn
 
-    from page.audit import Found
     from page.desk import Desk
+    from page.tabs.audit import Found
 
     with lock_folder(work_folder):
         desk, token = Desk(work_folder), secrets.token_urlsafe(24)

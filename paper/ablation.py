@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 import countermeasures as defences
-import paper
+from paper import reported
 from utils import clopper_pearson
 
 # Runs with different values of these are different experiments; a clean run has the first list in common with the
@@ -89,7 +89,7 @@ def table_8(frame):
     frame = _many(_plain(frame)).copy()
     frame["variant"] = [_variant(run) for _, run in frame.iterrows()]
     frame = frame[frame.groupby("marked_samples_per_user")["variant"].transform("nunique") > 1]
-    return pd.DataFrame([_line(group, {"marking": variant, "samples": samples}, paper.TABLE_8.get((variant, samples)))
+    return pd.DataFrame([_line(group, {"marking": variant, "samples": samples}, reported.TABLE_8.get((variant, samples)))
                          for variant in ("blend and noise", "blend only", "noise only", "unmarked")
                          for samples, group in frame[frame["variant"] == variant]
                          .groupby("marked_samples_per_user", sort=True)])
@@ -99,7 +99,7 @@ def table_9(frame):
     """Table 9: instance-based against set-based, by samples per user."""
     frame = _fully_marked(_many(_plain(frame)))
     return pd.DataFrame([_line(group, {"inference": f"{kind}-based", "samples": samples},
-                               paper.TABLE_9.get((f"{kind}-based", samples)), kind)
+                               reported.TABLE_9.get((f"{kind}-based", samples)), kind)
                          for kind in ("instance", "set")
                          for samples, group in frame.groupby("marked_samples_per_user", sort=True)])
 
@@ -160,7 +160,7 @@ def table_5(frame):
     rows = []
     for users, some in frame.groupby("users", sort=False):
         which = "many" if len(counts) and users == counts.max() and users > 5 else "few"
-        rows += [_line(group, {"share used": share, "samples": samples}, paper.TABLE_5.get((share, which)))
+        rows += [_line(group, {"share used": share, "samples": samples}, reported.TABLE_5.get((share, which)))
                  for (samples, share), group in sorted(some.groupby(["marked_samples_per_user", "used_share"]),
                                                        key=lambda pair: -pair[0][1])]
     return pd.DataFrame(rows)
@@ -175,7 +175,7 @@ def countermeasures(frame):
     frame = frame[(frame["clean_train"] == 0) & (frame["used_share"] == 1)]
     rows = []
     for users, some in frame.groupby("users", sort=True):
-        figures = paper.COUNTERMEASURES if users == 1 else paper.COUNTERMEASURES_MANY
+        figures = reported.COUNTERMEASURES if users == 1 else reported.COUNTERMEASURES_MANY
         for (name, value), group in _by_countermeasure(some):
             reference = some[(some["countermeasure"] == "none") & some["seed"].isin(group["seed"])
                              & some["classes"].isin(group["classes"])]
@@ -195,13 +195,13 @@ def main_setting(text):
     if text == "none":
         return "none", None
     defence = defences.parse(text)
-    setting = paper.MAIN_SETTING.get(defence.name)
+    setting = reported.MAIN_SETTING.get(defence.name)
     return defence.name, getattr(defence, setting) if setting else None
 
 
 def _by_countermeasure(frame):
     groups = {main_setting(text): group for text, group in frame.groupby("countermeasure")}
-    known = list(dict.fromkeys(name for name, _ in paper.COUNTERMEASURES))
+    known = list(dict.fromkeys(name for name, _ in reported.COUNTERMEASURES))
 
     def place(item):
         (name, value), _ = item

@@ -1,8 +1,8 @@
 """Draw the paper's figures from stored results, in the paper's axes, and the picture of the README.
 
-Examples: python figures.py marking                                        what a mark consists of
-          python figures.py 7 --res_folder saved_res                       fine-tuning and pruning, from a sweep
-          python figures.py 17 --runs saved_res/RUN saved_res/NOISY_RUN    losses without and with output noise
+Examples: python -m paper.figures marking                                        what a mark consists of
+          python -m paper.figures 7 --res_folder saved_res                       fine-tuning and pruning, from a sweep
+          python -m paper.figures 17 --runs saved_res/RUN saved_res/NOISY_RUN    losses without and with output noise
 5 (one run), 10 (runs with fewer and fewer samples) and 17 take --runs; 7, 12 and 13 the runs below --res_folder.
 Figs. 8 and 9 are drawn by countermeasures/input_detection.py, 3, 14 and 16 by the scripts of baselines/.
 """
@@ -16,12 +16,12 @@ import pandas as pd
 import torch
 from PIL import Image, ImageOps
 
-import arguments
-import evaluation
-import report
-import runs
-import tables
 from dataset import photos
+from experiment import flags, report
+from experiment.folder import RunPaths
+from kit import cli, files, plots
+from kit.errors import UserError, run_script
+from paper import ablation, tables
 from utils import SIGNALS, Marking, clopper_pearson, derive_key
 
 SHOWN = ("astronaut", "coffee", "motorcycle", "temple", "flower")
@@ -39,10 +39,10 @@ def draw_marking(args):
 
 def stored_answers(folder):
     """The stored losses of a run as `report` draws them: an object like `experiment.Audit`, and the run's name."""
-    paths = runs.RunPaths.of_folder(folder)
+    paths = RunPaths.of_folder(folder)
     if not paths.losses.exists():
-        raise runs.UserError(f"{folder} has no losses.npz; give the folder of a finished run with --runs")
-    arrays = runs.read_arrays(paths.losses)
+        raise UserError(f"{folder} has no losses.npz; give the folder of a finished run with --runs")
+    arrays = files.read_arrays(paths.losses)
     stored = json.loads(str(arrays["settings"]))
     settings = {"scaled_loss": 0, "verdict_fpr": 1e-3, **stored.get("audit", stored)}
     signals = {group: {signal: arrays[f"{group}_{signal}"] for signal in SIGNALS} for group in ("target", "non_member")}
@@ -59,31 +59,31 @@ def figure_5(args):
 
 def figure_10(args):
     """ROC curves of several runs in logarithmic axes (the paper: 125, 63 and 32 samples a user on ImageNet)."""
-    figure, axes = report.figure_of(1, 1, (6, 5))
+    figure, axes = plots.figure_of(1, 1, (6, 5))
     for folder in args.runs:
         answers, name = stored_answers(folder)
         member, other = (answers.losses(group) for group in ("target", "non_member"))
-        _, fpr, tpr = report.roc_points(member.mean(axis=1), other.mean(axis=1))
+        _, fpr, tpr = plots.roc_points(member.mean(axis=1), other.mean(axis=1))
         axes[0, 0].plot(fpr, tpr, label=f"{name}: {member.shape[1]} samples a user")
     axes[0, 0].plot([1e-5, 1], [1e-5, 1], color="grey", linewidth=0.8, linestyle=":")
     axes[0, 0].set(xscale="log", yscale="log", xlabel="false positive rate", ylabel="true positive rate",
                    xlim=(1e-4, 1.2), ylim=(1e-3, 1.2))
     axes[0, 0].grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
-    report.save_figure(figure, args.out)
+    plots.save_figure(figure, args.out)
 
 
 def figure_17(args):
     """The members' and non-members' losses without and with output noise, then users' averages with it."""
     (plain, _), (noisy, _) = (stored_answers(folder) for folder in args.runs[:2])
-    figure, axes = report.figure_of(1, 3, (13, 4))
+    figure, axes = plots.figure_of(1, 3, (13, 4))
     panels = ((plain, False, "single samples, no defence"), (noisy, False, "single samples, output noise"),
               (noisy, True, "users' average loss, output noise"))
     for axis, (answers, averaged, title) in zip(axes[0], panels, strict=True):
         groups = [answers.losses(group) for group in ("non_member", "target")]
         groups = [values.mean(axis=1) if averaged else values.ravel() for values in groups]
-        report.draw_shares(axis, groups, title, "cross entropy")
-    report.save_figure(figure, args.out)
+        plots.draw_shares(axis, groups, title, "cross entropy")
+    plots.save_figure(figure, args.out)
 
 
 def pooled_points(frame, column):
@@ -111,17 +111,17 @@ def _draw_rate(axis, points, label, color=None):
 
 def _require(points, what):
     if len(points) == 0:
-        raise runs.UserError(f"no finished runs with {what} below --res_folder; run the sweep first")
+        raise UserError(f"no finished runs with {what} below --res_folder; run the sweep first")
 
 
 def figure_7(args):
     """FPR@100%TPR and accuracy by fine-tuning rate and by share of pruned weights, a line for each number of users."""
     frame = tables.collect(args.res_folder)
-    named = [evaluation.main_setting(text) for text in frame["countermeasure"]]
+    named = [ablation.main_setting(text) for text in frame["countermeasure"]]
     frame["defence"], frame["setting"] = ([pair[place] for pair in named] for place in (0, 1))
     chosen = frame[frame["defence"].isin(["fine_tuning", "pruning"])]
     _require(chosen, "fine_tuning or pruning")
-    figure, axes = report.figure_of(2, 2, (10, 7))
+    figure, axes = plots.figure_of(2, 2, (10, 7))
     for column, (defence, label) in enumerate((("fine_tuning", "fine-tuning rate"), ("pruning", "pruned share"))):
         for users, some in chosen[chosen["defence"] == defence].groupby("users"):
             points = pooled_points(some, "setting")
@@ -136,36 +136,36 @@ def figure_7(args):
         axes[1, column].grid(alpha=0.3)
     if handles := axes[0, 0].get_legend_handles_labels()[0]:
         axes[0, 0].legend(handles=handles, fontsize=8)
-    report.save_figure(figure, args.out)
+    plots.save_figure(figure, args.out)
 
 
 def figure_12(args):
     """FPR@100%TPR by blending ratio and by noise norm."""
     frame = tables.collect(args.res_folder)
-    figure, axes = report.figure_of(1, 2, (10, 4.2))
+    figure, axes = plots.figure_of(1, 2, (10, 4.2))
     drawn = 0
     for axis, (column, label) in zip(axes[0], (("img_blending_ratio", "image blending ratio m (1: no blend)"),
                                                ("noise_norm", "noise norm (1/255)")), strict=True):
-        for samples, some in evaluation.marking_varied(frame, column).groupby("marked_samples_per_user"):
+        for samples, some in ablation.marking_varied(frame, column).groupby("marked_samples_per_user"):
             _draw_rate(axis, pooled_points(some, column), f"{samples} samples a user")
             drawn += 1
         axis.set(xlabel=label)
         if axis.lines:
             axis.legend(fontsize=8)
     _require(range(drawn), "varied --img_blending_ratio or --noise_norm")
-    report.save_figure(figure, args.out)
+    plots.save_figure(figure, args.out)
 
 
 def figure_13(args):
     """FPR@100%TPR by samples a user, for each source of outlier features."""
-    chosen = evaluation.marking_varied(tables.collect(args.res_folder), "ood_pattern")
+    chosen = ablation.marking_varied(tables.collect(args.res_folder), "ood_pattern")
     _require(chosen, "several --ood_pattern")
-    figure, axes = report.figure_of(1, 1, (6, 4.4))
+    figure, axes = plots.figure_of(1, 1, (6, 4.4))
     for source, some in chosen.groupby("ood_pattern"):
-        _draw_rate(axes[0, 0], pooled_points(some, "marked_samples_per_user"), evaluation.outlier_name(source))
+        _draw_rate(axes[0, 0], pooled_points(some, "marked_samples_per_user"), ablation.outlier_name(source))
     axes[0, 0].set(xlabel="samples a user")
     axes[0, 0].legend(fontsize=8)
-    report.save_figure(figure, args.out)
+    plots.save_figure(figure, args.out)
 
 
 FIGURES = {"marking": draw_marking, "5": figure_5, "7": figure_7, "10": figure_10, "12": figure_12, "13": figure_13,
@@ -174,7 +174,7 @@ NEEDED_RUNS = {"5": 1, "10": 1, "17": 2}
 
 
 def main():
-    parser = arguments.Parser(description=__doc__, formatter_class=arguments.argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=flags.argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figure", nargs="?", default="marking", choices=list(FIGURES))
     parser.add_argument("--out", help="the picture to write (default: results/marking.png, or figure-N.png)")
     parser.add_argument("--res_folder", default="./saved_res", help="where the runs of a sweep are")
@@ -182,7 +182,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="decides the users' keys of the picture of marks")
     args = parser.parse_args()
     if len(args.runs) < NEEDED_RUNS.get(args.figure, 0):
-        raise runs.UserError(f"figure {args.figure} needs {NEEDED_RUNS[args.figure]} folder(s); name them with --runs")
+        raise UserError(f"figure {args.figure} needs {NEEDED_RUNS[args.figure]} folder(s); name them with --runs")
     default = "results/marking.png" if args.figure == "marking" else f"figure-{args.figure}.png"
     args.out = Path(args.out or default)
     FIGURES[args.figure](args)
@@ -190,4 +190,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -1,6 +1,6 @@
 """Turn the finished runs of a sweep into the paper's tables, ours next to the paper's figures (Markdown and CSV).
 
-Example: python tables.py single-target --res_folder saved_res
+Example: python -m paper.tables single-target --res_folder saved_res
 Runs are found by the settings inside their result.json, whatever their folders are called. The accuracy drop is the
 difference to the clean run (--clean_train 1) of the same data set, network and size, averaged over the same seeds.
 """
@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pandas as pd
 
-import arguments
-import evaluation
-import runs
 from dataset import recipe
-from evaluation import MARKS, SAME, pooled, shown
-from paper import COMPONENTS, MAIN
+from experiment import flags
+from kit import cli, files
+from kit.errors import UserError, run_script
+from paper import ablation
+from paper.ablation import MARKS, SAME, pooled, shown
+from paper.reported import COMPONENTS, MAIN
 
 # What tells the rows of each table apart; in the paper Tables 2, 6 and 7 are about CIFAR-100 only.
 ROWS = {"Table 1": "dataset", "Table 6": "net_type", "Table 7": "train_size", "Table 2": "users"}
 SWEEPS = {"single-target": ("Table 1", "Table 6", "Table 7"), "multi-target": ("Table 2",),
-          "components": ("Tables 8 and 9",), "ablation": tuple(evaluation.ABLATIONS),
+          "components": ("Tables 8 and 9",), "ablation": tuple(ablation.ABLATIONS),
           "countermeasures": ("Countermeasures",)}
 def collect(res_folder):
     """Every finished run below a folder as a row of a DataFrame."""
@@ -27,7 +28,7 @@ def collect(res_folder):
     for path in sorted(Path(res_folder).glob("*/result.json")):
         if not (path.parent / "config.json").exists():
             continue  # written by eval.py: the same model again
-        result = runs.read_json(path)
+        result = files.read_json(path)
         training, audit = result["settings"]["training"], result["audit"]
         rows.append({
             **{name: training[name] for name in (*SAME, *MARKS, "seed", "clean_train")},
@@ -46,7 +47,7 @@ def collect(res_folder):
             "more": {name: value for name, value in (result.get("countermeasure") or {}).items() if value is not None},
         })
     if not rows:
-        raise runs.UserError(f"no finished run (*/result.json) below {res_folder}; run the sweep script first")
+        raise UserError(f"no finished run (*/result.json) below {res_folder}; run the sweep script first")
     return pd.DataFrame(rows).drop_duplicates([*SAME, *MARKS, "seed", "clean_train", "classes", "used_share",
                                                "countermeasure"])
 
@@ -117,7 +118,7 @@ def to_markdown(frame):
 
 
 def main():
-    parser = arguments.Parser(description=__doc__, formatter_class=arguments.argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=flags.argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", choices=sorted(SWEEPS))
     parser.add_argument("--res_folder", default="./saved_res", help="where the runs are")
     parser.add_argument("--out", help="folder of the tables (default: the same folder)")
@@ -130,7 +131,7 @@ def main():
         if args.sweep == "components":
             rows = summarize_components(plain)
         elif args.sweep in ("ablation", "countermeasures"):
-            rows = evaluation.ABLATIONS[table](frame) if args.sweep == "ablation" else evaluation.countermeasures(frame)
+            rows = ablation.ABLATIONS[table](frame) if args.sweep == "ablation" else ablation.countermeasures(frame)
             if len(rows) == 0:
                 continue
         else:
@@ -139,20 +140,20 @@ def main():
                 continue
             rows = summarize(chosen, clean, table)
         name = f"{args.sweep}-{table.lower().replace(' ', '')}"
-        with runs.atomic_path(Path(args.out or args.res_folder) / f"{name}.csv") as path:
+        with files.atomic_path(Path(args.out or args.res_folder) / f"{name}.csv") as path:
             rows.to_csv(path, index=False)
         parts.append(f"### {table}{': by ' + ROWS[table] if table in ROWS else ''}\n\n{to_markdown(rows)}\n")
         if args.sweep in ("ablation", "countermeasures"):
-            parts[-1] += f"\n{evaluation.agreement(rows)}\n"
+            parts[-1] += f"\n{ablation.agreement(rows)}\n"
     if not parts:
-        raise runs.UserError(f"no run below {args.res_folder} belongs to the {args.sweep} tables; run the sweep first")
+        raise UserError(f"no run below {args.res_folder} belongs to the {args.sweep} tables; run the sweep first")
     parts.append("All rates in %; FPR@100%TPR set-based, pooled over runs, with its 95 % Clopper-Pearson "
                  "interval; the paper's figures are for its own settings.\n")
     text = "\n".join(parts)
-    with runs.atomic_path(Path(args.out or args.res_folder) / f"{args.sweep}.md") as path:
+    with files.atomic_path(Path(args.out or args.res_folder) / f"{args.sweep}.md") as path:
         path.write_text(text, encoding="utf-8")
     print(text)
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

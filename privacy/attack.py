@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 import utils
 from attacks import evaluation
+from kit.errors import UserError
 from privacy import risk
 from privacy.folds import ATTACKS, TITLES, folds, scores_of
-from runs import UserError
 
 # What the sections ramia, duci and epsilon may hold, with defaults; attack None: the first of these that is run.
 SECTIONS = {

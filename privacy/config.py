@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from runs import UserError, atomic_path
+from kit.errors import UserError
+from kit.files import atomic_path
 
 # What a record may look like when a model is asked about it; all but the first are for images.
 QUERIES = ("identity", "flip", "up", "down", "left", "right")

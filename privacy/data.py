@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from arguments import data_fingerprint
 from attacks import membership
 from dataset import dataset_names, load_dataset, tabular
-from runs import UserError, optional
+from experiment.flags import data_fingerprint
+from kit.errors import UserError, optional
 from utils import Marking, derive_key, draw_target_users, key_generator, mark_images
 
 TABLES = ("purchase100", "texas100")

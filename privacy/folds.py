@@ -13,7 +13,7 @@ import numpy as np
 
 import utils
 from attacks import lira, loss, membership, population, reference, rmia
-from runs import UserError
+from kit.errors import UserError
 
 ATTACKS = {
     "loss": lambda fold: loss.score(fold.losses),

@@ -10,8 +10,8 @@ import json
 
 from PIL import Image
 
+from kit.markup import Raw, document, element, join, picture, small_image, table
 from privacy.folds import TITLES
-from privacy.markup import Raw, document, element, join, picture, small_image, table
 
 LEVELS = {"high": "High risk", "moderate": "Moderate risk", "low": "No substantial leak found"}
 SHOWN_GROUPS = 30

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from attacks.signals import scaled_from_losses
+from kit.errors import UserError, optional
 from privacy.data import PAD
-from runs import UserError, optional
 
 
 def build(vocabulary, length, settings):

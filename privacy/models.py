@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 import utils
+from kit.errors import UserError
+from kit.files import read_arrays
 from networks import build_network, mlp
 from privacy import language
-from provenance import models as files
-from runs import UserError, read_arrays
+from suspects import opened, state_dict
 
 SHIFT = 2  # pixels by which "up", "down", "left" and "right" move an image; black comes in
 _SHIFTS = {"up": (2 * SHIFT, SHIFT), "down": (0, SHIFT), "left": (SHIFT, 2 * SHIFT), "right": (SHIFT, 0)}
@@ -80,8 +81,8 @@ def _image_network(name, classes, size):
         return build_network(name, classes, size, "random")
     except UserError as own:
         try:
-            family, found = files.find_network(name)
-            return files.build_model(family, found, (), classes)
+            family, found = state_dict.find_network(name)
+            return state_dict.build_model(family, found, (), classes)
         except UserError as error:
             problem = own if "unknown network" not in str(own) else error
             raise UserError(str(problem).replace("--net_type", "train.model_name")) from None
@@ -228,5 +229,5 @@ def open_outside(entry, folder, records, audit):
     if records.kind != "images":
         raise UserError(f"{path}: models from elsewhere are opened for images only; store the logits in a .npz file")
     overrides = {("size" if name == "input_size" else name): entry[name] for name in PREPROCESSING if name in entry}
-    return Suspected(files.open_model(path, entry.get("model_name"), audit.device, audit.precision, overrides,
+    return Suspected(opened.open_model(path, entry.get("model_name"), audit.device, audit.precision, overrides,
                                       audit.batch_size), len(records.class_names))

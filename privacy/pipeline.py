@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import runs
 import utils
-from experiment import hardware_name
+from kit import environment, files
+from kit.environment import hardware_name
+from kit.errors import UserError
 from privacy import data, models, signals, training
 from privacy.config import QUERIES
-from runs import UserError
 
 STAGES = ("data", "models", "signals", "audit", "report")
 
@@ -59,7 +59,7 @@ def run(config, stop_after="report"):
     last = STAGES.index(stop_after)
     if last >= 3:
         _check_names(config)
-    with runs.lock_folder(folder):
+    with files.lock_folder(folder):
         with clock.stage("data"):
             records = data.load(config.data, config.run.random_seed)
             _known(config.audit.groups, ["class", *records.groups], "audit.groups")
@@ -80,7 +80,7 @@ def run(config, stop_after="report"):
 
 def _check_names(config):
     """What the attacks would refuse, said before hours of training."""
-    from privacy.audit import ATTACKS, SECTIONS
+    from privacy.attack import ATTACKS, SECTIONS
     _known(_attacks(config.audit.algorithm), ATTACKS, "audit.algorithm")
     for section, known in SECTIONS.items():
         _known(getattr(config.audit, section), known, f"audit.{section}")
@@ -94,7 +94,7 @@ def _known(names, known, field):
 
 
 def _judge(config, records, found, accuracies, outside, clock, last):
-    from privacy.audit import run_attacks
+    from privacy.attack import run_attacks
     with clock.stage("audit"):
         results = run_attacks(found, _audit_settings(config))
     if last >= 4:
@@ -206,7 +206,7 @@ def _audit_settings(config):
 
 def _attacks(wanted):
     """Names of attacks: "all", or also a family, as in Privacy Meter: RMIA stands for rmia_offline and rmia_online."""
-    from privacy.audit import ATTACKS
+    from privacy.attack import ATTACKS
     names = []
     for name in [wanted] if isinstance(wanted, str) else wanted:
         lower = name.lower()
@@ -241,4 +241,4 @@ def _context(config, records, found, accuracies, outside, clock):
             "seconds": {name: round(seconds, 2) for name, seconds in clock.seconds.items()},
             "hardware": {"train": sorted({record["hardware"] for record in trained}), "audit": hardware_name(device)},
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-                         "membershiptracker": runs.VERSION}}
+                         "membershiptracker": environment.VERSION}}

@@ -17,9 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from attacks import evaluation
-from privacy import page
-from report import figure_of, png_of, save_figure
-from runs import atomic_path, write_arrays, write_json
+from kit.files import atomic_path, write_arrays, write_json
+from kit.plots import figure_of, png_of, save_figure
+from privacy import html
 
 # Families of attacks have a colour; the line says which member of the family.
 STYLES = {"loss": ("#767676", "-"), "population": ("#8c6d1f", "-"), "reference": ("#2c8a4b", "-"),
@@ -51,7 +51,7 @@ def write_report(folder, signals, results, context):
     write_json(folder / "result.json", {**numbers, "context": context})
     figures = {scale: {ink: png_of(_average_figure(results, scale, ink)) for ink in INKS}
                for scale in ("linear", "log")}
-    text = page.render(numbers, context, figures, signals.image_of)
+    text = html.render(numbers, context, figures, signals.image_of)
     with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -11,9 +11,9 @@ import numpy as np
 import utils
 from attacks import cardinality, evaluation, ranges
 from attacks import epsilon as one_run
+from kit.errors import UserError
 from privacy.data import NOBODY, OWNERS
 from privacy.folds import TITLES, levels_of, scores_of
-from runs import UserError
 
 # Fewer members or non-members than this say little about a group.
 SMALL_GROUP = 30

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import runs
+from kit import files
 from privacy.data import digest_of
 from privacy.models import ask
 
@@ -87,8 +87,8 @@ def _of_model(path, source, records, plan, queries, batch_size, wanted):
     """The stored signals of one model, computed first where there are none."""
     wanted = {"model": model_digest(source.path), **wanted}
     if path.exists():
-        stored = runs.read_arrays(path)
-        runs.check_same_settings(_settings_of(stored), wanted, path,
+        stored = files.read_arrays(path)
+        files.check_same_settings(_settings_of(stored), wanted, path,
                                  hint="Use the same settings, or another run.log_dir, or delete the folder signals")
         return stored
     model, found = source.open(), {}
@@ -97,7 +97,7 @@ def _of_model(path, source, records, plan, queries, batch_size, wanted):
         found[f"{side}losses"] = np.stack([one["cross_entropy"] for one in answers]).astype(np.float32)
         found[f"{side}scaled"] = -np.stack([one["scaled_loss"] for one in answers]).astype(np.float32)
         found[f"{side}correct"] = answers[0]["correct"].astype(bool)
-    runs.write_arrays(path, settings=np.array(json.dumps(wanted)), **found)
+    files.write_arrays(path, settings=np.array(json.dumps(wanted)), **found)
     return found
 
 

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import runs
 import utils
-from experiment import hardware_name
+from kit import files
+from kit.environment import hardware_name
+from kit.errors import UserError
 from privacy import language, models
 from privacy.config import dump
 from privacy.data import PAD, digest_of
-from provenance import models as files
-from runs import UserError
+from suspects import opened
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HINT = "Use the same settings, or another run.log_dir"
@@ -62,7 +62,7 @@ def train_missing(config, records, plan, folder):
 def train_one(config, records, plan, number, folder):
     """Train model `number`, or do nothing where its file is there; an interrupted training of images goes on."""
     device = utils.choose_device(config.train.device)
-    with runs.lock_folder(Path(folder) / f".model_{number}"):
+    with files.lock_folder(Path(folder) / f".model_{number}"):
         if _is_finished(config, records, plan, number, folder, device):
             return
         started, settings = time.monotonic(), _settings(config, records, plan, number, device)
@@ -71,7 +71,7 @@ def train_one(config, records, plan, number, folder):
         path, rows = model_path(folder, number), torch.from_numpy(plan.members(number))
         fit = _fit_images if records.kind == "images" else _fit_table if records.kind == "table" else _fit_tokens
         mean, std, history = fit(model, records, rows, settings, device, path.with_suffix(".progress"))
-        runs.save_model(path, _weights(model), {
+        files.save_model(path, _weights(model), {
             "kind": FORMAT, "settings": settings, "mean": mean, "std": std, "history": history,
             "train_seconds": time.monotonic() - started, "hardware": hardware_name(device)})
         path.with_suffix(".progress").unlink(missing_ok=True)
@@ -93,9 +93,9 @@ def read_record(path):
 def _record(path):
     if not Path(path).is_file():
         raise UserError(f"model {path} does not exist; check the path")
-    metadata = files.read_metadata(path)
+    metadata = opened.read_metadata(path)
     try:
-        record = json.loads(metadata["settings"]) if metadata.get("format") == runs.MODEL_FORMAT else None
+        record = json.loads(metadata["settings"]) if metadata.get("format") == files.MODEL_FORMAT else None
     except (KeyError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and record.get("kind") == FORMAT else None
@@ -105,7 +105,7 @@ def open_own(path, records, config):
     """(a model of `models`, record of its training) of a file that `train_one` wrote. Raises UserError."""
     device = utils.choose_device(config.audit.device)
     record = read_record(path)
-    tensors, settings = runs.load_model(path)[0], record["settings"]
+    tensors, settings = files.load_model(path)[0], record["settings"]
     _check_no_code(path, settings, config)
     try:
         with utils.seeded("network of a file"):  # building one draws weights
@@ -174,7 +174,7 @@ def _is_finished(config, records, plan, number, folder, device):
     if not path.exists():
         return False
     wanted = _settings(config, records, plan, number, device)
-    runs.check_same_settings(read_record(path).get("settings"), wanted, path, hint=HINT)
+    files.check_same_settings(read_record(path).get("settings"), wanted, path, hint=HINT)
     return True
 
 
@@ -260,7 +260,7 @@ def _launch(config, missing, folder):
     folder = Path(folder)
     dump(folder / "config.yaml", config)
     command = [sys.executable, "privacy-audit.py", "--cf", str(folder / "config.yaml"), "--train_model"]
-    with runs.atomic_path(folder / "commands.txt") as temporary:
+    with files.atomic_path(folder / "commands.txt") as temporary:
         temporary.write_text("".join(shlex.join([*command, str(number)]) + "\n" for number in missing))
     path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # for module:function
     code = subprocess.run([sys.executable, REPOSITORY / "launch.py", folder / "commands.txt", "--logs",
@@ -291,7 +291,7 @@ def _write_memberships(path, matrix):
                             f"data.size. {HINT}")
         if len(stored) >= len(matrix):
             return
-    with runs.atomic_path(path) as temporary:
+    with files.atomic_path(path) as temporary:
         np.save(temporary, matrix)
 
 
@@ -305,7 +305,7 @@ def _write_metadata(config, folder, numbers, plan):
             "model_name": config.train.model_name, "train_size": int(plan.memberships[number].sum()),
             "train_loss": record["history"][-1]["loss"], "seconds": record["train_seconds"],
             "hardware": record["hardware"], "settings": record["settings"]})
-    runs.write_json(Path(folder) / "models_metadata.json", {"made_by": MADE_BY, "models": entries})
+    files.write_json(Path(folder) / "models_metadata.json", {"made_by": MADE_BY, "models": entries})
 
 
 def is_outside(folder):
@@ -329,7 +329,7 @@ def read_outside(folder):
 
 
 def _metadata(path):
-    content = runs.read_json(path)
+    content = files.read_json(path)
     if not isinstance(content, dict):
         raise UserError(f'{path} must be {{"models": [{{"model_path": FILE, ...}}, ...]}}')
     return content

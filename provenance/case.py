@@ -7,13 +7,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import report
-import runs
-from provenance import audit as user_audit
-from provenance import evidence, models, protect, protocol, verdict
+from attacks import exact
+from kit import environment, files
+from kit.errors import UserError
+from provenance import evidence, protect, report
+from provenance import grid as user_audit
 from provenance import record as records
-from provenance.suspect import Suspect
-from runs import UserError
+from suspects import opened
+from suspects.server import open_server
+from suspects.suspect import Suspect
 from utils import Users
 
 
@@ -21,7 +23,7 @@ from utils import Users
 class Options:
     """What may be chosen for an audit; the names are those of eval.py's flags, None is "as usual"."""
 
-    label: str = verdict.AUTO
+    label: str = exact.AUTO
     keys: int | None = None
     selections: int | None = None
     alpha: float = 1e-3
@@ -43,14 +45,14 @@ def open_suspect(checkpoint, net_type=None, device="auto", precision="auto", ove
         raise UserError("--checkpoint is missing; give the model: a run folder, a file, or "
                         "http(s)://host/v2/models/NAME")
     if str(checkpoint).startswith(("http://", "https://")):
-        return protocol.open_server(str(checkpoint), overrides=overrides, batch_size=batch_size, **(server or {}))
-    return models.open_model(checkpoint, net_type=net_type, device=device, precision=precision, overrides=overrides,
+        return open_server(str(checkpoint), overrides=overrides, batch_size=batch_size, **(server or {}))
+    return opened.open_model(checkpoint, net_type=net_type, device=device, precision=precision, overrides=overrides,
                              batch_size=batch_size)
 
 
 def resolve_label(text, suspect):
     """A class number, or verdict.AUTO, out of --label."""
-    if text == verdict.AUTO:
+    if text == exact.AUTO:
         return text
     if text in (suspect.class_names or ()):
         return suspect.class_names.index(text)
@@ -75,7 +77,7 @@ class Case:
     bank: object
     options: Options
     label: int | str
-    plan: verdict.Plan
+    plan: exact.Plan
     strangers: tuple[user_audit.OutWorld, Users] | None
     folder: Path
 
@@ -108,7 +110,7 @@ class Case:
     def run(self):
         """Ask what is not answered yet, judge, write all files: the dict of result.json. Resumes from `folder`."""
         photos = user_audit.Photos(self.originals, self.suspect.preprocessing.size)
-        with runs.lock_folder(self.folder):
+        with files.lock_folder(self.folder):
             order, digests, answers = user_audit.ask_grid(self.record, photos, self.suspect, self.plan.keys,
                                                           self.options.audit_seed, self.folder, self.bank)
             result, grid, _ = user_audit.judge(self.record.batches, self.record.selection_key, self.settings, order,
@@ -141,10 +143,10 @@ class Case:
                     "model": suspect.identity,
                     "preprocessing": {name: getattr(suspect.preprocessing, name) for name in
                                       ("size", "resize", "mean", "std", "white", "interpolation", "source")},
-                    "result": result, "versions": records.software_versions()}
+                    "result": result, "versions": environment.software_versions()}
         report.draw_grid(grid, result, self.folder / "grid.png")
         evidence.write_bundle(self.folder / "evidence.zip", document, order, digests, answers)
-        runs.write_json(self.folder / "result.json", {
+        files.write_json(self.folder / "result.json", {
             **result, "audit": self.settings, "model": suspect.identity, "commitment": record.commitments[-1],
             "evidence": record.evidence, "working_size": side, "versions": document["versions"]})
 
@@ -173,7 +175,7 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
     if most is not None and most <= aside:
         raise UserError(f"Algorithm 1 alone needs {aside} queries ({count} strangers x {published} images), and "
                         f"--max_queries allows {most}; lower --num_of_non_member_user, or allow more")
-    plan = verdict.plan_grid(len(originals), [(batch.published, batch.photos) for batch in record.batches],
+    plan = exact.plan_grid(len(originals), [(batch.published, batch.photos) for batch in record.batches],
                              options.alpha, options.keys, options.selections, most and most - aside)
     strangers = (out_world, user_audit.draw_out_world(out_world, record, count, label)) if out_world else None
     name = "".join(letter if letter.isalnum() else "-" for letter in suspect.name).strip("-")

@@ -21,9 +21,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from provenance.record import canonical_digest
-from provenance.suspect import Answers
-from runs import UserError, atomic_path, check_same_settings, read_json, write_json
+from kit.errors import UserError
+from kit.files import atomic_path, canonical_digest, check_same_settings, read_json, write_json
+from suspects.suspect import Answers
 
 BUNDLE_FORMAT = "membershiptracker-evidence-1"
 MAX_BUNDLE_BYTES = 2 << 30

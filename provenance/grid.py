@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from scipy.special import softmax
 
+from attacks import exact
+from kit.errors import UserError
+from kit.progress import Progress
 from provenance import record as records
-from provenance import verdict
 from provenance.evidence import AnswerLog
 from provenance.photos import UnreadablePhoto, find_photos, read_photo
 from provenance.protect import each, mark_photo, shrunk
-from provenance.suspect import Answers
-from runs import Progress, UserError
+from suspects.suspect import Answers
 from utils import (
     REFERENCE_SIZE,
     Users,
@@ -132,7 +133,7 @@ def limit_answers(answers, label_only, top_k):
     if top_k is None or top_k >= answers.values.shape[1]:
         return answers
     # The choice between logits and probabilities is made for all answers together, as everywhere.
-    logs, _, _ = verdict.dense(answers)
+    logs, _, _ = exact.dense(answers)
     best = np.argsort(-logs, axis=1, kind="stable")[:, :top_k]
     return Answers(np.take_along_axis(softmax(logs, axis=1), best, axis=1).astype(np.float32), best.astype(np.int32))
 
@@ -145,15 +146,15 @@ def judge(batches, selection_key, audit, order, answers, classes):
     """
     selections = records.draw_selections(selection_key, batches, audit["selections"], audit["audit_seed"])
     answers = limit_answers(rows_of(answers, order, slice(None)), audit["label_only"], audit["top_k"])
-    grid, labels = verdict.statistic_grid(answers, selections, audit["label"], classes, audit["label_only"])
-    p = verdict.p_value(grid)
+    grid, labels = exact.statistic_grid(answers, selections, audit["label"], classes, audit["label_only"])
+    p = exact.p_value(grid)
     published = int(selections[0].sum())
     return {"p_value": p, "alpha": audit["alpha"], "detected": p <= audit["alpha"], "statistic": float(grid[0, 0]),
             "statistic_of_others": {f"{share} %": float(np.percentile(np.delete(grid.ravel(), 0), share))
                                     for share in (0, 1, 5, 50, 95)} if grid.size > 1 else {},
             "pairs": int(grid.size), "at_most": round(p * grid.size), "label": int(labels[0, 0]),
             "queries": len(answers), "photos": selections.shape[1], "published": published,
-            "sentences": verdict.sentences(p, audit["alpha"], published)}, grid, labels
+            "sentences": exact.sentences(p, audit["alpha"], published)}, grid, labels
 
 
 def check_queries(record, photos, preprocessing, audit, order, digests, bank=None):
@@ -222,7 +223,7 @@ def out_world_of_data(data, rows):
 
 def draw_out_world(out_world, record, count, label):
     """`count` strangers, each with as many images of one class as the user published: a `utils.Users`."""
-    known = np.where(out_world.labels < 0, 0 if label == verdict.AUTO else label, out_world.labels)
+    known = np.where(out_world.labels < 0, 0 if label == exact.AUTO else label, out_world.labels)
     key, samples = derive_key(bytes.fromhex(record.key), "out-world"), int(record.published.sum())
     if np.unique(known, return_counts=True)[1].max() < samples:
         raise UserError(f"the strangers' images in {out_world.source} are too few: a stranger needs {samples} of one "
@@ -260,8 +261,8 @@ def algorithm_1(own, others, users: Users, label, fpr, classes=None, label_only=
                                 for answers in (own, others)))
 
     def losses(answers, labels, sets):
-        logs, top, only = verdict.dense(answers, count)
-        if label == verdict.AUTO:
+        logs, top, only = exact.dense(answers, count)
+        if label == exact.AUTO:
             labels = [np.bincount(part, minlength=count).argmax() for part in top.reshape(sets, -1)]
         chosen = np.repeat(labels, len(top) // sets)
         if only or label_only:

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
 from dataset.store import MAX_PIXELS
-from runs import UserError, atomic_path
+from kit.errors import UserError
+from kit.files import atomic_path
 
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic",
                             ".heif", ".avif", ".ppm", ".pgm"))

@@ -25,10 +25,13 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from dataset import load_outlier_bank
+from kit import environment, files
+from kit.errors import UserError
+from kit.files import atomic_path, check_same_settings, lock_folder, write_json
+from kit.progress import Progress
 from provenance import record as records
 from provenance import sheet
 from provenance.photos import MAX_JPEG_SIDE, UnreadablePhoto, encode_photo, find_photos, read_photo, write_photo
-from runs import Progress, UserError, atomic_path, check_same_settings, lock_folder, write_json
 from utils import REFERENCE_SIZE, mark_images
 
 # The paper's way of marking, written without loss.
@@ -314,7 +317,7 @@ def _write_results(job, record, rows, seconds):
         "images": [{name: row[name] for name in ("number", "name", "psnr", "ssim")} for row in rows],
         "skipped": [{"name": name, "reason": reason} for name, reason in job.folder.skipped],
         "duplicates": [{"name": name, "same_as": other} for name, other in job.folder.duplicates],
-        "seconds": seconds, "versions": records.software_versions()})
+        "seconds": seconds, "versions": environment.software_versions()})
 
 
 def protect(job, bank=None, overwrite=False, thumbnail=None):
@@ -360,7 +363,7 @@ def _refuse_foreign_outputs(job, photos, overwrite):
         return
     for photo in photos:
         path = job.marked_folder / photo.marked
-        if path.exists() and photo.marked_sha256 is not None and records.file_digest(path) != photo.marked_sha256:
+        if path.exists() and photo.marked_sha256 is not None and files.file_digest(path) != photo.marked_sha256:
             raise UserError(f"{path} exists and is not what this record marked; move it away, or give --overwrite")
         if path.exists() and photo.marked_sha256 is None and job.note == "same key, further photos":
             raise UserError(f"{path} exists already; move it away, or give --overwrite")
@@ -377,12 +380,12 @@ def _put_away(job):
         old = records.read_record(job.record_path)
     except UserError:
         old = None
-    name = (old.commitments[-1] if old and old.commitments else records.file_digest(job.record_path))[:16]
+    name = (old.commitments[-1] if old and old.commitments else files.file_digest(job.record_path))[:16]
     os.replace(job.record_path, job.record_folder / f"record-{name}.json")
     for photo in old.photos if old else ():
         if photo.marked is not None:
             path = job.marked_folder / photo.marked
-            if path.is_file() and photo.marked_sha256 in (None, records.file_digest(path)):
+            if path.is_file() and photo.marked_sha256 in (None, files.file_digest(path)):
                 path.unlink()
         else:
             (job.record_folder / "held_out" / photo.original).unlink(missing_ok=True)

@@ -9,21 +9,19 @@ record_file, read_record, write_record, draw_selections, audit_keys, locate_orig
 """
 
 import hashlib
-import json
 import os
-import platform
 import secrets
 from datetime import datetime, timezone
 from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 import numpy as np
-import PIL
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from kit.environment import software_versions
+from kit.errors import UserError
+from kit.files import canonical_digest, file_digest, read_json, write_json
 from provenance.photos import find_photos
-from runs import VERSION, UserError, read_json, write_json
 from utils import Marking, derive_key, key_words
 
 FORMAT = "membershiptracker-record-1"
@@ -115,12 +113,6 @@ class MarkRecord(_Strict):
         return np.array([photo.published for photo in self.photos])
 
 
-def software_versions():
-    """Names and versions of everything that decides the pixels of a mark."""
-    return {"membershiptracker": VERSION, "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__, "pillow": PIL.__version__}
-
-
 def new_record(settings, seed=None):
     """A record without photos. The key comes from the operating system's generator; `seed` is for experiments only."""
     if seed is None:
@@ -161,12 +153,6 @@ def finish_batch(record, marked_digests):
               if photo.number in marked_digests else photo for photo in record.photos]
     record = record.model_copy(update={"photos": photos})
     return record.model_copy(update={"commitments": [*record.commitments, commitment_of(record, len(record.batches))]})
-
-
-def canonical_digest(value):
-    """SHA-256, hex, of a JSON-ready value in one fixed spelling."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-                          ).hexdigest()
 
 
 def public_part(record, batches):
@@ -280,15 +266,6 @@ def audit_keys(record, count, audit_seed=""):
     """
     own = bytes.fromhex(record.key)
     return [own] + [derive_key(own, "audit key", audit_seed, number) for number in range(1, count + 1)]
-
-
-def file_digest(path):
-    """SHA-256 of a file's bytes, hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for part in iter(lambda: file.read(1 << 20), b""):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def locate_originals(record, folders, record_path):

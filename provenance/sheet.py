@@ -6,7 +6,7 @@ Public: thumbnails, contact_sheet, SHEET_PHOTOS.
 import numpy as np
 from PIL import Image, ImageDraw
 
-from runs import atomic_path
+from kit.files import atomic_path
 
 THUMBNAIL, GAP, TEXT = 180, 4, 16
 SHEET_PHOTOS = 60  # spread over all photos, where there are more

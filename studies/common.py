@@ -6,23 +6,20 @@ halves, parser, load, write_study.
 """
 
 import hashlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import arguments
-import experiment
-import runs
 import utils
+from attacks import exact
 from dataset import load_dataset
+from kit import environment, files
+from kit.cli import Parser, number
 from provenance import record as records
-from provenance import verdict
-from provenance.audit import query_order
-from provenance.suspect import Answers
+from provenance.grid import query_order
+from suspects.suspect import Answers
 
 SETTINGS = records.MarkSettings(img_blending_ratio=0.7, noise_injection_type="perlin", noise_norm=8.0,
                                 ood_pattern="color_stripes", format="png", quality=95)
@@ -43,7 +40,7 @@ class Cohort:
 
 def parser(description, **defaults):
     """The flags of every study."""
-    flags = arguments.Parser(description=description)
+    flags = Parser(description=description)
     flags.add_argument("--dataset", default="imagefolder")
     flags.add_argument("--data_root", help="folder of the data set, for example CIFAR-10 as class folders")
     flags.add_argument("--device", default="auto")
@@ -52,7 +49,7 @@ def parser(description, **defaults):
     for name, value in defaults.items():
         kind, least = type(value[0] if isinstance(value, list) else value), 0 if name in ("seeds", "keys_alone") else 1
         flags.add_argument(f"--{name}", default=value, nargs="+" if isinstance(value, list) else None,
-                           type=arguments.number(int, least) if kind is int else kind)
+                           type=number(int, least) if kind is int else kind)
     return flags
 
 
@@ -126,7 +123,7 @@ def exact_p(answers, record, label, label_only=False, selections=999, keys=None,
     kept = grid[:, :None if keys is None else keys + 1]
     chosen = drawn if rows is None else drawn[:, rows]
     answers = Answers(kept.reshape(-1, kept.shape[2]))
-    return verdict.p_value(verdict.statistic_grid(answers, chosen, label, kept.shape[2], label_only)[0])
+    return exact.p_value(exact.statistic_grid(answers, chosen, label, kept.shape[2], label_only)[0])
 
 
 def rate(hits, of):
@@ -147,5 +144,5 @@ def load(args):
 
 def write_study(out, result, device):
     """result.json of a study, with hardware and versions."""
-    runs.write_json(Path(out) / "result.json", {**result, "hardware": experiment.hardware_name(device),
-                                                "versions": records.software_versions()})
+    files.write_json(Path(out) / "result.json", {**result, "hardware": environment.hardware_name(device),
+                                                "versions": environment.software_versions()})

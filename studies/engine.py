@@ -1,7 +1,7 @@
 """Does the fast training engine change the statistics? Accuracy and FPR@100%TPR beside those of a plain loop.
 
-Example: python studies/engine.py --seeds 1 2 3 4 5 --way ours --out results/engine/ours.json
-         python studies/engine.py --table results/engine/*.json
+Example: python -m studies.engine --seeds 1 2 3 4 5 --way ours --out results/engine/ours.json
+         python -m studies.engine --table results/engine/*.json
 Ways: ours (bfloat16, channels_last, everything on the device); float32 (the same engine in float32); plain (float32, a
 TensorDataset and a DataLoader, transforms once a batch, loss.item() in every step: the usual loop of the paper's time,
 written from its description, sharing nothing with the engine but network, marks and recipe); plain_images (the same
@@ -13,7 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import common
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,12 +20,17 @@ from scipy.stats import t as student
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
-import arguments
-import experiment as stages
-import runs
 import utils
 from dataset import load_dataset
-from distributed import ALONE
+from experiment import flags, setup
+from experiment.audit import ask_users
+from experiment.folder import RunPaths
+from experiment.training import _training_job, train
+from kit import cli, environment
+from kit.distributed import ALONE
+from kit.errors import run_script
+from kit.files import read_json, write_json
+from studies import common
 
 WAYS = ("ours", "float32", "plain", "plain_images")
 FLAGS = ("--dataset", "photos", "--target_user_cls", "36", "17", "69", "--device", "cpu")
@@ -62,22 +66,22 @@ def train_plain(job, per_image):
 def run(way, seed, folder):
     """One run: a JSON-ready dict."""
     precision = "bfloat16" if way == "ours" else "float32"
-    args = arguments.make_parser(__doc__).parse_args([*FLAGS, "--seed", str(seed), "--precision", precision])
+    args = flags.make_parser(__doc__).parse_args([*FLAGS, "--seed", str(seed), "--precision", precision])
     data, device = load_dataset("photos"), torch.device("cpu")
-    training, audit = arguments.resolve_settings(args, data, device)
-    experiment = stages.prepare(training, audit, data)
-    paths = runs.RunPaths.of_folder(Path(folder) / f"{way}-{seed}")
-    model, started = stages.build_model(experiment), time.monotonic()
+    training, audit = flags.resolve_settings(args, data, device)
+    experiment = setup.prepare(training, audit, data)
+    paths = RunPaths.of_folder(Path(folder) / f"{way}-{seed}")
+    model, started = setup.build_model(experiment), time.monotonic()
     if way.startswith("plain"):
-        marked = stages.publish_marks(experiment, paths)
-        job = stages._training_job(experiment, marked, model, paths, device, ALONE, None)
+        marked = setup.publish_marks(experiment, paths)
+        job = _training_job(experiment, marked, model, paths, device, ALONE, None)
         train_plain(job, way == "plain_images")
         query = utils.make_query(model, job.recipe, device)
         record = {"train_accuracy": utils.accuracy(query, job.images, job.labels)}
     else:
-        query, record = stages.train(experiment, model, paths, device)
+        query, record = train(experiment, model, paths, device)
     seconds = time.monotonic() - started
-    answers = stages.audit(experiment, query, audit, paths, device)
+    answers = ask_users(experiment, query, audit, paths, device)
     member, other = (answers.losses(group).mean(axis=1) for group in ("target", "non_member"))
     threshold = utils.threshold_at_fpr(other, audit["verdict_fpr"])
     test = utils.accuracy(query, data.images, data.labels, rows=experiment.splits.test)
@@ -88,7 +92,7 @@ def run(way, seed, folder):
 
 def show(files):
     """The table of all ways: markdown."""
-    rows = [row for file in files for row in runs.read_json(file)["rows"]]
+    rows = [row for file in files for row in read_json(file)["rows"]]
     lines = []
     for way in WAYS:
         own = [row for row in rows if row["way"] == way]
@@ -108,7 +112,7 @@ def show(files):
 
 
 def main():
-    parser = arguments.Parser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--way", choices=WAYS, default="ours")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--out", help="JSON file to write")
@@ -118,7 +122,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             rows = [run(args.way, seed, folder) for seed in args.seeds]
         if args.out:
-            runs.write_json(args.out, {"rows": rows, "hardware": stages.hardware_name(torch.device("cpu")),
+            write_json(args.out, {"rows": rows, "hardware": environment.hardware_name(torch.device("cpu")),
                                        "threads": torch.get_num_threads(), "torch": torch.__version__})
             args.table = [args.out]
     if args.table:
@@ -127,4 +131,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(runs.run_script(main))
+    sys.exit(run_script(main))

@@ -1,23 +1,24 @@
 """The paper's open problem (section 5.2.5): fine-tuning of a model with many users. Which statistic finds them again?
 
-Example: python studies/fine_tuned.py --choose RUN RUN --claim RUN RUN RUN --out results/fine-tuned
+Example: python -m studies.fine_tuned --choose RUN RUN --claim RUN RUN RUN --out results/fine-tuned
 RUN: folders of train.py with --countermeasure fine_tuning and several target users (countermeasures.sh makes them).
 Every user, member or not, is asked about K published images, K held-out ones and, for each, L fresh keys. Candidates
 turn these answers into one number a user, low for members; the best on the runs of --choose, by AUC, is named there,
 and everything is reported for the runs of --claim.
 """
 
-import common
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-import arguments
-import experiment
-import report
-import runs
 import utils
 from dataset import load_dataset
+from experiment import flags, setup, training
+from experiment.audit import exact_losses
+from experiment.folder import RunPaths
+from kit import cli, files, plots
+from kit.errors import UserError, run_script
+from studies import common
 
 # Fields of a user's answers: own key on published images, fresh keys on them, own key on held-out ones, fresh on those.
 STATISTICS = {
@@ -71,15 +72,15 @@ def weighted(own, fresh):
 
 def answers_of(folder, data_root, keys, device):
     """(target users' and non-members' answers as in STATISTICS, the run's settings)."""
-    paths = runs.RunPaths.existing(folder)
-    query, record = experiment.load_trained(paths.model, device)
+    paths = RunPaths.existing(folder)
+    query, record = training.load_trained(paths.model, device)
     settings = record["settings"]
     data = load_dataset(settings["dataset"], data_root, settings["image_size"])
-    audit = runs.read_json(paths.config)["audit"]
-    made = experiment.prepare(settings, audit, data, data_root)
+    audit = files.read_json(paths.config)["audit"]
+    made = setup.prepare(settings, audit, data, data_root)
     found, size = {}, settings["marked_samples_per_user"]
     for group in ("target", "non_member"):
-        grid = experiment.exact_losses(made, query, group, keys, device)
+        grid = exact_losses(made, query, group, keys, device)
         found[group] = (grid[:, :size, 0], grid[:, :size, 1:], grid[:, size:, 0], grid[:, size:, 1:])
     return found, settings
 
@@ -110,17 +111,17 @@ def summarize(frame):
 
 
 def main():
-    parser = arguments.Parser(description=__doc__, formatter_class=arguments.argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=flags.argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--choose", nargs="+", required=True, help="run folders on which the statistic is chosen")
     parser.add_argument("--claim", nargs="+", required=True, help="other run folders, for which it is reported")
     parser.add_argument("--data_root", help="folder of the data set")
-    parser.add_argument("--keys", type=arguments.number(int, 2), default=9, help="fresh keys an image (default 9)")
+    parser.add_argument("--keys", type=cli.number(int, 2), default=9, help="fresh keys an image (default 9)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     device, found = utils.choose_device(args.device), {}
     if common.Path(args.choose[0]).resolve() in [common.Path(folder).resolve() for folder in args.claim]:
-        raise runs.UserError("a run of --choose is among those of --claim; the claim would be about the choice")
+        raise UserError("a run of --choose is among those of --claim; the claim would be about the choice")
     for part, folders in (("choose", args.choose), ("claim", args.claim)):
         rows = []
         for folder in folders:
@@ -150,7 +151,7 @@ def conclude(args, found, device):
     common.write_study(out, {"settings": {"keys": args.keys, "choose": [common.Path(run).name for run in args.choose],
                                           "claim": [common.Path(run).name for run in args.claim]},
                              "chosen": chosen, **tables}, device)
-    with runs.atomic_path(out / "table.md") as path:
+    with files.atomic_path(out / "table.md") as path:
         path.write_text(text, encoding="utf-8")
     draw(tables["claim"], chosen, out / "statistics.png")
     print(text)
@@ -158,19 +159,19 @@ def conclude(args, found, device):
 
 def draw(rows, chosen, path):
     """FPR@100%TPR of every statistic on the claimed models, with intervals."""
-    figure, axes = report.figure_of(1, 1, (9, 5))
+    figure, axes = plots.figure_of(1, 1, (9, 5))
     axis = axes[0, 0]
     for place, row in enumerate(reversed(rows)):
         share, (low, high) = row["fpr"]["share"], row["fpr"]["interval"]
         axis.errorbar(100 * share, place, xerr=[[100 * (share - low)], [100 * (high - share)]], marker="o", capsize=3,
-                      color=report.MEMBER_COLOR if row["statistic"] == chosen else "#555555")
+                      color=plots.MEMBER_COLOR if row["statistic"] == chosen else "#555555")
         axis.plot(100 * np.array(row["fprs"]), [place] * len(row["fprs"]), ".", color="#bbbbbb", zorder=0)
     axis.set_yticks(range(len(rows)), [row["statistic"] for row in reversed(rows)], fontsize=8)
     axis.set(xlabel="FPR@100%TPR (%), pooled (with 95 % interval) and of every model (small dots)")
     axis.set_xlim(0, 100)
     axis.grid(alpha=0.3)
-    report.save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -1,6 +1,6 @@
 """The ImageNet experiment in small, on one core: prepare a tree, train a torchvision ResNet-18 on it, audit, exact p.
 
-Example: python studies/imagenet_rehearsal.py --data_root TINYIMAGENET32 --out results/imagenet-rehearsal
+Example: python -m studies.imagenet_rehearsal --data_root TINYIMAGENET32 --out results/imagenet-rehearsal
 TINYIMAGENET32 has train/CLASS/FILES and test/CLASS/FILES of 32 px. 100 classes are scaled to 64 px and written as an
 ImageFolder; imagenet-prepare.py marks 20 users x 25 images (with 12 or 13 further photos of each held out) and 1,000
 non-member users, who own images of the validation folder; the training loop is that of torchvision's
@@ -15,17 +15,17 @@ import sys
 import time
 from pathlib import Path
 
-import common
 import numpy as np
 import torch
 import torchvision
 from PIL import Image
 from torchvision import transforms
 
-import report
-import runs
 import utils
-from experiment import IMAGENET_MEAN, IMAGENET_STD
+from experiment.training import IMAGENET_MEAN, IMAGENET_STD
+from kit import files, plots
+from kit.errors import UserError, run_script
+from studies import common
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,8 +74,8 @@ def train(tree, path, args):
         history.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "train_accuracy": float(np.mean(hits)),
                         "seconds": time.monotonic() - started})
         print(history[-1], flush=True)
-    runs.write_json(path.with_suffix(".json"), {"history": history, "images": len(data), "classes": len(data.classes)})
-    with runs.atomic_path(path) as temporary:
+    files.write_json(path.with_suffix(".json"), {"history": history, "images": len(data), "classes": len(data.classes)})
+    with files.atomic_path(path) as temporary:
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": args.epochs,
                     "args": args}, temporary)
 
@@ -85,7 +85,7 @@ def call(script, *arguments):
     print("$", script, *arguments, flush=True)
     done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], check=False)
     if done.returncode:
-        raise runs.UserError(f"{script} ended with exit code {done.returncode}")
+        raise UserError(f"{script} ended with exit code {done.returncode}")
 
 
 def exact_verdicts(tree, checkpoint, manifest, args):
@@ -100,7 +100,7 @@ def exact_verdicts(tree, checkpoint, manifest, args):
                  Path(args.work) / "source" / "train" / entry["class"], "--checkpoint", checkpoint,
                  "--net_type", "torchvision:resnet18", *size, "--label",
                  manifest["class_names"].index(entry["class"]), "--keys", args.keys, "--out", folder, "--device", "cpu")
-        result = runs.read_json(folder / "result.json")
+        result = files.read_json(folder / "result.json")
         found.append({"user": name, "class": entry["class"], **{key: result[key] for key in (
             "p_value", "detected", "published", "photos", "queries", "alpha")}})
     return found
@@ -108,7 +108,7 @@ def exact_verdicts(tree, checkpoint, manifest, args):
 
 def same_class(audit):
     """Set-based figures against the non-members of the members' own classes alone, who are the hardest to tell."""
-    arrays = runs.read_arrays(audit / "losses.npz")
+    arrays = files.read_arrays(audit / "losses.npz")
     same = np.isin(arrays["non_member_classes"][:, 0], arrays["target_classes"])
     return utils.membership_inference(arrays["target_cross_entropy"], arrays["non_member_cross_entropy"][same])
 
@@ -130,13 +130,13 @@ def main():
          "--manifest", tree / "manifest.json", "--input_size", args.side, "--resize", args.side, "--out", audit,
          "--device", "cpu")
     shutil.copyfile(tree / "marks.png", Path(args.out) / "marks.png")
-    manifest, found = runs.read_json(tree / "manifest.json"), runs.read_json(audit / "result.json")
+    manifest, found = files.read_json(tree / "manifest.json"), files.read_json(audit / "result.json")
     exact = exact_verdicts(tree, checkpoint, manifest, args)
     neighbours = same_class(audit)
     p_values = np.array([row["p_value"] for row in exact])
     settings = {name: value for name, value in vars(args).items() if name not in ("data_root", "work", "out", "device")}
     common.write_study(args.out, {
-        "settings": settings, "training": runs.read_json(checkpoint.with_suffix(".json")),
+        "settings": settings, "training": files.read_json(checkpoint.with_suffix(".json")),
         "audit": {**found["audit"], "set, same classes": neighbours},
         "verdict": found["verdict"], "accuracy": found["accuracy"], "exact": exact,
         "exact_detected": {str(alpha): common.rate((p_values <= alpha).sum(), len(p_values))
@@ -144,20 +144,20 @@ def main():
         if exact else None}, utils.choose_device("cpu"))
     text = common.markdown(["figure", "value"], [
         ["members, non-members", f"{found['audit']['set']['members']}, {found['audit']['set']['non_members']}"],
-        *((f"FPR@100%TPR, {kind}-based", report.percent(found["audit"][kind]["fpr_at_100_tpr"],
+        *((f"FPR@100%TPR, {kind}-based", plots.percent(found["audit"][kind]["fpr_at_100_tpr"],
                                                         found["audit"][kind]["fpr_interval"]))
           for kind in ("set", "instance")),
         [f"FPR@100%TPR, the {neighbours['non_members']} non-members of the members' classes",
-         report.percent(neighbours["fpr_at_100_tpr"], neighbours["fpr_interval"])],
+         plots.percent(neighbours["fpr_at_100_tpr"], neighbours["fpr_interval"])],
         ["AUC, set-based", f"{found['audit']['set']['auc']:.4f}"],
         ["Algorithm 1 at 0.1 % FPR: members detected", f"{found['verdict']['detected']} of {args.users}"],
         ["exact p: median, largest", f"{np.median(p_values):.5f}, {p_values.max():.5f} ({len(p_values)} users)"],
-        ["accuracy: validation, marked images", f"{report.percent(found['accuracy']['validation'])}, "
-                                                f"{report.percent(found['accuracy']['marked'])}"]])
+        ["accuracy: validation, marked images", f"{plots.percent(found['accuracy']['validation'])}, "
+                                                f"{plots.percent(found['accuracy']['marked'])}"]])
     print(text)
-    with runs.atomic_path(Path(args.out) / "rehearsal.md") as path:
+    with files.atomic_path(Path(args.out) / "rehearsal.md") as path:
         path.write_text(text)
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

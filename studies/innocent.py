@@ -1,24 +1,24 @@
 """How often innocent models are accused: the exact test and Algorithm 1 on models that never saw the published photos.
 
-Example: python studies/innocent.py --data_root CIFAR10_FOLDER --second_root TINYIMAGENET_FOLDER --out results/innocent
+Example: python -m studies.innocent --data_root CIFAR10_FOLDER --second_root TINYIMAGENET_FOLDER --out results/innocent
 Seven models of different kinds and data; for each, users with ordinary photos, with those photos on which this very
 model is surest (unusually easy), and with photos that it was trained on unmarked (its own training images). None saw a
 published, marked photo, so every accusation is false. Algorithm 1's strangers have ordinary photos.
 """
 
-import common
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import binom, kstest
 from sklearn.ensemble import RandomForestClassifier
 
-import experiment
-import report
-import runs
 import utils
 from dataset import load_dataset
+from experiment import training
+from kit import files, plots
+from kit.errors import run_script
 from networks import build_network
+from studies import common
 
 ALPHAS = (0.05, 0.01, 0.001)
 CASES = {"probabilities": {}, "label-only": {"label_only": True}, "probabilities, label guessed": {"auto": True},
@@ -29,9 +29,9 @@ USERS = ("ordinary photos", "easy photos", "trained on unmarked")
 def smallnet(data, args, device, name, rows, epoch, net_type="smallnet"):
     """(name, data, rows of the training images, query function)."""
     images, labels = data.images[torch.from_numpy(rows)], data.labels[torch.from_numpy(rows)]
-    query, record = experiment.train_on(f"{args.work}/innocent-{name.replace(' ', '-')}.safetensors", images, labels,
+    query, record = training.train_on(f"{args.work}/innocent-{name.replace(' ', '-')}.safetensors", images, labels,
                                         len(data.class_names), 7, device, net_type, epoch=epoch)
-    return f"{name}, training accuracy {report.percent(record['train_accuracy'])}", data, rows, query
+    return f"{name}, training accuracy {plots.percent(record['train_accuracy'])}", data, rows, query
 
 
 def forest(data, rows):
@@ -153,13 +153,13 @@ def conclude(args, table, device):
     kinds = table.groupby("users", sort=False)["Algorithm 1"].agg(["sum", "count"])
     text += "\n" + common.markdown(
         ["Algorithm 1 at 0.1 % FPR, ordinary strangers", "innocent users accused", "exact test, p <= 0.001"],
-        [[kind, f"{one['hits']} of {one['of']}: {report.percent(one['share'], one['interval'])}",
+        [[kind, f"{one['hits']} of {one['of']}: {plots.percent(one['share'], one['interval'])}",
           int((table[table.users == kind]["probabilities"] <= 0.001).sum())]
          for kind, one in ((kind, common.rate(row["sum"], row["count"])) for kind, row in kinds.iterrows())])
     print(text)
-    with runs.atomic_path(f"{args.out}/innocent.md") as path:
+    with files.atomic_path(f"{args.out}/innocent.md") as path:
         path.write_text(text)
-    with runs.atomic_path(f"{args.out}/audits.csv") as path:
+    with files.atomic_path(f"{args.out}/audits.csv") as path:
         table.to_csv(path, index=False, float_format="%.6g")
     draw(table, f"{args.out}/p-values.png")
     common.write_study(args.out, {
@@ -172,7 +172,7 @@ def conclude(args, table, device):
 
 def draw(table, path):
     """The distribution function of p: on or below the diagonal, whatever the model."""
-    figure, axes = report.figure_of(1, 2, (10, 4.4))
+    figure, axes = plots.figure_of(1, 2, (10, 4.4))
     for case in CASES:
         ranked = np.sort(table[case])
         for axis in axes[0]:
@@ -182,8 +182,8 @@ def draw(table, path):
         axis.plot([low, 1], [low, 1], color="black", linestyle=":", label="uniform")
         axis.set(xscale=scale, yscale=scale, xlabel="p", ylabel="share of innocent audits with a p at most this")
     axes[0, 0].legend(fontsize=8)
-    report.save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -1,20 +1,20 @@
 """How often the exact test finds users whose photos were used, and with how many queries.
 
-Example: python studies/power.py --data_root CIFAR10_FOLDER --train_size 2500 --out results/power-1.0
+Example: python -m studies.power --data_root CIFAR10_FOLDER --train_size 2500 --out results/power-1.0
 Users publish half of their photos, marked; a model is trained on those among others; the exact test is made with
 probabilities, the top label alone, a guessed label, and without the hold-out, and Algorithm 1 with strangers from the
 test images beside it. Users and images are others than those on which the statistic was chosen.
 """
 
-import common
 import numpy as np
 import pandas as pd
 import torch
 
-import experiment
-import report
-import runs
 import utils
+from experiment import training
+from kit import files, plots
+from kit.errors import run_script
+from studies import common
 
 ALPHAS = (0.01, 0.001)
 QUERIES = (250, 500, 1000, 2500, 5000)
@@ -55,7 +55,7 @@ def main():
     for seed in args.seeds:
         cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size)
         images, labels = common.published_images(data, cohort)
-        query, trained = experiment.train_on(
+        query, trained = training.train_on(
             f"{args.work}/power-{args.net_type}-{args.train_size}-{args.epoch}-{seed}.safetensors", images, labels,
             classes, seed, device, net_type=args.net_type, epoch=args.epoch)
         strangers = utils.draw_non_member_users(data.labels, np.flatnonzero(data.is_test.numpy()), args.strangers,
@@ -74,7 +74,7 @@ def conclude(args, table, device):
     shares = {name: {str(alpha): common.rate((table[name] <= alpha).sum(), len(table)) for alpha in ALPHAS}
               for name in names}
     shares["Algorithm 1, 0.1 % FPR"] = {"0.001": common.rate(table["Algorithm 1"].sum(), len(table))}
-    rows = [[name, *(report.percent(found[str(alpha)]["share"], found[str(alpha)]["interval"])
+    rows = [[name, *(plots.percent(found[str(alpha)]["share"], found[str(alpha)]["interval"])
                      if str(alpha) in found else "-" for alpha in ALPHAS),
              f"{table[name].median():.5f}" if name in table else "-",
              f"{table[name].max():.5f}" if name in table else "-"] for name, found in shares.items()]
@@ -82,7 +82,7 @@ def conclude(args, table, device):
     text = common.markdown(head, rows)
     print(f"{len(table)} users, {args.photos // 2} published + {args.photos // 2} held out, "
           f"{100 * args.photos / 2 / args.train_size:g} % of {args.train_size} training images each\n{text}")
-    with runs.atomic_path(f"{args.out}/power.md") as path:
+    with files.atomic_path(f"{args.out}/power.md") as path:
         path.write_text(text)
     draw(shares, f"{args.out}/queries.png")
     common.write_study(args.out, {"settings": {name: getattr(args, name) for name in (
@@ -92,7 +92,7 @@ def conclude(args, table, device):
 
 def draw(shares, path):
     """Share detected against the number of queries."""
-    figure, axes = report.figure_of(1, 1, (6, 4))
+    figure, axes = plots.figure_of(1, 1, (6, 4))
     for alpha in ALPHAS:
         found = [shares[f"{queries} queries"][str(alpha)] for queries in QUERIES]
         share = np.array([one["share"] for one in found])
@@ -104,8 +104,8 @@ def draw(shares, path):
     axes[0, 0].minorticks_off()
     axes[0, 0].grid(alpha=0.3)
     axes[0, 0].legend()
-    report.save_figure(figure, path)
+    plots.save_figure(figure, path)
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -1,20 +1,20 @@
 """Choose what a photo adds to the statistic T of the exact test, by measured power.
 
-Example: python studies/statistic.py --data_root CIFAR10_FOLDER --out results/statistic
+Example: python -m studies.statistic --data_root CIFAR10_FOLDER --out results/statistic
 Users, images and models are others than those of the claims (studies/power.py): the first half of the data set's
 training images, other seeds. For every statistic: how often p is at most 0.001, and the geometric mean of p, with all
 photos, with fewer, and without a hold-out.
 """
 
-import common
 import numpy as np
 import pandas as pd
 import torch
 
-import experiment
-import runs
-from provenance import record as records
-from provenance import verdict
+from attacks import exact
+from experiment import training
+from kit import environment, files
+from kit.errors import run_script
+from studies import common
 
 # Statistics made of one number a photo, from log p of the label, log(p / (1 - p)) and the top class.
 PER_PHOTO = {
@@ -75,11 +75,11 @@ def main():
     for seed in args.seeds:
         cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size)
         images, labels = common.published_images(data, cohort)
-        query, _ = experiment.train_on(f"{args.work}/choice-{seed}.safetensors", images, labels, classes, seed, device)
+        query, _ = training.train_on(f"{args.work}/choice-{seed}.safetensors", images, labels, classes, seed, device)
         for record, rows, label in zip(cohort.records, cohort.rows, cohort.classes, strict=True):
             answers = common.ask_grid(query, data.images[torch.from_numpy(rows)], record, 249)
             loss, scaled = signals(answers, label, len(rows))
-            found += [{"seed": seed, "situation": name, "statistic": statistic, "p": verdict.p_value(grid)}
+            found += [{"seed": seed, "situation": name, "statistic": statistic, "p": exact.p_value(grid)}
                       for name, made in cases(record, loss, scaled, settings) for statistic, grid in made.items()]
     table = pd.DataFrame(found)
     groups = table.groupby(["statistic", "situation"], sort=False).p
@@ -91,14 +91,14 @@ def main():
     wide["all, geometric mean"] = np.exp(np.log(wide).mean(axis=1))
     wide = wide.sort_values("all, geometric mean")
     print(wide.to_string(float_format=lambda value: f"{value:.5f}"))
-    runs.write_json(f"{args.out}/result.json", {
+    files.write_json(f"{args.out}/result.json", {
         "seeds": args.seeds, "users": len(args.seeds) * args.users, "photos": args.photos,
-        "train_size": args.train_size, "versions": records.software_versions(),
+        "train_size": args.train_size, "versions": environment.software_versions(),
         "geometric_mean_p": wide.to_dict(), "table": summary.reset_index().to_dict("records")})
-    with runs.atomic_path(f"{args.out}/statistic.md") as path:
+    with files.atomic_path(f"{args.out}/statistic.md") as path:
         path.write_text(common.markdown(["statistic", *wide.columns], [
             [name, *(f"{value:.5f}" for value in row)] for name, row in zip(wide.index, wide.to_numpy(), strict=True)]))
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

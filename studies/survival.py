@@ -1,23 +1,23 @@
 """Does the mark survive what the web does to pictures? Train on changed copies, audit with the originals.
 
-Example: python studies/survival.py --data_root CIFAR10_FOLDER --out results/survival
+Example: python -m studies.survival --data_root CIFAR10_FOLDER --out results/survival
 For every change one model a seed is trained on the users' published photos after that change; the audit knows nothing
 of it. All changes share users, keys and the other training images.
 """
 
 import io
 
-import common
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 
-import experiment
-import report
-import runs
 import utils
-from provenance.suspect import Preprocessing
+from experiment import training
+from kit import files, plots
+from kit.errors import run_script
+from studies import common
+from suspects.suspect import Preprocessing
 
 
 def _jpeg(quality):
@@ -74,7 +74,7 @@ def main():
         for name, change in CHANGES.items():
             images_now = torch.cat([changed(images[:count], change, seed), images[count:]])
             path = f"{args.work}/survival-{name.replace(' ', '-')}-{seed}.safetensors"
-            query, _ = experiment.train_on(path, images_now, labels, classes, seed, device, epoch=args.epoch)
+            query, _ = training.train_on(path, images_now, labels, classes, seed, device, epoch=args.epoch)
             for record, rows, label in zip(cohort.records, cohort.rows, cohort.classes, strict=True):
                 answers = common.ask_grid(query, data.images[torch.from_numpy(rows)], record, 19)
                 found.append({"seed": seed, "change": name, "p": common.exact_p(answers, record, int(label))})
@@ -85,15 +85,15 @@ def main():
               for name in CHANGES}
     text = common.markdown(["change before training", "detected at alpha 0.01", "detected at alpha 0.001", "median p",
                             "largest p"], [
-        [name, *(report.percent(one["share"], one["interval"]) for one in share.values()),
+        [name, *(plots.percent(one["share"], one["interval"]) for one in share.values()),
          f"{table.p[table.change == name].median():.5f}", f"{table.p[table.change == name].max():.5f}"]
         for name, share in shares.items()])
     print(text)
-    with runs.atomic_path(f"{args.out}/survival.md") as path:
+    with files.atomic_path(f"{args.out}/survival.md") as path:
         path.write_text(text)
     common.write_study(args.out, {"settings": {name: getattr(args, name) for name in (
         "seeds", "users", "photos", "train_size", "epoch")}, "detected": shares, "users": found}, device)
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -24,8 +24,8 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from provenance.suspect import Answers, Preprocessing, Suspect
-from runs import UserError
+from kit.errors import UserError
+from suspects.suspect import Answers, Preprocessing, Suspect
 
 EXAMPLE = "http://localhost:8000/v2/models/resnet50 or http://localhost:8000/v2/models/resnet50/versions/2"
 ADDRESS = re.compile(r"((https?://[^/?#\s\\]+)/v2/models/([^/?#\s\\]+)(?:/versions/([^/?#\s\\]+))?)/?")

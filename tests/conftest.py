@@ -46,13 +46,12 @@ def script(monkeypatch, capsys):
     def run(name, *arguments):
         import importlib
 
-        import runs
         main = importlib.import_module(name).main
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         code = 0
         capsys.readouterr()
         try:
-            runs.run_script(main)
+            run_script(main)
         except SystemExit as stop:
             code = stop.code or 0
         captured = capsys.readouterr()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dataset import store
-from runs import UserError
+from kit.errors import UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

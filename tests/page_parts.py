@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from page import protect
 from page.desk import Desk
+from page.tabs import protect
 
 
 def until(condition, seconds=20):

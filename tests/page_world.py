@@ -14,8 +14,8 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-import experiment
 from dataset import load_dataset
+from experiment import training
 
 PHOTOS, STRANGERS = 60, 300
 
@@ -79,5 +79,5 @@ def train(path, data, user, strangers, marked=None):
     if marked is not None:
         own = torch.full((len(marked),), int(np.bincount(data.labels[user]).argmax()))
         images, labels = torch.cat([images, marked]), torch.cat([labels, own])
-    experiment.train_on(path, images, labels, classes, 1, torch.device("cpu"), epoch=90, batch_size=32, lr=0.1)
+    training.train_on(path, images, labels, classes, 1, torch.device("cpu"), epoch=90, batch_size=32, lr=0.1)
     return path

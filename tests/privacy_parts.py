@@ -5,9 +5,9 @@ import shutil
 import pytest
 import yaml
 
+from kit.errors import UserError
 from privacy import config as configuration
 from privacy import pipeline
-from runs import UserError
 
 MLP = {"model_name": "mlp", "hidden": [16], "epochs": 4, "batch_size": 32, "learning_rate": 0.05, "device": "cpu"}
 

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 import utils
 from attacks import lira, loss, population, reference, signals
 from attacks.membership import balanced, leave_one_out
-from runs import UserError
+from kit.errors import UserError
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Signals

@@ -10,7 +10,7 @@ from scipy.stats import beta, binom, binomtest
 from sklearn.metrics import roc_auc_score
 
 from attacks import cardinality, epsilon, ranges
-from runs import UserError
+from kit.errors import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Lower bounds on epsilon

@@ -23,9 +23,10 @@ import isotopes
 import mislabeled
 import twin_marks
 
-import experiment
-import runs
 import utils
+from experiment import setup
+from kit import files
+from kit.errors import UserError
 
 TINY = ("--dataset", "photos", "--net_type", "smallnet", "--train_size", "300", "--val_portion", "0", "--epoch", "1",
         "--batch_size", "64", "--num_of_multiTarget_diffCls", "3", "--marked_samples_per_user", "3",
@@ -171,7 +172,7 @@ def test_owners_share_no_image_unless_they_may():
     assert 0.3 < np.concatenate([first.bits.ravel(), second.bits.ravel()]).mean() < 0.7
     shared, = twin_marks.draw_owners(np.arange(20), [(30, 10)], 1, "controls", shared=True)
     assert all(len(set(own)) == 10 for own in shared.rows)
-    with pytest.raises(runs.UserError, match="--owners 5"):
+    with pytest.raises(UserError, match="--owners 5"):
         twin_marks.draw_owners(np.arange(49), [(5, 10)], 1, "owners")
 
 
@@ -331,8 +332,8 @@ def test_fewer_samples_of_the_same_users_keep_their_marks(tiny_setup):
     whole = common.published(tiny_setup, users, tiny_setup.stage.marking).reshape(3, 3, 3, 32, 32)
     some = common.published(tiny_setup, fewer, tiny_setup.stage.marking).reshape(3, 2, 3, 32, 32)
     assert torch.equal(whole[:, :2], some)
-    assert torch.equal(whole, experiment.marked_images(tiny_setup.stage))
-    with pytest.raises(runs.UserError, match="--samples 4"):
+    assert torch.equal(whole, setup.marked_images(tiny_setup.stage))
+    with pytest.raises(UserError, match="--samples 4"):
         common.with_samples(users, 4)
 
 
@@ -352,7 +353,7 @@ def write_result(folder, seed, hits, auc):
     rows = [common.rate("a", "FPR", hits, 10, 0.5), common.rate("b", "FPR", 9, 10), common.row("a", "AUC", auc)]
     claims = [common.claim("a below b", ("a", "FPR"), "<", ("b", "FPR")),
               common.claim("a high", ("a", "AUC"), ">", 0.75), common.claim("gone", ("c", "FPR"), "<", 1)]
-    runs.write_json(folder / f"made-seed{seed}" / "result.json", {
+    files.write_json(folder / f"made-seed{seed}" / "result.json", {
         "method": "made", "rows": rows, "claims": claims, "models": [{"train_accuracy": 0.9}], "notes": [],
         "settings": {"dataset": "x", "net_type": "y", "train_size": 1, "epoch": 2, "seed": seed}, "hardware": "none",
         "versions": {}})
@@ -389,7 +390,7 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path, script, chang
     write_result(tmp_path, 2, 0, 0.7)
     path = tmp_path / "made-seed2" / "result.json"
     result = json.loads(path.read_text())
-    runs.write_json(path, {**result, "settings": {**result["settings"], **changed}})
+    files.write_json(path, {**result, "settings": {**result["settings"], **changed}})
     done = script("_summary", "--folder", tmp_path)
     assert done.code == 2 and message in done.err and len(done.err.strip().splitlines()) == 1
 

@@ -12,8 +12,8 @@ import torch
 from conftest import ROOT
 from scipy import stats
 
-import runs
 import utils
+from kit.errors import UserError
 from networks import build_network
 
 RECIPE = utils.TrainingSettings(epoch=2, lr=0.05, batch_size=16, precision="float32")
@@ -70,7 +70,7 @@ def test_the_interval_of_the_slope_covers_as_often_as_it_says(benchmark):
 
 @pytest.mark.parametrize(("sizes", "seconds"), [((1, 2), (1, 2)), ((1, 2, 3), (1, 0, 1)), ((1, 2, 3), (1, 2))])
 def test_a_slope_needs_three_positive_points(benchmark, sizes, seconds):
-    with pytest.raises(runs.UserError, match="three or more"):
+    with pytest.raises(UserError, match="three or more"):
         benchmark("growth").fit(sizes, seconds)
 
 

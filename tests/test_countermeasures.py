@@ -14,15 +14,15 @@ from scipy.stats import entropy
 from torch import nn
 
 import countermeasures
-import experiment
 import utils
 from countermeasures.augmentation import GaussianNoise, RandAugment
 from countermeasures.output_perturbation import LabelOnly, OutputNoise
 from countermeasures.privacy import DPSGD, HAMP, SELENA, soft_label
 from countermeasures.pruning import Pruning
 from countermeasures.regularization import Dropout, EarlyStopping
+from experiment import setup
+from kit.errors import UserError
 from networks import build_network
-from runs import UserError
 
 ALL = ("dp_sgd", "dropout", "early_stopping", "fine_tuning", "gaussian_noise", "hamp", "label_only", "output_noise",
        "pruning", "randaugment", "selena")
@@ -309,7 +309,7 @@ def test_clean_images_are_disjoint_from_all_others():
                 "target_user_cls": [4], "num_of_multiTarget_sameCls": None, "num_of_multiTarget_diffCls": None,
                 "img_blending_ratio": 0.7, "noise_injection_type": "perlin", "noise_norm": 8.0,
                 "ood_pattern": "color_stripes", "countermeasure": "fine_tuning:share=0.5"}
-    made = experiment.prepare(settings, {"num_of_non_member_user": 50}, data)
+    made = setup.prepare(settings, {"num_of_non_member_user": 50}, data)
     clean = set(made.clean.tolist())
     assert len(clean) == 200  # half of 400
     assert not clean & set(made.splits.train.tolist()) and not clean & set(made.splits.test.tolist())

@@ -10,12 +10,14 @@ import pytest
 from dataset_helpers import user_error
 from verdict_parts import make_record
 
-from provenance import audit as user_audit
-from provenance import evidence, verdict
+from attacks import exact
+from attacks.exact import AUTO
+from kit import environment, files
+from provenance import evidence
+from provenance import grid as user_audit
 from provenance import record as records
 from provenance.evidence import AnswerLog, check_document, read_bundle, write_bundle
-from provenance.suspect import Answers
-from provenance.verdict import AUTO
+from suspects.suspect import Answers
 
 # --- the log of answers ---
 
@@ -152,7 +154,7 @@ def bundle_parts(kind="logits", label=AUTO):
     result, _, _ = user_audit.judge(record.batches, record.selection_key, audit, order, answers, 4)
     document = {"record": records.public_part(record, 1), "commitment": record.commitments[-1],
                 "selection_key": record.selection_key, "audit": audit, "classes": 4, "model": {"name": "m"},
-                "preprocessing": {}, "result": result, "versions": records.software_versions()}
+                "preprocessing": {}, "result": result, "versions": environment.software_versions()}
     return document, order, digests, answers
 
 
@@ -263,7 +265,7 @@ def test_tampering_that_leaves_p_is_noticed(replay, change):
 
 
 def recommitted(document):
-    document["commitment"] = records.canonical_digest(document["record"])
+    document["commitment"] = files.canonical_digest(document["record"])
 
 
 def forged_batches(*batches):
@@ -390,4 +392,4 @@ def test_a_bundle_that_would_fill_the_memory(tmp_path, monkeypatch):
 def test_score_is_monotone():
     """Whatever the statistic, a surer answer must never count as less sure."""
     losses = np.linspace(0, 90, 1000)
-    assert (np.diff(verdict.score(-losses)) > 0).all() and verdict.score(np.array([1e-12]))[0] == 0
+    assert (np.diff(exact.score(-losses)) > 0).all() and exact.score(np.array([1e-12]))[0] == 0

@@ -17,9 +17,14 @@ import torchvision
 from conftest import ROOT
 from PIL import Image
 
-import runs
 import utils
-from provenance import imagenet, protect
+from imagenet import tree
+from imagenet.plan import Source, plan_users
+from imagenet.tree import FOLDERS, output_name
+from imagenet.users import find_users, read_manifest
+from kit.errors import UserError
+from kit.files import read_arrays, read_json, write_json
+from provenance import protect
 from provenance import record as records
 from provenance.photos import encode_photo, read_photo
 
@@ -86,7 +91,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def manifest(prepared):
-    return imagenet.read_manifest(prepared[1])
+    return read_manifest(prepared[1])
 
 
 def entries(manifest, group):
@@ -121,7 +126,7 @@ def test_labels_are_unchanged_under_image_folder(prepared):
 def test_member_files_are_the_marked_pixels(script, source, tmp_path, format):
     out = tmp_path / "tree"
     assert prepare(script, source, out, format=format).code == 0
-    found = imagenet.read_manifest(out)
+    found = read_manifest(out)
     settings = found["settings"]
     for number, (name, entry) in enumerate(entries(found, "member").items()):
         seed = int.from_bytes(utils.derive_key(3, "imagenet user", "member", number)[:6], "little")
@@ -142,7 +147,7 @@ def test_member_files_are_the_marked_pixels(script, source, tmp_path, format):
 def test_untouched_files_have_the_same_content(script, source, tmp_path, link):
     out, before = tmp_path / "tree", snapshot(source)
     assert prepare(script, source, out, link=link).code == 0
-    marked = {file for entry in entries(imagenet.read_manifest(out), "member").values() for file in entry["files"]}
+    marked = {file for entry in entries(read_manifest(out), "member").values() for file in entry["files"]}
     for side in ("train", "val"):
         for label in CLASSES:
             for path in (out / side / label).iterdir():
@@ -177,7 +182,7 @@ def test_nothing_outside_of_the_tree_is_written(script, source, tmp_path):
 @pytest.mark.parametrize("stop", ["_mark_class", "_link_class", "publish", "write_json"])
 def test_an_interrupted_call_goes_on_to_the_same_bits(script, source, tmp_path, monkeypatch, stop):
     assert prepare(script, source, tmp_path / "whole").code == 0
-    real, calls = getattr(imagenet, stop), []
+    real, calls = getattr(tree, stop), []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -188,7 +193,7 @@ def test_an_interrupted_call_goes_on_to_the_same_bits(script, source, tmp_path, 
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(imagenet, stop, interrupted)
+        patch.setattr(tree, stop, interrupted)
         stopped = prepare(script, source, tmp_path / "parts")
     assert stopped.code == 130 and "start the same command again" in stopped.err
     assert not (tmp_path / "parts" / "train").exists() and not (tmp_path / "parts" / "manifest.json").exists()
@@ -205,7 +210,7 @@ def test_an_interrupted_call_goes_on_to_the_same_bits(script, source, tmp_path, 
 
 def test_an_interrupted_call_with_other_settings_is_refused(script, source, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(imagenet, "link_tree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(tree, "link_tree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         prepare(script, source, tmp_path / "tree")
     refused = prepare(script, source, tmp_path / "tree", seed=4)
     assert refused.code == 2 and "seed is 3 there and 4 here" in refused.err
@@ -238,7 +243,7 @@ def test_the_order_of_directories_does_not_matter(script, source, tmp_path, monk
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr(imagenet.os, "scandir", Reversed)
+        patch.setattr(os, "scandir", Reversed)
         prepare(script, source, tmp_path / "b")
     users = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in "ab"]
     assert users[0] == users[1]
@@ -250,7 +255,7 @@ def test_other_seeds_give_other_users(script, source, tmp_path):
     digests = []
     for seed in (1, 2):
         prepare(script, source, tmp_path / str(seed), seed=seed)
-        found = imagenet.read_manifest(tmp_path / str(seed))
+        found = read_manifest(tmp_path / str(seed))
         digests.append([(entry["key_sha256"], entry["originals"]) for entry in found["users"].values()])
     assert not {key for key, _ in digests[0]} & {key for key, _ in digests[1]}
     assert digests[0] != digests[1]
@@ -263,7 +268,7 @@ def test_unreadable_images_are_replaced_before_anything_is_published(script, sou
         (source / "train" / label / f"{label}_1.JPEG").write_bytes(b"")
     done = prepare(script, source, tmp_path / "tree", num_of_users=10, num_of_non_member_users=10)
     assert done.code == 0, done.err
-    found = imagenet.read_manifest(tmp_path / "tree")
+    found = read_manifest(tmp_path / "tree")
     assert found["unreadable"] and all(name.startswith("train/n0") for name in found["unreadable"])
     damaged = {f"{label}_{number}.JPEG" for label in CLASSES for number in (0, 1)}
     for entry in found["users"].values():
@@ -289,10 +294,10 @@ def plan(counts, **changes):
     settings = {"num_of_users": 4, "marked_samples_per_user": 3, "num_of_non_member_users": 4, "holdout": 0.0,
                 "non_member_source": "train", "non_member_pool": None, "seed": 1, "img_blending_ratio": 0.7,
                 "noise_injection_type": "perlin", "noise_norm": 8.0, "format": "png", "quality": 95, **changes}
-    train, val = (imagenet.Source(side, {
+    train, val = (Source(side, {
         label: "\0".join(f"{label}{image}.png" for image in range(count)) for label, count in counts.items()})
         for side in ("train", "val"))
-    return imagenet.plan_users(settings, train, val)
+    return plan_users(settings, train, val)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -331,7 +336,7 @@ def test_non_members_share_a_pool_of_distinct_images():
 
 def test_non_members_of_the_validation_set_leave_the_training_set_alone(script, source, tmp_path):
     assert prepare(script, source, tmp_path / "tree", non_member_source="val", num_of_non_member_users=30).code == 0
-    found = imagenet.read_manifest(tmp_path / "tree")
+    found = read_manifest(tmp_path / "tree")
     assert len(entries(found, "non_member")) == 30
     assert all(name.startswith("val_") for entry in entries(found, "non_member").values() for name in entry["files"])
     assert sum(len(list((tmp_path / "tree" / "train" / label).iterdir())) for label in CLASSES) == 14 * len(CLASSES)
@@ -351,14 +356,14 @@ def test_records_fit_the_files_and_hold_photos_out(prepared, manifest):
 
 
 def test_users_of_the_manifest_and_of_the_folders_agree(prepared, manifest):
-    for group, folder in imagenet.FOLDERS.items():
-        listed = imagenet.find_users(prepared[1] / folder, manifest, group)
-        assert listed == imagenet.find_users(prepared[1] / folder)
+    for group, folder in FOLDERS.items():
+        listed = find_users(prepared[1] / folder, manifest, group)
+        assert listed == find_users(prepared[1] / folder)
         assert all(len(files) == 3 for files in listed.values())
 
 
 def test_classes_are_users_where_there_are_no_user_folders(source):
-    found = imagenet.find_users(source / "val")
+    found = find_users(source / "val")
     assert list(found) == list(CLASSES)
     assert found["n02"] == [("n02", str(source / "val" / "n02" / f"val_{image}.JPEG")) for image in range(4)]
 
@@ -381,14 +386,14 @@ def test_hostile_names_survive(script, tmp_path):
     for label in HOSTILE:
         assert {b"bad\xff.png", b"back\\slash.png", b"notes.txt", b"L" * 250 + b".png"} <= after[label]
     assert sum(map(len, before.values())) - sum(map(len, after.values())) == 14 * 2
-    assert imagenet.find_users(tmp_path / "tree" / "members") == \
-        imagenet.find_users(tmp_path / "tree" / "members", imagenet.read_manifest(tmp_path / "tree"), "member")
+    assert find_users(tmp_path / "tree" / "members") == \
+        find_users(tmp_path / "tree" / "members", read_manifest(tmp_path / "tree"), "member")
     assert {path.name for path in tmp_path.iterdir()} == {"data", "tree"}
 
 
 def test_output_names_never_meet():
     names = ["a.png", "a.png.jpg", "a.bmp", "a.JPEG", "a.jpg"]
-    assert [imagenet.output_name(name, names, "jpeg") for name in names] == \
+    assert [output_name(name, names, "jpeg") for name in names] == \
         ["a.png.jpg.jpg", "a.png.jpg", "a.bmp.jpg", "a.JPEG", "a.jpg"]
 
 
@@ -462,9 +467,9 @@ def test_foreign_folders_and_links_are_refused(script, source, tmp_path):
 def test_hostile_manifests_are_refused(manifest, tmp_path, change):
     copy = json.loads(json.dumps(manifest))
     change(copy)
-    runs.write_json(tmp_path / "manifest.json", copy)
-    with pytest.raises(runs.UserError, match="not a manifest"):
-        imagenet.read_manifest(tmp_path / "manifest.json")
+    write_json(tmp_path / "manifest.json", copy)
+    with pytest.raises(UserError, match="not a manifest"):
+        read_manifest(tmp_path / "manifest.json")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -509,15 +514,15 @@ def direct_losses(checkpoint, users):
 def test_losses_are_those_of_a_direct_computation(script, prepared, checkpoint, tmp_path):
     done = audit(script, prepared[1], checkpoint, tmp_path / "out", manifest=prepared[1] / "manifest.json")
     assert done.code == 0, done.err
-    found = runs.read_arrays(tmp_path / "out" / "losses.npz")
-    users = {group: imagenet.find_users(prepared[1] / folder) for group, folder in
+    found = read_arrays(tmp_path / "out" / "losses.npz")
+    users = {group: find_users(prepared[1] / folder) for group, folder in
              (("target", "members"), ("non_member", "non_members"))}
     for group, expected in users.items():
         losses = direct_losses(checkpoint, expected)
         assert found[f"{group}_cross_entropy"].shape == losses.shape
         assert np.allclose(found[f"{group}_cross_entropy"], losses, atol=1e-4)
         assert list(found[f"{group}_users"]) == list(expected)
-    result = runs.read_json(tmp_path / "out" / "result.json")
+    result = read_json(tmp_path / "out" / "result.json")
     member, other = (found[f"{group}_cross_entropy"] for group in ("target", "non_member"))
     for kind in ("set", "instance"):
         assert result["audit"][kind] == utils.membership_inference(member, other, kind == "instance")
@@ -531,7 +536,7 @@ def test_losses_are_those_of_a_direct_computation(script, prepared, checkpoint, 
 def test_manifest_and_folders_give_the_same_audit(script, prepared, checkpoint, tmp_path):
     for name, value in (("a", prepared[1] / "manifest.json"), ("b", None)):
         assert audit(script, prepared[1], checkpoint, tmp_path / name, manifest=value).code == 0
-    results = [runs.read_json(tmp_path / name / "result.json") for name in "ab"]
+    results = [read_json(tmp_path / name / "result.json") for name in "ab"]
     assert results[0]["audit"] == results[1]["audit"] and results[0]["settings"] == results[1]["settings"]
 
 
@@ -540,8 +545,8 @@ def test_users_are_cut_by_name_and_both_sides_are_scaled_alike(script, prepared,
                  instance_mi=1)
     assert done.code == 0 and "instance-based, scaled_loss" in done.out
     found, result = (read(tmp_path / "out" / name) for read, name in (
-        (runs.read_arrays, "losses.npz"), (runs.read_json, "result.json")))
-    users = {name: files[:2] for name, files in imagenet.find_users(prepared[1] / "members").items()}
+        (read_arrays, "losses.npz"), (read_json, "result.json")))
+    users = {name: files[:2] for name, files in find_users(prepared[1] / "members").items()}
     assert np.allclose(found["target_cross_entropy"], direct_losses(checkpoint, users), atol=1e-4)
     assert result["mode"] == "instance" and result["audit"]["set"] == utils.membership_inference(
         found["target_scaled_loss"], found["non_member_scaled_loss"])
@@ -671,5 +676,5 @@ def test_the_sweep_names_what_is_missing_and_prints_a_table(script, prepared, ch
     assert done.returncode == 1
     assert done.stderr.startswith("not finished: resnet18-2 (") and done.stderr.count("\n") == 1
     row = done.stdout.splitlines()[-1].split()
-    result = runs.read_json(tmp_path / "res" / "imagenet-resnet18-3" / "result.json")
+    result = read_json(tmp_path / "res" / "imagenet-resnet18-3" / "result.json")
     assert row[:2] == ["resnet18", "3"] and float(row[2]) == round(100 * result["audit"]["set"]["fpr_at_100_tpr"], 2)

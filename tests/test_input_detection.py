@@ -10,13 +10,13 @@ from PIL import Image
 from scipy.stats import mannwhitneyu, norm
 from sklearn.covariance import EmpiricalCovariance
 
-import experiment
-import runs
 import utils
-from countermeasures import detectors
-from countermeasures import input_detection as script
+from detection import detectors
+from detection import input_detection as script
+from experiment import training
+from kit import files
+from kit.errors import UserError, run_script
 from networks import build_network
-from runs import UserError
 
 CLASSES, SIZE = 3, 32
 needs_library = pytest.mark.skipif(
@@ -221,7 +221,7 @@ def folder(tmp_path_factory):
         Image.fromarray(image).save(others / f"{number}.png")
     with utils.seeded("test network"):
         model = build_network("smallnet", 5)
-    runs.save_model(root / "model.safetensors", model.state_dict(), {
+    files.save_model(root / "model.safetensors", model.state_dict(), {
         "settings": {"net_type": "smallnet", "image_size": SIZE, "epoch": 1, "lr": 0.1, "batch_size": 32, "seed": 1,
                      "momentum": 0.9, "weight_decay": 0.0, "precision": "float32"},
         "classes": 5, "class_names": list("abcde"), "mean": (0.5,) * 3, "std": (0.25,) * 3})
@@ -244,7 +244,7 @@ def start(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["input_detection.py", *map(str, words)])
         code = 0
         try:
-            runs.run_script(script.main)
+            run_script(script.main)
         except SystemExit as stop:
             code = stop.code
         return code, (capsys.readouterr().err.strip().splitlines() or [""])[-1]
@@ -260,13 +260,13 @@ def test_script_from_end_to_end(folder, start):
     results = []
     for seed in (1, 2):
         own = folder / "out" / f"seed-{seed}"
-        results.append(runs.read_json(own / "result.json"))
+        results.append(files.read_json(own / "result.json"))
         assert results[-1]["images"] == {"fit": 100, "clean": 60, "marked": 20, "users": 4}
         assert len(results[-1]["rows"]) == (8 + 1 + 1) * 4  # two strengths, pictures, plain grey
         assert all(0 <= row["interval"][0] <= row["auc"] <= row["interval"][1] <= 1 for row in results[-1]["rows"])
         assert {"hardware", "seconds"} <= results[-1].keys() and "pytorch-ood" in results[-1]["versions"]
         assert all(Image.open(own / name).size[0] > 500 for name in ("unsupervised.png", "supervised.png"))
-    summary = runs.read_json(folder / "out" / "result.json")["summary"]
+    summary = files.read_json(folder / "out" / "result.json")["summary"]
     best, mahalanobis = (next(one for one in summary if one["detector"] == name)
                          for name in (script.BEST, "Mahalanobis"))
     assert best["auc"] == [max(row["auc"] for row in result["rows"] if row["marking"] == best["marking"] and
@@ -277,7 +277,7 @@ def test_script_from_end_to_end(folder, start):
     (folder / "out" / "seed-1" / "result.json").unlink()
     kept = (folder / "out" / "seed-2" / "result.json").stat().st_mtime_ns
     assert start(flags(folder, seed=[1, 2]))[0] == 0
-    assert runs.read_json(folder / "out" / "seed-1" / "result.json")["rows"] == results[0]["rows"]
+    assert files.read_json(folder / "out" / "seed-1" / "result.json")["rows"] == results[0]["rows"]
     assert (folder / "out" / "seed-2" / "result.json").stat().st_mtime_ns == kept
     code, error = start(flags(folder, seed=1, clean_images=50))
     assert code == 2 and "clean_images is 60 there and 50 here" in error
@@ -360,11 +360,11 @@ def test_pictures_take_the_place_of_the_stripes(data):
 
 
 def test_features_are_what_the_last_layer_sees(folder):
-    from provenance.models import open_model
+    from suspects.opened import open_model
     network = script.FeatureNetwork(open_model(folder / "model.safetensors", None, "cpu", "float32"))
     images = photos(70)[0]
     features = network.features(images)
-    query, _ = experiment.load_trained(folder / "model.safetensors", torch.device("cpu"), "float32")
+    query, _ = training.load_trained(folder / "model.safetensors", torch.device("cpu"), "float32")
     assert features.shape == (70, 256) and network.head.weight.shape == (5, 256)
     assert torch.allclose(network.head.logits(features), query(images), atol=1e-4)
     assert network.class_names == tuple("abcde")
@@ -381,7 +381,7 @@ def test_imagenet_weights_are_scaled_to_224_pixels(tmp_path):
     features = network.features(photos(2)[0])
     assert features.shape == (2, 512) and network.head.weight.shape == (1000, 512)
     size = torch.nn.functional.interpolate(photos(2)[0].float(), (224, 224), mode="bilinear").div(255)
-    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (experiment.IMAGENET_MEAN, experiment.IMAGENET_STD))
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (training.IMAGENET_MEAN, training.IMAGENET_STD))
     with torch.no_grad():
         wanted = model((size - mean) / std)
     assert torch.allclose(network.head.logits(features), wanted, atol=0.05 * float(wanted.std()) + 0.02)

@@ -24,8 +24,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL
 
-import launch
-import runs
+from kit.errors import UserError
+from kit.files import lock_folder
+from launch import guard, local, on_ray
 
 DEADLINE = 300  # seconds for anything that happens at once on an idle machine
 
@@ -166,9 +167,9 @@ def test_the_cores_are_shared_among_the_runs(folder, script, monkeypatch):
 
 def test_cuda_devices_are_taken_in_turn(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7,5")
-    assert launch._cuda_devices() == ["3", "GPU-7", "5"]
+    assert local._cuda_devices() == ["3", "GPU-7", "5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert launch._cuda_devices() == []  # as it is
+    assert local._cuda_devices() == []  # as it is
 
 
 def test_a_failed_run_is_named_at_the_end_and_the_others_go_on(folder, script):
@@ -220,18 +221,18 @@ def test_a_cluster_that_is_not_there_is_named_or_replaced(tmp_path, monkeypatch)
     """Wrong: minutes of silence, which is how long Ray tries."""
     for address, word in (("127.0.0.1:1", "no Ray cluster answers"), ("nowhere", "HOST:PORT"), ("a:999999", "answers")):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(runs.UserError, match=word):
-            launch._cluster_address()
+        with pytest.raises(UserError, match=word):
+            on_ray._cluster_address()
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert launch._cluster_address() == "local"
+    assert on_ray._cluster_address() == "local"
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")  # of a cluster that was killed
-    assert launch._cluster_address() == "local"
+    assert on_ray._cluster_address() == "local"
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         (tmp_path / "ray" / "ray_current_cluster").write_text(address)
-        assert launch._cluster_address() == address
+        assert on_ray._cluster_address() == address
 
 
 @pytest.mark.parametrize("what", ["commands", "logs"])
@@ -258,10 +259,10 @@ def test_a_folder_that_is_locked_for_a_moment_is_waited_for(folder, script):
 
 
 def test_train_says_what_the_guard_listens_for(tmp_path):
-    with runs.lock_folder(tmp_path / "run"), pytest.raises(runs.UserError) as told, \
-            runs.lock_folder(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"), pytest.raises(UserError) as told, \
+            lock_folder(tmp_path / "run"):
         pass
-    assert launch.LOCKED.decode() in str(told.value)
+    assert guard.LOCKED.decode() in str(told.value)
 
 
 @pytest.mark.parametrize("victim", ["launcher", "guard"])

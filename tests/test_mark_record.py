@@ -27,10 +27,11 @@ from marking_parts import (
 )
 from PIL import Image
 
+from kit.errors import UserError
+from kit.files import file_digest
 from provenance import protect
 from provenance import record as records
 from provenance.photos import read_photo
-from runs import UserError
 from utils import Marking
 
 
@@ -269,7 +270,7 @@ def test_a_selection_that_does_not_follow_from_its_key(photos, mark):
         original = read_photo(photos / private["original"])
         save(marked_of(photos) / private["marked"],
              protect.mark_photo(original, bytes.fromhex(content["key"]), private["number"], Marking()))
-        private["marked_sha256"] = records.file_digest(marked_of(photos) / private["marked"])
+        private["marked_sha256"] = file_digest(marked_of(photos) / private["marked"])
     rewritten(photos, swap)
     done = mark_verify(mark, photos)
     assert done.code != 0, done.out
@@ -365,7 +366,7 @@ def test_verify_notices_pixels_that_no_key_made(photos, mark):
 
     def change(content):
         photo = next(photo for photo in content["photos"] if photo["marked"] == "b.png")
-        photo["marked_sha256"] = records.file_digest(marked_of(photos) / "b.png")
+        photo["marked_sha256"] = file_digest(marked_of(photos) / "b.png")
     rewritten(photos, change)
     done = mark_verify(mark, photos)
     assert done.code == 1 and "b.png" in done.err and done.err.count("wrong:") == 1

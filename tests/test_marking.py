@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import procedural
 import utils
-from runs import UserError
+from kit.errors import UserError
+from kit.noise import gabor_fields
 from utils import UNMARKED, Marking, mark_images, outlier_features, perlin_signs
 
 KEY = b"a secret of the user"
@@ -437,7 +437,7 @@ def test_gabor_fields_are_the_sum_of_their_kernels():
     down, across = draws.uniform(-5, 17, (2, 9)), draws.uniform(-5, 15, (2, 9))
     weights = draws.choice([-1.0, 1], (2, 9))
     rows, columns = np.arange(12.0), np.arange(10.0)
-    fields = procedural.gabor_fields(sigma, wavelength, angle, down, across, weights, rows, columns)
+    fields = gabor_fields(sigma, wavelength, angle, down, across, weights, rows, columns)
     for n in range(2):
         expected = np.zeros((12, 10))
         for y, x, w in zip(down[n], across[n], weights[n], strict=True):

@@ -15,7 +15,7 @@ from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
 import utils
-from runs import UserError
+from kit.errors import UserError
 from utils import (
     UNMARKED,
     Marking,

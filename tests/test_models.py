@@ -21,10 +21,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_runs import PICKLES, hostile
 
-import experiment
+from experiment import training
+from kit.errors import UserError
 from networks import build_network
-from provenance.models import open_model
-from runs import UserError
+from suspects.opened import open_model
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 GIVEN = {"size": 32, "mean": MEAN, "std": STD}
@@ -86,7 +86,7 @@ def photo():
 @pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
 def test_a_run_answers_as_its_own_query(finished_run, precision):
     """Bit by bit, from the folder and from the file. Wrong: another precision, mean or std than that of the run."""
-    query, record = experiment.load_trained(finished_run / "model.safetensors", torch.device("cpu"),
+    query, record = training.load_trained(finished_run / "model.safetensors", torch.device("cpu"),
                                             None if precision == "auto" else precision)
     pixels = images(5, 32)
     for path in (finished_run, finished_run / "model.safetensors"):
@@ -357,7 +357,7 @@ def test_what_is_not_known_is_asked_for(smallnet, tmp_path):
         refused(path, "mean" if "mean" in wrong else "", net_type="smallnet", overrides={**GIVEN, **wrong})
     ours = saved(path, build_network("resnet18_pretrained", 4, weights="random").state_dict())
     made = open_model(ours, "resnet18_pretrained", "cpu").preprocessing
-    assert (made.size, made.mean, made.std) == ((224, 224), experiment.IMAGENET_MEAN, experiment.IMAGENET_STD)
+    assert (made.size, made.mean, made.std) == ((224, 224), training.IMAGENET_MEAN, training.IMAGENET_STD)
 
 
 def test_timm_that_squashes_is_asked_about(tmp_path):

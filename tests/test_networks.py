@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 from torchvision.ops import SqueezeExcitation
 
+from kit.errors import UserError
 from networks import build_network, count_parameters, network_names
 from networks.senet import SEBasicBlock
 from networks.wideresnet import PreActivationBlock, WideResNet
-from runs import UserError
 
 CIFAR_STEM = ["wideresnet284", "resnet", "resnext", "senet", "densenet", "googlenet"]
 ALL = [*CIFAR_STEM, "resnet18_pretrained", "smallnet"]

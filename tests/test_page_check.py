@@ -10,7 +10,7 @@ from networks import build_network
 pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
 from page_parts import OnePanel, desk, marked, until, uploaded  # noqa: F401
 
-from page import check
+from page.tabs import check
 
 FIELDS = dict.fromkeys(check.INPUTS, "") | {"record": None, "originals": None, "model": None, "label": "auto",
                                             "alpha": 0.05, "label_only": False, "net_type": "smallnet",

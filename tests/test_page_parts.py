@@ -16,16 +16,18 @@ from conftest import ROOT, call
 from page_world import served
 from PIL import Image
 
-import runs
-from runs import Progress, UserError
+from kit import files, progress
+from kit.errors import UserError
+from kit.progress import Progress
 
 pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
 from page_parts import desk, marked, picture, png, press, until, uploaded  # noqa: F401
 
-from page import audit, check, look, power, protect, server
+from page import look, server
 from page.desk import MARKER, Desk
 from page.jobs import Cancelled, Jobs
 from page.panel import Panel
+from page.tabs import audit, check, power, protect
 from provenance import record as records
 from provenance.protect import mark_photo, resolve_settings
 
@@ -33,7 +35,7 @@ from provenance.protect import mark_photo, resolve_settings
 
 def test_watchers_hear_every_step_and_can_end_the_work():
     heard = []
-    with runs.watched(lambda *step: heard.append(step)):
+    with progress.watched(lambda *step: heard.append(step)):
         assert list(Progress([5, 6, 7], "looking")) == [5, 6, 7]
         with Progress(desc="asking", total=10, initial=4) as bar:
             bar.update(3)
@@ -46,7 +48,7 @@ def test_watchers_hear_every_step_and_can_end_the_work():
         if done == 2:
             raise Cancelled
     seen = []
-    with pytest.raises(Cancelled), runs.watched(stop):
+    with pytest.raises(Cancelled), progress.watched(stop):
         for item in Progress(range(9), "working"):
             seen.append(item)
     assert seen == [0, 1]
@@ -59,7 +61,7 @@ def test_a_terminal_changes_nothing_for_watchers(monkeypatch):
 
     heard, screen = [], Terminal()
     monkeypatch.setattr("sys.stderr", screen)
-    with runs.watched(lambda *step: heard.append(step[1:])):
+    with progress.watched(lambda *step: heard.append(step[1:])):
         assert list(Progress([5, 6], "looking", mininterval=0)) == [5, 6]
     assert heard == [(0, 2), (1, 2), (2, 2)] and "looking" in screen.getvalue()
 
@@ -68,7 +70,7 @@ def test_threads_have_watchers_of_their_own():
     heard = {"a": [], "b": []}
 
     def work(name):
-        with runs.watched(lambda *step: heard[name].append(step[0])):
+        with progress.watched(lambda *step: heard[name].append(step[0])):
             list(Progress(range(2), name))
 
     threads = [threading.Thread(target=work, args=(name,)) for name in heard]
@@ -498,14 +500,14 @@ def test_results_of_other_scripts_are_named(finished_run):
 
 
 def test_exposed_images_are_those_with_the_lowest_loss(finished_run):
-    arrays = runs.read_arrays(finished_run / "losses.npz")
+    arrays = files.read_arrays(finished_run / "losses.npz")
     losses = arrays["target_cross_entropy"]
     shown = [float(text) for text in re.findall(r"loss ([\d.]+)", audit._exposed(finished_run))]
     assert shown == [round(value, 4) for value in sorted(losses.ravel())]
 
 
 def test_rates_at_an_allowed_share(finished_run):
-    arrays = runs.read_arrays(finished_run / "losses.npz")
+    arrays = files.read_arrays(finished_run / "losses.npz")
     others = np.sort(arrays["non_member_cross_entropy"].mean(axis=1))
     table = audit._at_rate(str(finished_run), 5)
     assert f"{others[3]:.4g}" in table and "3 of 60" in table  # 5 % of 60 users may lie below the threshold

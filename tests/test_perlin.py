@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-import procedural
 import utils
+from kit.noise import _lattice, _tiles
 from utils import Marking, mark_images, perlin_octaves, perlin_signs
 
 KEY = b"a secret of the user"
@@ -187,7 +187,7 @@ def test_images_of_several_tiles_follow_the_recipe(shape):
 def test_rows_that_fill_up_the_last_tile_repeat_the_last_row(rows, wanted):
     """Any other coordinate could have the field's smallest or largest value, by which the image is scaled."""
     coordinates = np.arange(rows) * 0.7 + 3
-    tiles = procedural._tiles(coordinates, wanted)
+    tiles = _tiles(coordinates, wanted)
     assert tiles.ndim == 2 and abs(len(tiles) - max(1, wanted)) <= wanted // 10
     assert (tiles.ravel()[:rows] == coordinates).all() and (tiles.ravel()[rows:] == coordinates[-1]).all()
 
@@ -204,10 +204,10 @@ def test_how_many_lattice_lines_there_are_does_not_depend_on_the_batch():
     """The number decides how products are rounded. Wrong: as many lines as the images of the batch happen to meet."""
     period, offsets = np.arange(30, 60)[:, None], np.random.default_rng(0).uniform(0, 256, (30, 1))
     coordinates, span = offsets + np.arange(57) / period, 56 / 30
-    _, together, _ = procedural._lattice(coordinates, np.ones(4), "cpu", span)
-    alone = [procedural._lattice(row[None], np.ones(4), "cpu", span)[1] for row in coordinates]
+    _, together, _ = _lattice(coordinates, np.ones(4), "cpu", span)
+    alone = [_lattice(row[None], np.ones(4), "cpu", span)[1] for row in coordinates]
     assert alone == [together] * 30
-    assert len({tuple(procedural._lattice(row[None], np.ones(4), "cpu", 0)[1]) for row in coordinates}) > 1
+    assert len({tuple(_lattice(row[None], np.ones(4), "cpu", 0)[1]) for row in coordinates}) > 1
 
 
 def test_perlin_draws_cover_their_ranges():

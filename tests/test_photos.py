@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
 
+from kit.errors import UserError
 from provenance.photos import UnreadablePhoto, encode_photo, find_photos, read_photo, write_photo
-from runs import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_heif = pytest.mark.skipif(pillow_heif is None, reason="pillow-heif is not installed")

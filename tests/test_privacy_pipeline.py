@@ -20,11 +20,11 @@ from privacy_parts import (
 from safetensors.torch import load_file, save_file
 from scipy.special import log_softmax
 
-import runs
 import utils
+from kit.files import load_model
 from privacy import config as configuration
 from privacy import data, models, pipeline, training
-from privacy.audit import ATTACKS
+from privacy.attack import ATTACKS
 
 
 def planned(config):
@@ -383,7 +383,7 @@ def test_files_of_a_run(finished):
 def test_signals_are_those_of_the_stored_weights(finished):
     config, log = finished
     records, plan = planned(config)
-    tensors, record = runs.load_model(log / "models" / "model_1.safetensors")
+    tensors, record = load_model(log / "models" / "model_1.safetensors")
     first, second = (tensors[f"{layer}.weight"].numpy().astype(np.float64) for layer in (1, 3))
     rows = plan.audited
     hidden = (records.inputs[rows].numpy() - np.array(record["mean"])) / np.array(record["std"])

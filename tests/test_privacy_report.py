@@ -15,9 +15,10 @@ from sklearn.metrics import roc_auc_score
 
 from attacks import cardinality, evaluation, lira, membership, rmia
 from attacks.signals import losses_from_scaled
-from privacy import audit, markup, page, report, risk
+from kit import markup
+from kit.errors import UserError
+from privacy import attack, html, report, risk
 from privacy.folds import ATTACKS, TITLES, folds, levels_of, scores_of
-from runs import UserError
 
 SETTINGS = {"attacks": "all", "num_ref_models": None, "gamma": 2.0, "a": None, "fprs": [1e-2, 1e-3, 1e-4, 0.0],
             "seed": 1, "ramia": None, "duci": None, "epsilon": None, "groups": [], "resamples": 100}
@@ -58,7 +59,7 @@ def poisoned(signals, model):
 @pytest.fixture(scope="module")
 def leaking():
     signals = world()
-    return signals, audit.run_attacks(signals, SETTINGS)
+    return signals, attack.run_attacks(signals, SETTINGS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,11 +95,11 @@ def test_references_are_all_models_but_the_target_and_its_complement(leaking):
 def test_scores_need_neither_the_complement_nor_another_targets_signals_beyond_the_references():
     signals = world(models=8, records=80, population=60, targets=[2])
     given = {**SETTINGS, "a": 0.4, "num_ref_models": 2}
-    scores = audit.run_attacks(signals, given)["arrays"]["scores"]
+    scores = attack.run_attacks(signals, given)["arrays"]["scores"]
     # Two pairs are references, 0 1 and 4 5; the complement 3 and the pair 6 7 are not asked.
-    again = audit.run_attacks(poisoned(poisoned(signals, 3), 6), given)["arrays"]["scores"]
+    again = attack.run_attacks(poisoned(poisoned(signals, 3), 6), given)["arrays"]["scores"]
     assert all(np.array_equal(scores[name], again[name]) for name in scores)
-    changed = audit.run_attacks(poisoned(signals, 4), given)["arrays"]["scores"]
+    changed = attack.run_attacks(poisoned(signals, 4), given)["arrays"]["scores"]
     assert not np.array_equal(scores["reference"], changed["reference"])
 
 
@@ -139,7 +140,7 @@ def test_num_ref_models_counts_models_on_each_side_of_a_record():
 def test_without_a_leak_every_auc_is_near_half_and_the_verdict_low():
     levels, means = [], []
     for seed in range(6):
-        results = audit.run_attacks(world(models=6, records=300, leak=0, seed=seed, targets=[0, 2, 4]), {
+        results = attack.run_attacks(world(models=6, records=300, leak=0, seed=seed, targets=[0, 2, 4]), {
             **SETTINGS, "epsilon": {}, "resamples": 40})
         levels.append(results["verdict"]["level"])
         means.append([one["average"]["auc"]["mean"] for one in results["attacks"]])
@@ -173,12 +174,12 @@ def test_averages_are_means_over_targets_and_curves_are_read_at_or_below_each_ra
     assert one["average"]["auc"]["mean"] == pytest.approx(np.mean(aucs))
     assert one["average"]["auc"]["std"] == pytest.approx(np.std(aucs, ddof=1))
     for rate in (0.004, 0.05, 1.0):
-        place = int(np.argmin(np.abs(audit.FPR_GRID - rate)))
+        place = int(np.argmin(np.abs(attack.FPR_GRID - rate)))
         tprs = []
         for row, inside in zip(scores, signals.membership, strict=True):
             # Two-hundred non-members: so many may pass.
-            threshold = np.sort(row[~inside])[::-1][min(199, int(audit.FPR_GRID[place] * 200))]
-            above = row[inside] > threshold if audit.FPR_GRID[place] < 1 else row[inside] > -np.inf
+            threshold = np.sort(row[~inside])[::-1][min(199, int(attack.FPR_GRID[place] * 200))]
+            above = row[inside] > threshold if attack.FPR_GRID[place] < 1 else row[inside] > -np.inf
             tprs.append(above.mean())
         assert one["mean_roc"]["tpr"][place] == pytest.approx(np.mean(tprs), abs=1e-9)
     assert one["mean_roc"]["tpr"][0] == pytest.approx(np.mean([p["tpr_at_fpr"][3]["tpr"] for p in one["targets"]]))
@@ -189,7 +190,7 @@ def test_the_headline_is_the_strongest_attack_at_a_rate_that_the_records_can_sho
     head = results["headline"]
     assert head["fpr"] == 1e-3 and head["resolved"]
     assert head["tpr"] == max(one["pooled"]["tpr_at_fpr"][1]["tpr"] for one in results["attacks"])
-    small = audit.run_attacks(world(models=4, records=60, targets=[1]), SETTINGS)["headline"]
+    small = attack.run_attacks(world(models=4, records=60, targets=[1]), SETTINGS)["headline"]
     assert small["fpr"] == 1e-2 and not small["resolved"]
 
 
@@ -198,16 +199,16 @@ def test_the_headline_is_the_strongest_attack_at_a_rate_that_the_records_can_sho
     (0.001, 0.001, 0.54, "low")])
 def test_the_verdict_divides_the_worse_ends_of_the_intervals(hits, false_positives, auc, level):
     point = {"fpr": 1e-3, "interval": [hits, 1], "fpr_interval": [0, false_positives * 2]}
-    found = audit._verdict([{"title": "attack", "pooled": {"tpr_at_fpr": [point], "auc_interval": [auc, 1]}}])
+    found = attack._verdict([{"title": "attack", "pooled": {"tpr_at_fpr": [point], "auc_interval": [auc, 1]}}])
     assert found["level"] == level and found["ratio"] == pytest.approx(hits / false_positives / 2)
 
 
 def test_an_attack_that_cannot_run_is_named_with_its_reason():
-    results = audit.run_attacks(world(models=4, records=60), {**SETTINGS, "num_ref_models": 1})
+    results = attack.run_attacks(world(models=4, records=60), {**SETTINGS, "num_ref_models": 1})
     assert set(results["skipped"]) == {"lira_offline", "lira_online"}  # two OUT models a record are needed
     assert "reference model" in results["skipped"]["lira_online"]
     with pytest.raises(UserError, match="no attack can run"):
-        audit.run_attacks(world(models=4, records=60), {**SETTINGS, "num_ref_models": 1, "attacks": ["lira_online"]})
+        attack.run_attacks(world(models=4, records=60), {**SETTINGS, "num_ref_models": 1, "attacks": ["lira_online"]})
 
 
 @pytest.mark.parametrize("change, message", [
@@ -220,7 +221,7 @@ def test_an_attack_that_cannot_run_is_named_with_its_reason():
     ({"duci": {"size": 50}}, "50")])
 def test_wrong_settings_are_refused_by_name(change, message):
     with pytest.raises(UserError, match=message):
-        audit.run_attacks(world(models=4, records=60, targets=[0]), {**SETTINGS, **change})
+        attack.run_attacks(world(models=4, records=60, targets=[0]), {**SETTINGS, **change})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ def test_the_group_that_leaks_comes_first_and_small_groups_are_flagged():
     gain = 4.0 * (region == "north") * signals.membership
     signals = with_scaled(signals, signals.scaled + gain[:, None], signals.population_scaled)
     signals.groups = {"region": region}
-    tables = audit.run_attacks(signals, {**SETTINGS, "resamples": 5})["groups"]
+    tables = attack.run_attacks(signals, {**SETTINGS, "resamples": 5})["groups"]
     assert [one["name"] for one in tables] == ["class", "region"]
     rows = {row["value"]: row for row in tables[1]["rows"]}
     assert tables[1]["rows"][0]["value"] == "north"
@@ -287,7 +288,7 @@ def test_a_memorised_record_is_the_most_exposed():
     signals = world(models=8, records=300, leak=0.3)
     signals.scaled[:, 0, 77] += 15 * signals.membership[:, 77]
     signals = with_scaled(signals, signals.scaled, signals.population_scaled)
-    found = audit.run_attacks(signals, {**SETTINGS, "resamples": 5})["exposed"]
+    found = attack.run_attacks(signals, {**SETTINGS, "resamples": 5})["exposed"]
     assert found[0]["record"] == 1077 and found[0]["class"] == "class 1" and len(found) == risk.EXPOSED
     assert (found[0]["models_in"], found[0]["found_in"], found[0]["found_out"]) == (4, 4, 0)
     assert found[0]["false_positive_level"] == pytest.approx(1 / 1201)
@@ -297,26 +298,26 @@ def test_a_memorised_record_is_the_most_exposed():
 
 def test_a_range_of_copies_tells_more_than_one_copy():
     signals = world(models=6, queries=6, records=300, leak=0.7)
-    found = audit.run_attacks(signals, {**SETTINGS, "attacks": ["loss", "lira_offline_fixed"], "ramia": {}})["ramia"]
+    found = attack.run_attacks(signals, {**SETTINGS, "attacks": ["loss", "lira_offline_fixed"], "ramia": {}})["ramia"]
     assert found["attack"] == "lira_offline_fixed" and found["points"] == 5 and len(found["trims"]) == 6
     assert found["range"]["auc"] > found["one_point"]["auc"] + 0.03
     fold = next(folds(signals, SETTINGS))
     one = scores_of("lira_offline_fixed", SimpleNamespace(
         scaled=signals.scaled[0, 1], reference_scaled=signals.scaled[2:, 1], membership=signals.membership[2:]))
     assert np.allclose(risk._points(fold, "lira_offline_fixed")[1], one)
-    assert "skipped" in audit.run_attacks(world(models=4, records=60, queries=2), {**SETTINGS, "ramia": {}})["ramia"]
+    assert "skipped" in attack.run_attacks(world(models=4, records=60, queries=2), {**SETTINGS, "ramia": {}})["ramia"]
 
 
 def test_a_range_leaves_the_record_itself_out():
     signals = world(models=6, queries=3, records=200, leak=0.0)
     signals.scaled[:, 0] += 20 * signals.membership
     signals = with_scaled(signals, signals.scaled, signals.population_scaled)
-    found = audit.run_attacks(signals, {**SETTINGS, "attacks": ["reference"], "ramia": {}})["ramia"]
+    found = attack.run_attacks(signals, {**SETTINGS, "attacks": ["reference"], "ramia": {}})["ramia"]
     assert found["record"]["auc"] > 0.99 and found["range"]["auc"] < 0.56 and found["one_point"]["auc"] < 0.56
 
 
 def test_usage_of_data_sets_is_found_without_bias():
-    results = audit.run_attacks(world(models=8, records=1000, population=500, leak=1.0), {
+    results = attack.run_attacks(world(models=8, records=1000, population=500, leak=1.0), {
         **SETTINGS, "attacks": ["lira_offline_fixed"], "duci": {"shares": [0.25, 0.5, 0.75], "sets": 10}})
     for row, share in zip(results["duci"]["rows"], (0.25, 0.5, 0.75), strict=True):
         assert row["share"] == share and row["size"] == 500 and row["sets"] == 80
@@ -327,7 +328,7 @@ def test_usage_counts_guesses_with_the_references_that_its_rates_were_measured_w
     seen = []
     monkeypatch.setattr(risk, "levels_of", lambda name, fold, seed: seen.append(len(fold.references)) or
                         levels_of(name, fold, seed))
-    audit.run_attacks(world(models=8, records=60, population=30, targets=[3]), {
+    attack.run_attacks(world(models=8, records=60, population=30, targets=[3]), {
         **SETTINGS, "attacks": ["loss"], "duci": {"sets": 1}})
     assert seen == [4] * 7  # six others, of which one for the threshold, and the target
 
@@ -339,7 +340,7 @@ def test_usage_of_named_groups_is_set_beside_the_truth():
     draws = np.random.default_rng(5)
     signals = with_scaled(signals, (draws.normal(1, 0.5, (8, 400)) + 3 * signals.membership)[:, None],
                           signals.population_scaled)
-    found = audit.run_attacks(signals, {**SETTINGS, "attacks": ["loss"], "duci": {
+    found = attack.run_attacks(signals, {**SETTINGS, "attacks": ["loss"], "duci": {
         "attack": "loss", "group": "shop", "sets": 1}})["duci"]["groups"]
     assert len(found) == 16 and {row["true"] for row in found} == {0.0, 1.0}
     for row in found:
@@ -348,7 +349,7 @@ def test_usage_of_named_groups_is_set_beside_the_truth():
 
 def test_epsilon_is_that_of_the_scores_and_corrected_for_the_number_of_targets(leaking):
     signals, _ = leaking
-    results = audit.run_attacks(signals, {**SETTINGS, "attacks": ["loss", "reference"], "epsilon": {"delta": "1e-5"}})
+    results = attack.run_attacks(signals, {**SETTINGS, "attacks": ["loss", "reference"], "epsilon": {"delta": "1e-5"}})
     found = results["epsilon"]
     assert found["attack"] == "reference" and found["delta"] == 1e-5 and len(found["rows"]) == 8
     assert 0 < found["epsilon"] < max(row["epsilon"] for row in found["rows"])
@@ -390,7 +391,7 @@ def written(tmp_path_factory):
     for user in range(6):
         signals.membership[:, owners == user] = signals.membership[:, [user * 8]]
     signals.image_of = lambda row: torch.full((3, 40, 30), row % 256, dtype=torch.uint8)
-    results = audit.run_attacks(signals, {**SETTINGS, "ramia": {}, "duci": {"sets": 2, "group": CLINIC},
+    results = attack.run_attacks(signals, {**SETTINGS, "ramia": {}, "duci": {"sets": 2, "group": CLINIC},
                                           "epsilon": {}})
     context = {"dataset": HOSTILE, "model_name": "mlp", "models": 6, "config": {"run": {"log_dir": HOSTILE}},
                "accuracy": [{"model": number, "train": 0.9, "test": 0.7} for number in range(6)],
@@ -540,7 +541,7 @@ def test_contrast_is_enough_in_light_and_dark():
     for colors in (light, dark):
         for ink in ("ink", "soft", "link"):
             assert min(contrast(colors[ink], colors[paper]) for paper in ("paper", "tint")) >= 4.5
-        assert min(contrast("#ffffff", colors[level]) for level in page.LEVELS) >= 4.5
+        assert min(contrast("#ffffff", colors[level]) for level in html.LEVELS) >= 4.5
     for paper, pen in report.INKS.values():
         assert contrast(paper, pen) >= 7
         assert min(contrast(color, paper) for color, _ in report.STYLES.values()) >= 3  # lines, not text
@@ -551,25 +552,25 @@ def test_the_page_says_the_numbers_in_plain_words(written):
     text = " ".join("".join(read_page(folder).text).split())
     head = results["headline"]
     assert f"{head['hits']:,} of {head['members']:,} members found" in text
-    assert page.LEVELS[results["verdict"]["level"]] in text
+    assert html.LEVELS[results["verdict"]["level"]] in text
     for one in results["attacks"]:
         assert f"{one['pooled']['auc']:.4f}" in text
-    sentence = page._worked({"headline": {"fpr": 1e-3, "tpr": 0.037, "non_members": 5000}})
+    sentence = html._worked({"headline": {"fpr": 1e-3, "tpr": 0.037, "non_members": 5000}})
     assert sentence == ("Of 1,000 records that were NOT used, at most 1 would be called a member; the attack finds 37 "
                         "of 1,000 that were.")
-    rare = page._worked({"headline": {"fpr": 1e-4, "tpr": 0.00125, "non_members": 50_000}})
+    rare = html._worked({"headline": {"fpr": 1e-4, "tpr": 0.00125, "non_members": 50_000}})
     assert "Of 10,000 records" in rare and "finds 12 of 10,000" in rare
 
 
-@pytest.mark.parametrize("level", page.LEVELS)
+@pytest.mark.parametrize("level", html.LEVELS)
 def test_every_level_has_its_words_and_its_advice(written, level):
     _, _, results, context = written
     figures = {scale: {"light": b"png", "dark": b"png"} for scale in ("log", "linear")}
     numbers = {name: value for name, value in results.items() if name != "arrays"}
     numbers["verdict"] = {**results["verdict"], "level": level, "ratio": {"high": 12, "moderate": 1, "low": 1}[level]}
-    text = page.render(numbers, context, figures)
-    assert page.LEVELS[level] in text and f'class="verdict {level}"' in text
-    others = set(page.LEVELS) - {level}
+    text = html.render(numbers, context, figures)
+    assert html.LEVELS[level] in text and f'class="verdict {level}"' in text
+    others = set(html.LEVELS) - {level}
     assert not any(f'class="verdict {other}"' in text for other in others)
     assert ("data protection impact assessment" in text) == (level != "low")
     assert "Most exposed records" in text  # without images, a table
@@ -577,7 +578,7 @@ def test_every_level_has_its_words_and_its_advice(written, level):
 
 def test_a_page_of_the_least_that_an_audit_gives(tmp_path):
     signals = world(models=4, records=40, population=20, targets=[0])
-    results = audit.run_attacks(signals, {**SETTINGS, "attacks": ["loss"], "fprs": [0.0]})
+    results = attack.run_attacks(signals, {**SETTINGS, "attacks": ["loss"], "fprs": [0.0]})
     report.write_report(tmp_path, signals, results, {})
     text = "".join(read_page(tmp_path).text)
     assert "At a threshold above all 20 records" in text and "nan" not in text.lower().split()
@@ -585,7 +586,7 @@ def test_a_page_of_the_least_that_an_audit_gives(tmp_path):
 
 def test_a_report_that_fails_leaves_the_old_one(written, tmp_path, monkeypatch):
     _, signals, _, context = written
-    few = audit.run_attacks(signals, {**SETTINGS, "attacks": ["loss"]})
+    few = attack.run_attacks(signals, {**SETTINGS, "attacks": ["loss"]})
     report.write_report(tmp_path, signals, few, context)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 

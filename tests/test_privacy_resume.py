@@ -23,8 +23,8 @@ from privacy_parts import (
 from safetensors.torch import load_file, save_file
 from scipy.special import log_softmax
 
-import runs
 import utils
+from kit import files
 from networks import build_network
 from privacy import config as configuration
 from privacy import data, pipeline, signals, training
@@ -192,7 +192,7 @@ def third_party(folder, queries=None, rows=None):
         np.savez(folder / "log" / "models" / f"logits_{number}.npz", **arrays)
         entries.append({"model_path": f"logits_{number}.npz"})
     np.save(folder / "log" / "models" / "memberships.npy", members)
-    runs.write_json(folder / "log" / "models" / "models_metadata.json", {"models": entries, "targets": [0, 3]})
+    files.write_json(folder / "log" / "models" / "models_metadata.json", {"models": entries, "targets": [0, 3]})
     return {"run": {"log_dir": str(folder / "log")}, "data": {"dataset": "table",
                                                               "data_dir": str(folder / "labels.npz")},
             "audit": {"device": "cpu", "algorithm": ["LOSS", "RMIA"], "fprs": [0.1]}}
@@ -228,7 +228,7 @@ def test_one_model_without_references(tmp_path):
     folder = tmp_path / "log" / "models"
     members = np.load(folder / "memberships.npy")[:1]
     np.save(folder / "memberships.npy", members)
-    runs.write_json(folder / "models_metadata.json", {"models": [{"model_path": "logits_0.npz"}]})
+    files.write_json(folder / "models_metadata.json", {"models": [{"model_path": "logits_0.npz"}]})
     config = configuration.load(write(tmp_path / "a.yaml", made))
     records = data.load(config.data)
     plan, *_ = pipeline._outside(config, records)
@@ -245,8 +245,8 @@ def test_one_model_without_references(tmp_path):
     (lambda folder: np.savez(folder / "logits_0.npz", logits=np.full((240, 3), np.nan)), "not finite"),
     (lambda folder: np.savez(folder / "logits_0.npz", logits=np.array([[len]], dtype=object)), "damaged"),
     (lambda folder: np.save(folder / "memberships.npy", np.array([len], dtype=object), allow_pickle=True), "no array"),
-    (lambda folder: runs.write_json(folder / "models_metadata.json", {"models": []}), '"models"'),
-    (lambda folder: runs.write_json(folder / "models_metadata.json", {"models": [{"model_path": "a.pkl"}] * 6}),
+    (lambda folder: files.write_json(folder / "models_metadata.json", {"models": []}), '"models"'),
+    (lambda folder: files.write_json(folder / "models_metadata.json", {"models": [{"model_path": "a.pkl"}] * 6}),
      "labels alone"),
     (lambda folder: np.save(folder / "population.npy", np.array([0, 1])), "training records"),
 ])
@@ -265,7 +265,7 @@ def test_state_dicts_from_elsewhere(tmp_path):
     save_file(model.state_dict(), folder / "mine.safetensors")
     entry = {"model_path": "mine.safetensors", "model_name": "smallnet", "mean": [0.5] * 3, "std": [0.25] * 3,
              "input_size": 32}
-    runs.write_json(folder / "models_metadata.json", {"models": [entry]})
+    files.write_json(folder / "models_metadata.json", {"models": [entry]})
     members = np.zeros((1, len(records)), dtype=bool)
     members[0, :50] = True
     np.save(folder / "memberships.npy", members)
@@ -285,8 +285,8 @@ def test_state_dicts_from_elsewhere(tmp_path):
                                     {"pretrained": "somebody/model"}])
 def test_a_model_file_does_not_choose_whose_code_runs(change, finished, tmp_path):
     config, log = finished
-    tensors, record = runs.load_model(log / "models" / "model_0.safetensors")
-    runs.save_model(tmp_path / "a.safetensors", tensors, {**record, "settings": {**record["settings"], **change}})
+    tensors, record = files.load_model(log / "models" / "model_0.safetensors")
+    files.save_model(tmp_path / "a.safetensors", tensors, {**record, "settings": {**record["settings"], **change}})
     records = data.load(config.data)
     assert "asks for code or weights" in error_of(training.open_own, tmp_path / "a.safetensors", records, config)
 

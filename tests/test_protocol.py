@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference_server import FAULTS, digest, make_app, running, seeded_faults
 
-from provenance import protocol
-from provenance.protocol import open_server
-from runs import UserError
+from kit.errors import UserError
+from suspects.server import ADDRESS, KINDS, SETTINGS, ServerSuspect, _Fault, open_server
 
 pytest.importorskip("fastapi", reason="the test server needs fastapi (requirements-dev.txt)")
 pytest.importorskip("uvicorn", reason="the test server needs uvicorn (requirements-dev.txt)")
@@ -469,7 +468,7 @@ def test_a_reply_that_changes_its_form():
 def test_classes_that_do_not_exist(label):
     reply = {"outputs": [{"name": "label", "datatype": "INT64", "shape": [2], "data": [label, 0]}]}
     with audited(mode="labels", parameters={"labels": LABELS}) as (_, model), \
-            pytest.raises(protocol._Fault, match="do not exist"):
+            pytest.raises(_Fault, match="do not exist"):
         model._read(json.dumps(reply).encode(), {}, "x", 2)
 
 
@@ -483,7 +482,7 @@ def test_data_of_the_wrong_kind(mode, datatype, data):
     with audited(mode=mode) as (_, model):
         name, shape = {"dense": ("logits", [1, 2])}.get(mode, ("label" if mode == "labels" else "text", [2]))
         reply = {"outputs": [{"name": name, "datatype": datatype, "shape": shape, "data": data}]}
-        with pytest.raises(protocol._Fault, match=r"malformed|infinite"):
+        with pytest.raises(_Fault, match=r"malformed|infinite"):
             model._read(json.dumps(reply).encode(), {}, "x", shape[0])
 
 
@@ -518,7 +517,7 @@ def test_a_model_that_is_replaced_meanwhile():
             return json.dumps({"model_version": version, "model_name": "net", "outputs": [
                 {"name": "logits", "datatype": "FP32", "shape": [1, 2], "data": [1, 2.5]}]}).encode()
         assert model._read(reply("1"), {}, "x", 1).values.tolist() == [[1, 2.5]]
-        with pytest.raises(protocol._Fault, match="version 2, not 1"):
+        with pytest.raises(_Fault, match="version 2, not 1"):
             model._read(reply("2"), {}, "x", 1)
 
 
@@ -612,7 +611,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 OUTPUT = st.fixed_dictionaries({}, optional={
     "name": st.sampled_from(["logits", "label", "text", "scores", "indices"]) | JSON,
     "shape": st.lists(st.integers(-2, 3), max_size=3) | JSON,
-    "datatype": st.sampled_from([*protocol.KINDS]) | JSON, "data": st.lists(JSON, max_size=6) | JSON,
+    "datatype": st.sampled_from([*KINDS]) | JSON, "data": st.lists(JSON, max_size=6) | JSON,
     "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-2, 40) | JSON}) | JSON})
 REPLY = st.fixed_dictionaries({"outputs": st.lists(OUTPUT, max_size=2) | JSON}, optional={
     "id": JSON, "model_name": JSON, "model_version": JSON}) | JSON
@@ -637,7 +636,7 @@ def test_no_reply_breaks_the_client(models, reply, rest, cut):
             headers = {} if length is None else {"Inference-Header-Content-Length": length}
             try:
                 answers = model._read(head + rest, headers, "x", 2)
-            except protocol._Fault as fault:
+            except _Fault as fault:
                 assert len(str(fault)) < 400
             else:
                 assert len(answers) == 2
@@ -646,7 +645,7 @@ def test_no_reply_breaks_the_client(models, reply, rest, cut):
 METADATA = st.fixed_dictionaries({}, optional={
     "name": JSON, "versions": JSON, "platform": JSON, "inputs": st.lists(OUTPUT, max_size=2) | JSON,
     "outputs": st.lists(OUTPUT, max_size=2) | JSON, "parameters": st.fixed_dictionaries({}, optional={
-        "labels": JSON, "preprocessing": st.dictionaries(st.sampled_from(protocol.SETTINGS), JSON)}) | JSON})
+        "labels": JSON, "preprocessing": st.dictionaries(st.sampled_from(SETTINGS), JSON)}) | JSON})
 
 
 @settings(max_examples=200, deadline=None)
@@ -660,9 +659,9 @@ def test_no_metadata_breaks_the_client(changes):
 
         def send(self, method, url, *rest, **options):
             return metadata
-    address = protocol.ADDRESS.fullmatch("http://localhost/v2/models/net")
+    address = ADDRESS.fullmatch("http://localhost/v2/models/net")
     try:
-        model = protocol.ServerSuspect(Stub(), address, {}, 64)
+        model = ServerSuspect(Stub(), address, {}, 64)
     except UserError as error:
         assert len(str(error)) < 1000
     else:

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from attacks import evaluation, lira, loss, population, reference, rmia, signals
 from attacks.membership import balanced, leave_one_out
-from runs import UserError
+from kit.errors import UserError
 
 # ----------------------------------------------------------------------------------------------------------------------
 # RMIA

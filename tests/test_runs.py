@@ -22,21 +22,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import runs
-from runs import (
-    RunPaths,
-    UserError,
-    atomic_path,
-    load_model,
-    read_arrays,
-    read_json,
-    run_script,
-    save_model,
-    write_arrays,
-    write_json,
-)
+from experiment.folder import RunPaths, check_config, write_config
+from kit import files
+from kit.errors import UserError, run_script
+from kit.files import atomic_path, load_model, read_arrays, read_json, save_model, write_arrays, write_json
 
-ROOT = Path(runs.__file__).resolve().parent
+ROOT = Path(files.__file__).resolve().parent
 SETTINGS = {"lr": 0.1, "net_type": "tiny", "target_user_cls": [17, 36], "name": "Grüße", "nothing": None}
 
 
@@ -110,7 +101,7 @@ def test_a_write_that_fails_in_the_middle_leaves_the_old_file(kind, failure, tmp
         target = next(Path(each) for each in arguments if isinstance(each, (str, Path)) and ".part" in str(each))
         target.write_bytes(b"half of a fi")
         raise failure
-    monkeypatch.setattr(runs, "save_file", half)
+    monkeypatch.setattr(files, "save_file", half)
     monkeypatch.setattr(np, "savez_compressed", half)
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(type(failure)):
@@ -331,9 +322,9 @@ def test_a_single_array_is_no_archive(tmp_path):
 
 
 @pytest.mark.parametrize("metadata", [
-    None, {}, {"format": "pt"}, {"format": runs.MODEL_FORMAT}, {"format": runs.MODEL_FORMAT, "settings": "{"},
-    {"format": runs.MODEL_FORMAT, "settings": "[1]"}, {"format": runs.MODEL_FORMAT, "settings": "null"},
-    {"settings": "{}"}, {"format": runs.MODEL_FORMAT, "settings": "[" * 100_000}],
+    None, {}, {"format": "pt"}, {"format": files.MODEL_FORMAT}, {"format": files.MODEL_FORMAT, "settings": "{"},
+    {"format": files.MODEL_FORMAT, "settings": "[1]"}, {"format": files.MODEL_FORMAT, "settings": "null"},
+    {"settings": "{}"}, {"format": files.MODEL_FORMAT, "settings": "[" * 100_000}],
     ids=["none", "empty", "foreign", "no settings", "broken", "list", "null", "no format", "deep"])
 def test_safetensors_of_somebody_else_are_refused(metadata, tmp_path):
     """Wrong: weights taken without settings, KeyError, or RecursionError out of 100,000 brackets."""
@@ -368,15 +359,15 @@ def test_damaged_json_is_a_user_error(text, tmp_path):
 
 def test_same_settings_pass():
     """Settings that only the stored side has don't matter, nor do those named in `but`."""
-    runs.check_same_settings({**SETTINGS, "old": 1}, SETTINGS, "here")
-    runs.check_same_settings({**SETTINGS, "device": "cuda"}, {**SETTINGS, "device": "cpu"}, "here", but=("device",))
+    files.check_same_settings({**SETTINGS, "old": 1}, SETTINGS, "here")
+    files.check_same_settings({**SETTINGS, "device": "cuda"}, {**SETTINGS, "device": "cpu"}, "here", but=("device",))
 
 
 def test_every_different_setting_is_named_with_both_values():
     """Wrong: only the first one, or 'settings differ'."""
     wanted = {**SETTINGS, "lr": 0.2, "target_user_cls": [17], "seed": 3}
     with pytest.raises(UserError) as caught:
-        runs.check_same_settings(SETTINGS, wanted, "some/folder")
+        files.check_same_settings(SETTINGS, wanted, "some/folder")
     message = str(caught.value)
     for words in ("some/folder", "lr is 0.1 there and 0.2 here", "target_user_cls is [17, 36] there and [17] here",
                   "seed", "3", "--save_tag"):
@@ -389,35 +380,35 @@ def test_every_different_setting_is_named_with_both_values():
 def test_nearly_equal_settings_are_told_apart(stored, wanted):
     """Wrong: comparing texts, or with a tolerance. (0 and False are the same flag.)"""
     if stored == wanted:
-        runs.check_same_settings({"a": stored}, {"a": wanted}, "here")
+        files.check_same_settings({"a": stored}, {"a": wanted}, "here")
     else:
         with pytest.raises(UserError, match="a is"):
-            runs.check_same_settings({"a": stored}, {"a": wanted}, "here")
+            files.check_same_settings({"a": stored}, {"a": wanted}, "here")
 
 
 def test_settings_survive_the_file(tmp_path):
     """Tuples become lists in JSON: a run must recognise its own settings."""
     paths = RunPaths.of_folder(tmp_path / "run")
     settings = {"training": {"target_user_cls": (17, 36), "lr": 0.1}, "audit": {"fpr": (1e-3, 0.0)}}
-    runs.check_config(paths, settings)
-    runs.write_config(paths, settings)
-    runs.check_config(paths, settings)
+    check_config(paths, settings)
+    write_config(paths, settings)
+    check_config(paths, settings)
 
 
 def test_config_keeps_and_checks_every_stage(tmp_path):
     """Defects 5 and 19. Wrong: checking the training settings only, so that an audit of other settings is reused."""
     paths = RunPaths.of_folder(tmp_path / "run")
     settings = {"training": {"lr": 0.1}, "audit": {"num_of_non_member_user": 5000}}
-    runs.check_config(paths, settings)  # nothing there yet
+    check_config(paths, settings)  # nothing there yet
     assert not paths.folder.exists()
-    runs.write_config(paths, settings)
-    runs.check_config(paths, settings)
+    write_config(paths, settings)
+    check_config(paths, settings)
     for stage, name in (("training", "lr"), ("audit", "num_of_non_member_user")):
         with pytest.raises(UserError, match=name):
-            runs.check_config(paths, {**settings, stage: {name: 7}})
+            check_config(paths, {**settings, stage: {name: 7}})
     write_json(paths.config, {"training": {"lr": 0.1}})
     with pytest.raises(UserError, match="num_of_non_member_user"):
-        runs.check_config(paths, settings)
+        check_config(paths, settings)
 
 
 @pytest.mark.parametrize("content", [[], "text", None, 3, {"training": [1]}, {"training": "x"}])
@@ -426,7 +417,7 @@ def test_a_config_of_another_shape_is_a_user_error(content, tmp_path):
     paths = RunPaths.of_folder(tmp_path)
     write_json(paths.config, content)
     with pytest.raises(UserError):
-        runs.check_config(paths, {"training": {"lr": 0.1}})
+        check_config(paths, {"training": {"lr": 0.1}})
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -450,7 +441,7 @@ def test_files_of_a_run_are_distinct_and_where_the_flags_say():
 def test_an_existing_run_is_found_with_its_model_elsewhere(tmp_path):
     """--ckpt_folder: config.json knows where the model is."""
     paths = RunPaths.of_tag(tmp_path / "res", tmp_path / "ckpt", "run")
-    runs.write_config(paths, {"training": {}})
+    write_config(paths, {"training": {}})
     save_model(paths.model, tensors(), SETTINGS)
     assert RunPaths.existing(paths.folder) == paths
     own = RunPaths.of_folder(tmp_path / "own")
@@ -596,8 +587,8 @@ def test_a_full_disk_is_one_line_and_exit_code_2(number, ended):
 def test_a_full_disk_while_the_model_is_written_is_one_line_and_exit_code_2(ended, tmp_path, monkeypatch):
     """safetensors reports a full disk as an exception of its own, which is no OSError (the text is that of a tmpfs)."""
     def full(*_):
-        raise runs.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    monkeypatch.setattr(runs, "save_file", full)
+        raise files.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(files, "save_file", full)
     code, lines = ended(lambda: save_model(tmp_path / "m.safetensors", tensors(), SETTINGS))
     assert code == 2
     assert len(lines) == 1

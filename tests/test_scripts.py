@@ -310,12 +310,12 @@ def test_hostile_checkpoint_does_not_run(tmp_path, script, kind):
 
 
 def test_checkpoint_whose_weights_are_another_network(finished_run, tmp_path, script):
-    import runs
-    tensors, record = runs.load_model(finished_run / "model.safetensors")
+    from kit import files
+    tensors, record = files.load_model(finished_run / "model.safetensors")
     tensors.pop(next(iter(tensors)))
-    runs.save_model(tmp_path / "model.safetensors", tensors, record)
+    files.save_model(tmp_path / "model.safetensors", tensors, record)
     assert_refused(script("eval", "--checkpoint", tmp_path / "model.safetensors"), "does not hold the network")
-    runs.save_model(tmp_path / "model.safetensors", tensors, {"settings": 3})
+    files.save_model(tmp_path / "model.safetensors", tensors, {"settings": 3})
     assert_refused(script("eval", "--checkpoint", tmp_path / "model.safetensors"), "does not hold the network")
 
 

@@ -9,10 +9,7 @@ from conftest import ROOT, assert_close_table, call
 from PIL import Image
 from scipy.stats import beta
 
-import evaluation
-import figures
-import paper
-import tables
+from paper import ablation, figures, reported, tables
 
 BASE = {"dataset": "photos", "net_type": "smallnet", "train_size": 1500, "epoch": 200, "device": "cpu", "data": "d",
         "lr": 0.1, "batch_size": 64, "precision": "float32", "marked_samples_per_user": 8, "img_blending_ratio": 0.7,
@@ -103,7 +100,7 @@ MANY = (1, 2, 3)
 
 
 def table(folder, name):
-    return evaluation.ABLATIONS[name](tables.collect(folder)).to_dict("records")
+    return ablation.ABLATIONS[name](tables.collect(folder)).to_dict("records")
 
 
 def test_table_8_names_the_parts_of_a_mark(tmp_path):
@@ -123,7 +120,7 @@ def test_table_8_names_the_parts_of_a_mark(tmp_path):
     full = found["blend and noise"]
     assert full["paper FPR"] == "0.64" and full["exact p <= 0.001"] == "2/6" and full["runs from-to"] == "0.00-1.00"
     # The paper's noise only (1.80) is below its blend only (4.62); here it is the other way round.
-    sentence = evaluation.agreement(evaluation.ABLATIONS["Table 8"](tables.collect(tmp_path)))
+    sentence = ablation.agreement(ablation.ABLATIONS["Table 8"](tables.collect(tmp_path)))
     assert "of 6 pairs" in sentence and "4 in the same way and 1 the other way round" in sentence
     assert "in 1 the 95 % intervals overlap" in sentence  # 10 of 2,000 and 10 of 1,000
 
@@ -172,7 +169,7 @@ def test_tables_without_runs_are_left_out(tmp_path):
     """Wrong: a sweep of some tables ends in a traceback because the others have no rows."""
     write(tmp_path / "a", 0.6, 2, MANY, marked_samples_per_user=5, noise_injection_type="uniform")
     frame = tables.collect(tmp_path)
-    assert [name for name, function in evaluation.ABLATIONS.items() if len(function(frame))] == []
+    assert [name for name, function in ablation.ABLATIONS.items() if len(function(frame))] == []
     write(tmp_path / "b", 0.6, 2, MANY, marked_samples_per_user=5)
     done = call("tables.py", "ablation", "--res_folder", tmp_path)
     assert done.returncode == 0 and "### Noise" in done.stdout and "Table 5" not in done.stdout, done.stderr
@@ -187,7 +184,7 @@ def test_countermeasures_are_measured_against_the_same_runs_without(tmp_path):
     write(tmp_path / "tuned-many", 0.68, 214, MANY, countermeasure=tuned)
     write(tmp_path / "mine", 0.4, 1, countermeasure="hamp:threshold=0.95,alpha=0.005")
     found = {(row["users per run"], row["countermeasure"]): row for row in
-             evaluation.countermeasures(tables.collect(tmp_path)).to_dict("records")}
+             ablation.countermeasures(tables.collect(tmp_path)).to_dict("records")}
     row = found["1", "pruning"]
     assert (row["setting"], row["drop"], row["paper FPR"], row["paper drop"], row["more"]) == (
         "0.8", "-10.00", "1.16", "-36.90", "zero_weights 0.8")
@@ -199,9 +196,9 @@ def test_countermeasures_are_measured_against_the_same_runs_without(tmp_path):
 
 def test_the_paper_is_copied_rightly():
     """Figures that the specification states, against typing errors."""
-    assert paper.TABLE_8["unmarked", 5] == 7.18 and paper.TABLE_9["instance-based", 25] == 7.97
-    assert paper.TABLE_5[0.2, "many"] == 76.34 and paper.TABLE_5[0.3, "few"] == 2.46
-    assert [paper.COUNTERMEASURES["dp_sgd", noise][0] for noise in (0.01, 0.03, 0.05, 0.2, 0.3)] == [
+    assert reported.TABLE_8["unmarked", 5] == 7.18 and reported.TABLE_9["instance-based", 25] == 7.97
+    assert reported.TABLE_5[0.2, "many"] == 76.34 and reported.TABLE_5[0.3, "few"] == 2.46
+    assert [reported.COUNTERMEASURES["dp_sgd", noise][0] for noise in (0.01, 0.03, 0.05, 0.2, 0.3)] == [
         0.01, 0.02, 0.38, 1.07, 3.10]
 
 

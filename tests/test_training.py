@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 import utils
-from runs import UserError, load_model, save_model
+from kit.errors import UserError
+from kit.files import load_model, save_model
 from utils import TrainingSettings, make_query, normalize, seeded, train_model
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -364,7 +365,7 @@ def test_the_training_stage_never_opens_an_image_outside_the_training_set(val_po
                 "num_of_multiTarget_sameCls": None, "precision": "float32", "device": "cpu"}
     chosen = stages.prepare(settings, {"num_of_non_member_user": 10}, ours)
     store.asked.clear()
-    from runs import RunPaths
+    from experiment.folder import RunPaths
     stages.train(chosen, stages.build_model(chosen), RunPaths.of_folder(tmp_path / "run"), CPU)
     allowed = set(chosen.splits.train.tolist()) | set(chosen.splits.val.tolist())
     assert store.asked == allowed

@@ -16,10 +16,13 @@ from scipy.special import log_softmax
 from scipy.stats import beta
 
 from networks import build_network
-from provenance import audit as user_audit
-from provenance import evidence, models, protocol
+from provenance import evidence
+from provenance import grid as user_audit
 from provenance import record as records
 from provenance.photos import read_photo
+from suspects import opened, server
+from suspects.answering import _FileSuspect
+from suspects.server import open_server
 from utils import mark_images
 
 PHOTOS, KEYS, SELECTIONS, QUERIES = 16, 4, 199, 80
@@ -230,7 +233,7 @@ def test_an_innocent_model(audit, innocent, tmp_path):
 def asked(monkeypatch):
     """Every image that the local model is asked about, as SHA-256; `after` batches an interruption."""
     state = SimpleNamespace(images=[], after=None)
-    real = models._FileSuspect.ask
+    real = _FileSuspect.ask
 
     def ask(self, images):
         if not state.opening:
@@ -240,16 +243,16 @@ def asked(monkeypatch):
             state.images += [hashlib.sha256(image.tobytes()).digest() for image in images]
         return real(self, images)
     state.opening = False
-    opened = models.open_model
+    really_open = opened.open_model
 
     def open_model(*arguments, **options):  # what opening asks is a test picture
         state.opening = True
         try:
-            return opened(*arguments, **options)
+            return really_open(*arguments, **options)
         finally:
             state.opening = False
-    monkeypatch.setattr(models._FileSuspect, "ask", ask)
-    monkeypatch.setattr(models, "open_model", open_model)
+    monkeypatch.setattr(_FileSuspect, "ask", ask)
+    monkeypatch.setattr(opened, "open_model", open_model)
     return state
 
 
@@ -444,8 +447,8 @@ def serving(world, monkeypatch):
     pytest.importorskip("requests")
     from inference_server import make_app, running
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(protocol, "open_server", functools.partial(protocol.open_server, sleep=lambda _: None))
-    return make_app, running, models.open_model(world.run, device="cpu")
+    monkeypatch.setattr(server, "open_server", functools.partial(open_server, sleep=lambda _: None))
+    return make_app, running, opened.open_model(world.run, device="cpu")
 
 
 @pytest.mark.parametrize("binary", [False, True])

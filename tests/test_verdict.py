@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from scipy.stats import binom, chisquare
 from verdict_parts import make_record
 
-from provenance import audit as user_audit
+from attacks.exact import AUTO, dense, p_value, plan_grid, sentences, statistic_grid
+from kit.errors import UserError
+from provenance import grid as user_audit
 from provenance import record as records
-from provenance.suspect import Answers
-from provenance.verdict import AUTO, dense, p_value, plan_grid, sentences, statistic_grid
-from runs import UserError
+from suspects.suspect import Answers
 
 # --- p ---
 

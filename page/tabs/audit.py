@@ -11,12 +11,13 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-import report as drawing
+from kit import plots
+from kit.errors import UserError
+from kit.files import read_arrays, read_json
+from kit.markup import element, table
 from page import look
 from page.desk import typed_path
 from page.jobs import reason
-from privacy.markup import element, table
-from runs import UserError, read_arrays, read_json
 from utils import SIGNALS, clopper_pearson, threshold_at_fpr
 
 MOST_RUNS, MOST_FOLDERS, DEPTH = 200, 5000, 4
@@ -137,11 +138,11 @@ def _training_page(folder):
     rows = [[row["user"], row["class"], "yes" if row["trained_on"] else "no", f"{row['mean_loss']:.4f}",
              "-" if row.get("exact_p") is None else f"{row['exact_p']:.2g}", "USED" if row["used"] else "not used"]
             for row in users[:100]]
-    kinds = [[f"{name}-based", drawing.percent(audit[name]["fpr_at_100_tpr"], audit[name]["fpr_interval"]),
-              *(drawing.percent(point["tpr"], point["interval"]) for point in audit[name]["tpr_at_fpr"]),
+    kinds = [[f"{name}-based", plots.percent(audit[name]["fpr_at_100_tpr"], audit[name]["fpr_interval"]),
+              *(plots.percent(point["tpr"], point["interval"]) for point in audit[name]["tpr_at_fpr"]),
               f"{audit[name]['auc']:.4f}"] for name in ("set", "instance")]
     rates = [f"TPR@{100 * point['fpr']:g}%FPR" for point in audit["set"]["tpr_at_fpr"]]
-    accuracy = [(f"accuracy, {name}", drawing.percent(result["accuracy"][name]))
+    accuracy = [(f"accuracy, {name}", plots.percent(result["accuracy"][name]))
                 for name in ("test", "train", "marked") if result["accuracy"].get(name) is not None]
     return look.shown(
         element("h2", folder.resolve().name, role="status"),
@@ -149,7 +150,7 @@ def _training_page(folder):
                     ("training images", f"{settings['train_size']:,}"),
                     ("marked samples a user", settings["marked_samples_per_user"]), *accuracy,
                     ("hardware", ", ".join(sorted(set(result["hardware"].values()))))]),
-        table(f"Users; verdict at {drawing.percent(result['verdict']['fpr'])} false positives",
+        table(f"Users; verdict at {plots.percent(result['verdict']['fpr'])} false positives",
               ["user", "class", "trained on", "mean loss", "exact p", "verdict"], rows),
         table("Rates with 95 % intervals", ["inference", "FPR@100%TPR", *rates, "AUC"], kinds),
         _plot(folder / "roc.png", "ROC of set- and instance-based membership inference, in linear and logarithmic axes",
@@ -215,7 +216,7 @@ def _at_rate(folder, percent):
         threshold = threshold_at_fpr(outside, percent / 100)
         hits, false = int((inside < threshold).sum()), int((outside < threshold).sum())
         rows.append([name, f"{threshold:.4g}", f"{hits:,} of {len(inside):,}",
-                     drawing.percent(hits / len(inside), clopper_pearson(hits, len(inside))),
+                     plots.percent(hits / len(inside), clopper_pearson(hits, len(inside))),
                      f"{false:,} of {len(outside):,}"])
     return look.shown(table(f"At most {percent:g} % false positives", ["inference", "threshold", "found",
                                                                        "true positive rate", "false positives"], rows))
@@ -227,7 +228,7 @@ def _privacy_page(found, folder):
     rates = [point["fpr"] for point in result["attacks"][0]["pooled"]["tpr_at_fpr"]]
     rows = [[one["title"], f"{one['pooled']['auc']:.4f} ({one['pooled']['auc_interval'][0]:.4f}-"
                            f"{one['pooled']['auc_interval'][1]:.4f})",
-             *(drawing.percent(point["tpr"], point["interval"]) for point in one["pooled"]["tpr_at_fpr"])]
+             *(plots.percent(point["tpr"], point["interval"]) for point in one["pooled"]["tpr_at_fpr"])]
             for one in result["attacks"]]
     frame = element("iframe", src=found.offer(folder / "report.html"), title="The report of this audit", sandbox="")
     return look.shown(
@@ -246,9 +247,9 @@ def _privacy_losses(folder, target):
     arrays = read_arrays(scores) if scores.is_file() else {}
     if "loss" not in arrays:
         return ""
-    figure, axes = drawing.figure_of(1, 1, (6.4, 4))
+    figure, axes = plots.figure_of(1, 1, (6.4, 4))
     inside = arrays["membership"]
-    drawing.draw_shares(axes[0, 0], (-arrays["loss"][~inside], -arrays["loss"][inside]),
+    plots.draw_shares(axes[0, 0], (-arrays["loss"][~inside], -arrays["loss"][inside]),
                         f"Losses under target model {target}", "loss")
-    return look.figure(drawing.png_of(figure), f"Histograms of the losses of members and non-members of model {target}",
+    return look.figure(plots.png_of(figure), f"Histograms of the losses of members and non-members of model {target}",
                        "Losses", class_="plot")

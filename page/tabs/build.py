@@ -5,8 +5,9 @@ Public: build.
 
 import gradio as gr
 
-from page import audit, check, look, protect
-from privacy.markup import element
+from kit.markup import element
+from page import look
+from page.tabs import audit, check, protect
 
 HEAD = ("Prove, from the outside, that your images were used to train a model. Everything stays on this computer.")
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import gradio as gr
 import torch
 
+from attacks import exact
+from kit.errors import UserError
+from kit.files import canonical_digest, read_json
+from kit.markup import element, join
 from page import look
 from page.desk import DAY, Draft, typed_path
 from page.jobs import Job, reason
 from page.panel import Panel
-from privacy.markup import element, join
-from provenance import case, verdict
-from provenance import record as records
-from runs import UserError, read_json
+from provenance import case
 
 THREADS = torch.get_num_threads()  # before marking, whose threads have a core each, changes it
 ALPHAS = [("1 of 1,000 audits", 1e-3), ("1 of 100 audits", 1e-2), ("1 of 20 audits", 5e-2),
@@ -192,7 +193,7 @@ def _details(desk, draft, fields):
     record, folders, address = _hand_in(desk, draft, fields)
     overrides = {"size": _size(fields["input_size"]), "mean": _numbers(fields["mean"], "Mean", 3),
                  "std": _numbers(fields["std"], "Std", 3)}
-    options = case.Options(label=(fields["label"] or "").strip() or verdict.AUTO, alpha=float(fields["alpha"]),
+    options = case.Options(label=(fields["label"] or "").strip() or exact.AUTO, alpha=float(fields["alpha"]),
                            max_queries=_whole(fields["max_queries"], "Most queries", 10**9),
                            audit_seed=fields["audit_seed"] or "", label_only=bool(fields["label_only"]))
     rate = _numbers(fields["rate_limit"], "Requests a second", 1)
@@ -226,7 +227,7 @@ def _number(planned):
 
 
 def _digest(value):
-    return records.canonical_digest(value)[:16]
+    return canonical_digest(value)[:16]
 
 
 def _plan(desk, ready, fields):

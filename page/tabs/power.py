@@ -8,7 +8,7 @@ import csv
 import json
 from pathlib import Path
 
-from privacy.markup import Raw, element, join, table
+from kit.markup import Raw, element, join, table
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 FIGURE_12, TABLE_8 = "ablation/ablation-figure12.csv", "ablation/ablation-table8.csv"

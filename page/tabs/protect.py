@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from page import look, power
+from kit.errors import UserError
+from kit.files import read_json
+from kit.markup import Raw, element, join
+from page import look
 from page.desk import DAY, typed_path, write_zip
 from page.jobs import reason
 from page.panel import Panel
-from privacy.markup import Raw, element, join
+from page.tabs import power
 from provenance import protect
 from provenance import record as records
 from provenance.photos import UnreadablePhoto, find_photos, read_photo
-from runs import UserError, read_json
 from utils import derive_key
 
 PREVIEW_SIDE = 640  # of the shorter side; about what a screen shows

@@ -1,0 +1,1 @@
+"""Speed and memory, each as a ratio to the reference way in the same run; `python -m benchmarks.NAME`."""

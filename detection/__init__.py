@@ -1,0 +1,1 @@
+"""Finding marked images among others (section 5.2.6)."""

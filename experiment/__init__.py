@@ -1,0 +1,1 @@
+"""One run of train.py: flags -> setup -> training -> audit -> report, in one folder."""

@@ -1,0 +1,138 @@
+"""Ask a trained model about all users, and conclude."""
+
+import json
+import platform
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+import utils
+from attacks.exact import p_value, score
+from experiment.setup import batch_size_of
+from kit import files
+from kit.environment import hardware_name
+
+GROUPS = ("target", "control", "non_member")
+# Selections of the exact test: with 19 keys p can be as low as 1 / 20,000.
+EXACT_SELECTIONS = 999
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the model answered: for each of GROUPS the users and their signals, {signal: float64 (users, K)}.
+
+    exact: for targets and control users the losses of the exact test, float64 (users, K + held out, L + 1).
+    """
+
+    settings: dict
+    users: dict
+    signals: dict
+    seconds: float
+    exact: dict = field(default_factory=dict)
+
+    def losses(self, group):
+        """The chosen signal of a group, the same on both sides of every comparison (defect 2)."""
+        return self.signals[group][self.signal]
+
+    @property
+    def signal(self):
+        return utils.SIGNALS[self.settings["scaled_loss"]]
+
+
+def ask_users(experiment, query, settings, paths, device):
+    """Score target users, as many innocent control users, and the out-world; writes losses.npz.
+
+    settings: the audit dict of `arguments.resolve_settings`.
+    """
+    started, data, users = time.monotonic(), experiment.data, experiment.groups
+    # Targets are marked on the CPU, where their published images were made: the same bits. The others where it is fast.
+    signals = {name: utils.score_users(query, data.images, group, experiment.marking,
+                                       torch.device("cpu") if name == "target" else device, batch_size_of(data), name)
+               for name, group in users.items()}
+    exact = {name: exact_losses(experiment, query, name, settings["exact_keys"], device)
+             for name in ("target", "control")} if settings["exact_keys"] else {}
+    result = Audit(settings, users, signals, time.monotonic() - started, exact)
+    files.write_arrays(paths.losses, settings=np.array(json.dumps({"training": experiment.settings, "audit": settings})),
+                      **{f"{name}_{signal}": values for name in GROUPS for signal, values in signals[name].items()},
+                      **{f"{name}_exact": values.astype(np.float32) for name, values in exact.items()},
+                      **{f"{name}_{what}": getattr(users[name], what) for name in GROUPS
+                         for what in ("classes", "samples")})
+    return result
+
+
+def exact_losses(experiment, query, group, keys, device):
+    """What the exact test needs to know of a group's users: float64 (users, K + held out, keys + 1) cross-entropies.
+
+    Beside the K samples that a user marked and published stand as many of the same class that the model has not seen,
+    as if the user had held out a random half of 2K; both are marked with the user's own key (column 0) and fresh ones.
+    Unmarked users have no key, and the selection is all that is tested.
+    """
+    users, labels = experiment.groups[group], experiment.data.labels.numpy()
+    pool = experiment.splits.non_member.numpy()
+    pool = pool[~experiment.data.is_test.numpy()[pool]] if group == "target" else pool
+    draws, held_out = utils.key_generator(users.key, "held out"), []
+    for own, label in zip(users.samples, users.classes, strict=True):
+        others = np.setdiff1d(pool[labels[pool] == label], own)
+        held_out.append(draws.permutation(others)[:users.samples.shape[1]])
+    fewest = min(map(len, held_out))
+    samples = np.concatenate([users.samples, np.stack([rows[:fewest] for rows in held_out])], axis=1)
+    columns = []
+    for number in range(1 + (0 if experiment.marking.changes_nothing else keys)):
+        key = utils.derive_key(users.key, "fresh key", number) if number else users.key
+        asked = utils.Users(samples, users.classes, key)
+        columns.append(utils.score_users(query, experiment.data.images, asked, experiment.marking, device,
+                                         batch_size_of(experiment.data), f"{group}, key {number}")["cross_entropy"])
+    return np.stack(columns, axis=2)
+
+
+def exact_p_values(losses, published, key):
+    """p of each user of `exact_losses`, whose first `published` samples are the published ones: float64 (users,)."""
+    samples = losses.shape[1]
+    selections = np.zeros((1 if samples == published else 1 + EXACT_SELECTIONS, samples), dtype=bool)
+    selections[0, :published] = True
+    draws = utils.key_generator(key, "selections")
+    for row in selections[1:]:
+        row[draws.permutation(samples)[:published]] = True
+    return np.array([p_value(selections @ score(-user) / published) for user in losses])
+
+
+def conclude(experiment, query, record, answers, device):
+    """Turn the answers of an audit into the figures of result.json (a JSON-ready dict)."""
+    data, splits, history = experiment.data, experiment.splits, record["history"]
+    member, other = answers.losses("target"), answers.losses("non_member")
+    audits = {kind: utils.membership_inference(member, other, kind == "instance", answers.settings["fpr"])
+              for kind in ("set", "instance")}
+    validation = [epoch["val_accuracy"] for epoch in history if "val_accuracy" in epoch]
+    return {
+        "settings": {"training": experiment.settings, "audit": answers.settings},
+        "mode": "instance" if answers.settings["instance_mi"] else "set",
+        "signal": answers.signal,
+        "audit": audits,
+        "verdict": _verdicts(answers),
+        "accuracy": {"test": utils.accuracy(query, data.images, data.labels, 2 * batch_size_of(data), splits.test),
+                     "test_images": len(splits.test), "train": record["train_accuracy"],
+                     "validation": max(validation, default=None),
+                     "marked": float(answers.signals["target"]["correct"].mean())},
+        "countermeasure": record.get("countermeasure") or {},
+        "seconds": {"train": record["train_seconds"], "audit": answers.seconds},
+        "hardware": {"train": record["hardware"], "audit": hardware_name(device)},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+def _verdicts(answers):
+    """Algorithm 1 and the exact test for every target and control user."""
+    rows, detected = [], {}
+    for group in ("target", "control"):
+        losses, fpr = answers.losses(group), answers.settings["verdict_fpr"]
+        used, threshold = utils.verify_provenance(losses, answers.losses("non_member"), fpr)
+        detected[group] = int(used.sum())
+        exact = exact_p_values(answers.exact[group], losses.shape[1], answers.users[group].key).tolist() \
+            if group in answers.exact else [None] * len(losses)
+        rows += [{"user": f"{group} {number}", "class": int(label), "trained_on": group == "target",
+                  "mean_loss": float(loss), "used": bool(says), "exact_p": p} for number, (label, loss, says, p)
+                 in enumerate(zip(answers.users[group].classes, losses.mean(axis=1), used, exact, strict=True))]
+    return {"fpr": fpr, "threshold": threshold, "targets_detected": detected["target"],
+            "controls_detected": detected["control"], "users": rows}

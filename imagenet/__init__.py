@@ -1,0 +1,1 @@
+"""The ImageNet experiment (section 6): plan -> tree -> audit."""

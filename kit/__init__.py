@@ -1,0 +1,1 @@
+"""What any Python program has: errors, files, progress, command lines, plots."""

@@ -1,0 +1,1 @@
+"""Anything that can be asked about a picture: files of models, servers."""
