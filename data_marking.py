@@ -33,16 +33,23 @@ def make_parser():
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=("png", "jpeg"), help="png (default, lossless) or jpeg")
     output.add_argument("--quality", type=number(int, 1, 100), help="of JPEG files (default 95)")
-    output.add_argument("--overwrite", action="store_true",
-                        help="replace marked photos; with a new key the old record is kept under another name")
+    output.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace marked photos; with a new key the old record is kept under another name",
+    )
     output.add_argument("--dry_run", action="store_true", help="say what would be done, write nothing")
     secret = parser.add_argument_group("record")
-    secret.add_argument("--holdout", type=number(float, 0, 0.9), default=0.0,
-                        help="share of the photos, chosen at random, that is not published (0.5 gives the strongest "
-                             "proof; default 0)")
+    secret.add_argument(
+        "--holdout",
+        type=number(float, 0, 0.9),
+        default=0.0,
+        help="share of the photos, chosen at random, that is not published (0.5 gives the strongest proof; default 0)",
+    )
     secret.add_argument("--record", help="record.json of an earlier call: mark these photos under the same key")
-    secret.add_argument("--seed", type=number(int, 0),
-                        help="draw the key from a number, for experiments: such a record is no evidence")
+    secret.add_argument(
+        "--seed", type=number(int, 0), help="draw the key from a number, for experiments: such a record is no evidence"
+    )
     secret.add_argument("--verify", metavar="RECORD", help="recompute all marks of a record and check it")
     secret.add_argument("--originals", nargs="+", default=[], help="for --verify: where the unmarked photos are now")
     secret.add_argument("--marked_folder", help="for --verify: where the marked photos are now")
@@ -75,8 +82,9 @@ def show(folder, job, rows, args, record=None):
     published = sum(photo.published for photo in chosen)
     table = [("photos", f"{len(chosen)} ({job.note})"), ("to publish", f"{published}, in {job.marked_folder}")]
     if published < len(chosen):
-        table.append(("held out, never publish them",
-                      f"{len(chosen) - published}, copies in {job.record_folder / 'held_out'}"))
+        table.append(
+            ("held out, never publish them", f"{len(chosen) - published}, copies in {job.record_folder / 'held_out'}")
+        )
     if folder.skipped:
         table.append(("skipped, unreadable", len(folder.skipped)))
     if folder.duplicates:
@@ -86,9 +94,14 @@ def show(folder, job, rows, args, record=None):
     if rows is None:
         table.append(("dry run", "nothing was written"))
     elif rows:
-        table += [(name, f"{np.mean(values):.2f} on average, lowest {min(values):.2f}")
-                  for name, values in (("PSNR in dB", [row["psnr"] for row in rows if row["psnr"] is not None]),
-                                       ("SSIM", [row["ssim"] for row in rows if row["ssim"] is not None])) if values]
+        table += [
+            (name, f"{np.mean(values):.2f} on average, lowest {min(values):.2f}")
+            for name, values in (
+                ("PSNR in dB", [row["psnr"] for row in rows if row["psnr"] is not None]),
+                ("SSIM", [row["ssim"] for row in rows if row["ssim"] is not None]),
+            )
+            if values
+        ]
         table.append(("contact sheet", job.record_folder / "contact_sheet.png"))
     if rows is not None:
         table += [("record, keep it secret", job.record_path), ("commitment", record.commitments[-1])]
@@ -96,9 +109,11 @@ def show(folder, job, rows, args, record=None):
     for name, value in table:
         print(f"{name:<{width}}{value}")
     if rows is not None:
-        print("Before you publish the marked photos, post the commitment where its date can be checked later (a public "
-              "post, an e-mail to\nseveral people, a time-stamping service): it shows that the key was not chosen "
-              "afterwards, and it reveals nothing.")
+        print(
+            "Before you publish the marked photos, post the commitment where its date can be checked later (a public "
+            "post, an e-mail to\nseveral people, a time-stamping service): it shows that the key was not chosen "
+            "afterwards, and it reveals nothing."
+        )
         if not record.evidence:
             print("note: the key comes from --seed, so this record is for experiments and is no evidence")
         if published == len(chosen) and not args.record:
@@ -119,10 +134,12 @@ def verify(args):
     for row in bad:
         print(f"wrong: {row['name']}: {row['problem']}", file=sys.stderr)
     exact = sum(row["differing"] == 0 for row in rows)
-    table = [("commitment", f"{record.commitments[-1]} (opened by this record)"),
-             ("key", "from the system's generator" if record.evidence else "from --seed: no evidence"),
-             ("originals", f"{len(originals)} of {len(originals)} as recorded"),
-             ("marked files", f"{len(rows) - len(bad)} of {len(rows)} as recorded, {exact} of them bit for bit")]
+    table = [
+        ("commitment", f"{record.commitments[-1]} (opened by this record)"),
+        ("key", "from the system's generator" if record.evidence else "from --seed: no evidence"),
+        ("originals", f"{len(originals)} of {len(originals)} as recorded"),
+        ("marked files", f"{len(rows) - len(bad)} of {len(rows)} as recorded, {exact} of them bit for bit"),
+    ]
     for name, value in table:
         print(f"{name:<14}{value}")
     print("The record is right." if not bad else "The record does not fit these files.")

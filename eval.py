@@ -39,12 +39,19 @@ def make_parser():
     user = parser.add_argument_group("verdict for one user")
     user.add_argument("--record", help="record.json of data_marking.py")
     user.add_argument("--originals", nargs="+", default=[], help="folders with the unmarked photos")
-    user.add_argument("--label", default=exact.AUTO,
-                      help="the photos' class: number, name, or auto (default: what the model says most often)")
+    user.add_argument(
+        "--label",
+        default=exact.AUTO,
+        help="the photos' class: number, name, or auto (default: what the model says most often)",
+    )
     user.add_argument("--keys", type=number(int, 0), help="fresh keys L (default 19; without hold-out as alpha needs)")
     user.add_argument("--selections", type=number(int, 0), help="fresh selections m (default 999 with a hold-out)")
-    user.add_argument("--alpha", type=number(float, above=0, high=0.5), default=1e-3,
-                      help="accused wrongly with at most this probability (default 0.001)")
+    user.add_argument(
+        "--alpha",
+        type=number(float, above=0, high=0.5),
+        default=1e-3,
+        help="accused wrongly with at most this probability (default 0.001)",
+    )
     user.add_argument("--max_queries", type=number(int, 1), help="plan the grid for at most so many queries")
     user.add_argument("--audit_seed", default="", help="a text that the other side adds to the draw of keys")
     user.add_argument("--label_only", action="store_true", help="look at the top class alone")
@@ -53,8 +60,9 @@ def make_parser():
     user.add_argument("--dry_run", action="store_true", help="say how many queries would be asked, ask none")
     user.add_argument("--replay", metavar="BUNDLE", help="recompute p from an evidence bundle, without the model")
     model = parser.add_argument_group("model under audit")
-    model.add_argument("--input_size", nargs="+", type=number(int, 1, 4096),
-                       help="side, or height and width, in pixels")
+    model.add_argument(
+        "--input_size", nargs="+", type=number(int, 1, 4096), help="side, or height and width, in pixels"
+    )
     model.add_argument("--resize", type=number(int, 1, 8192), help="shorter side before the centre crop")
     model.add_argument("--mean", nargs=3, type=number(float), help="of each channel, where white is 1")
     model.add_argument("--std", nargs=3, type=number(float, above=0))
@@ -90,8 +98,9 @@ def audit_run(args):
     files.check_same_settings(stored, training, model.model, but=("device", "precision", "pretrained_weights"))
     paths = folder.RunPaths.of_folder(args.out or model.folder / "eval")
     if paths.config.exists():
-        raise UserError(f"--out {paths.folder} is the folder of a training run, whose results would be lost; "
-                             "choose another one")
+        raise UserError(
+            f"--out {paths.folder} is the folder of a training run, whose results would be lost; choose another one"
+        )
     experiment = setup.prepare(stored, audit, data, args.data_root)
     setup.check_marks(experiment, model)
     with paths.lock():
@@ -127,8 +136,9 @@ def audit_user(args):
     suspect = open_suspect(args)
     given = {name: getattr(args, name) for name in case.Options.__dataclass_fields__}
     options = case.Options(**{name: value for name, value in given.items() if value is not None})
-    planned = case.open_case(args.record, args.originals, suspect, options, find_out_world(args, suspect), args.out,
-                             args.data_root)
+    planned = case.open_case(
+        args.record, args.originals, suspect, options, find_out_world(args, suspect), args.out, args.data_root
+    )
     print(planned.describe())
     if args.dry_run:
         print("dry run: nothing was asked")
@@ -143,13 +153,21 @@ def open_suspect(args):
     size = args.input_size and tuple(args.input_size * 2 if len(args.input_size) == 1 else args.input_size)
     if size and len(size) != 2:
         raise UserError("--input_size takes one number, or height and width")
-    chosen = {"size": size, "resize": args.resize, "mean": args.mean, "std": args.std, "white": args.white,
-             "interpolation": args.interpolation}
-    overrides = {name: tuple(value) if isinstance(value, list) else value
-                 for name, value in chosen.items() if value is not None}
+    chosen = {
+        "size": size,
+        "resize": args.resize,
+        "mean": args.mean,
+        "std": args.std,
+        "white": args.white,
+        "interpolation": args.interpolation,
+    }
+    overrides = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items() if value is not None
+    }
     server = {"headers": args.header, "rate_limit": args.rate_limit, "timeout": args.timeout, "retries": args.retries}
-    return case.open_suspect(args.checkpoint, args.net_type, choose_device(args.device), args.precision, overrides,
-                             args.query_batch, server)
+    return case.open_suspect(
+        args.checkpoint, args.net_type, choose_device(args.device), args.precision, overrides, args.query_batch, server
+    )
 
 
 def find_out_world(args, suspect):
@@ -160,16 +178,21 @@ def find_out_world(args, suspect):
         return None
     data = load_dataset(args.dataset, args.data_root, args.image_size)
     if suspect.classes not in (None, len(data.class_names)):
-        raise UserError(f"--dataset {args.dataset} has {len(data.class_names)} classes and the model "
-                             f"{suspect.classes}; give strangers' images with --non_member_folder")
+        raise UserError(
+            f"--dataset {args.dataset} has {len(data.class_names)} classes and the model "
+            f"{suspect.classes}; give strangers' images with --non_member_folder"
+        )
     rows = torch.nonzero(data.is_test).ravel()
     settings = getattr(suspect, "training_settings", None) or {}
     if settings.get("data") == data_fingerprint(data):
-        rows = setup.make_splits(data.labels, data.is_test, settings["train_size"], settings["val_portion"],
-                                  settings["seed"]).non_member
+        rows = setup.make_splits(
+            data.labels, data.is_test, settings["train_size"], settings["val_portion"], settings["seed"]
+        ).non_member
     if len(rows) == 0:
-        raise UserError(f"--dataset {args.dataset}: it is not known which of its images the model has not seen; "
-                             "give strangers' images with --non_member_folder")
+        raise UserError(
+            f"--dataset {args.dataset}: it is not known which of its images the model has not seen; "
+            "give strangers' images with --non_member_folder"
+        )
     return user_audit.out_world_of_data(data, rows)
 
 
@@ -177,36 +200,55 @@ def replay(args):
     """Recompute p from a bundle; with --record and --originals also every image that was sent."""
     document, order, digests, answers = evidence.read_bundle(args.replay)
     public, audit = evidence.check_document(document, len(answers), args.replay)
-    result, _, _ = user_audit.judge(public["batches"], document["selection_key"], audit, order, answers,
-                                    document.get("classes"))
+    result, _, _ = user_audit.judge(
+        public["batches"], document["selection_key"], audit, order, answers, document.get("classes")
+    )
     claimed = {name: value for name, value in document["result"].items() if name != "algorithm_1"}
     same = json.loads(json.dumps(result)) == claimed
-    table = [("commitment", f"{document['commitment']} (fits the record's public part)"),
-             ("selection", "follows from the committed key"), ("answers", f"{len(answers)}"),
-             ("p recomputed", f"{result['p_value']:.6g}")]
+    table = [
+        ("commitment", f"{document['commitment']} (fits the record's public part)"),
+        ("selection", "follows from the committed key"),
+        ("answers", f"{len(answers)}"),
+        ("p recomputed", f"{result['p_value']:.6g}"),
+    ]
     right = len(order)
     if args.record:
         record = records.read_record(args.record)
         if record.commitments[-1] != document["commitment"]:
             raise UserError(f"{args.record} is not the record of this bundle: its commitment is another")
-        shape = {name: tuple(value) if isinstance(value, list) else value
-                 for name, value in document["preprocessing"].items()}
+        shape = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in document["preprocessing"].items()
+        }
         preprocessing = Preprocessing(**shape)
         photos = user_audit.Photos(records.locate_originals(record, args.originals, args.record), preprocessing.size)
-        right = user_audit.check_queries(record, photos, preprocessing, audit, order, digests,
-                                         protect.load_bank(record.settings, args.data_root))
-        table.append(("images sent", f"{right} of {len(order)} are bit for bit those of record and originals"
-                                     + ("" if right == len(order) else " (another kind of processor rounds marks "
-                                        "differently; on the audit's own machine all must be)")))
+        right = user_audit.check_queries(
+            record, photos, preprocessing, audit, order, digests, protect.load_bank(record.settings, args.data_root)
+        )
+        table.append(
+            (
+                "images sent",
+                f"{right} of {len(order)} are bit for bit those of record and originals"
+                + (
+                    ""
+                    if right == len(order)
+                    else " (another kind of processor rounds marks differently; on the audit's own machine all must be)"
+                ),
+            )
+        )
     for name, value in table:
         print(f"{name:<14}{value}")
     print(textwrap.fill(result["sentences"], 118))
     if args.out:
-        files.write_json(Path(args.out) / "result.json", {**result, "audit": audit, "model": document["model"],
-                                                         "commitment": document["commitment"]})
+        files.write_json(
+            Path(args.out) / "result.json",
+            {**result, "audit": audit, "model": document["model"], "commitment": document["commitment"]},
+        )
     if not same:
-        raise UserError(f"{args.replay}: its answers give p = {result['p_value']:.6g}, and its result says "
-                             f"{claimed.get('p_value')} or differs elsewhere; somebody changed it")
+        raise UserError(
+            f"{args.replay}: its answers give p = {result['p_value']:.6g}, and its result says "
+            f"{claimed.get('p_value')} or differs elsewhere; somebody changed it"
+        )
     return 0 if right == len(order) else 1
 
 

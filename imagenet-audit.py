@@ -32,8 +32,9 @@ def make_parser():
     number = cli.number
     model = parser.add_argument_group("model")
     model.add_argument("--resume_path", required=True, help="checkpoint: .pth, .safetensors, .onnx, or a run folder")
-    model.add_argument("--arch", "--net_type", help="network of a checkpoint, by its name in torchvision or timm, or "
-                                                    "timm:NAME")
+    model.add_argument(
+        "--arch", "--net_type", help="network of a checkpoint, by its name in torchvision or timm, or timm:NAME"
+    )
     model.add_argument("--input_size", type=number(int, 1, 4096), help="side in pixels (default: the network's)")
     model.add_argument("--resize", type=number(int, 1, 8192), help="shorter side before the centre crop")
     model.add_argument("--mean", nargs=3, type=number(float), help="default: the network's")
@@ -47,13 +48,21 @@ def make_parser():
     data.add_argument("--non_member_data_folder", required=True)
     data.add_argument("--val_set_data_folder", help="CLASS/IMAGES: accuracy, and the order of the classes")
     data.add_argument("--manifest", help="manifest.json of imagenet-prepare.py: says who the users are")
-    data.add_argument("--marked_samples_per_user", type=number(int, 1),
-                      help="take the first so many of each user, by name (default: all, if users have equally many)")
+    data.add_argument(
+        "--marked_samples_per_user",
+        type=number(int, 1),
+        help="take the first so many of each user, by name (default: all, if users have equally many)",
+    )
     audit = parser.add_argument_group("audit")
     audit.add_argument("--instance_mi", type=int, choices=(0, 1), default=0, help="1: judge single samples, not sets")
     audit.add_argument("--scaled_loss", type=int, choices=(0, 1), default=0, help="1: LiRA's logit-scaled loss")
-    audit.add_argument("--fpr", nargs="+", type=number(float, 0, 1), default=[1e-3, 1e-4, 0.0],
-                       help="TPR is given at each (default 1e-3 1e-4 0)")
+    audit.add_argument(
+        "--fpr",
+        nargs="+",
+        type=number(float, 0, 1),
+        default=[1e-3, 1e-4, 0.0],
+        help="TPR is given at each (default 1e-3 1e-4 0)",
+    )
     audit.add_argument("--verdict_fpr", type=number(float, 0, 0.5), default=1e-3, help="algorithm 1's (default 1e-3)")
     parser.add_argument("--out", default="saved_res/imagenet-audit", help="folder for results")
     return parser

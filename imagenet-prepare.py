@@ -33,29 +33,55 @@ def make_parser():
     parser.add_argument("--data_root", required=True, help="folder with train/CLASS/FILES and val/CLASS/FILES")
     parser.add_argument("--out", required=True, help="TREE, a new folder outside of the data set")
     users = parser.add_argument_group("users")
-    users.add_argument("--num_of_users", type=number(int, 1), default=1000,
-                       help="member users, whose marked images stay in the training tree (default 1000)")
+    users.add_argument(
+        "--num_of_users",
+        type=number(int, 1),
+        default=1000,
+        help="member users, whose marked images stay in the training tree (default 1000)",
+    )
     users.add_argument("--marked_samples_per_user", type=number(int, 1), default=125, help="default 125")
-    users.add_argument("--num_of_non_member_users", type=number(int, 1),
-                       help="users whose images the model never sees (default: as many as members)")
-    users.add_argument("--non_member_source", choices=("train", "val"), default="train",
-                       help="train: their images are taken out of the training tree (default); val: they own "
-                            "validation images, 50 of a class in ImageNet, and share them")
-    users.add_argument("--non_member_pool", type=number(int, 1),
-                       help="images of each class which its non-member users share, as in the paper (default: images "
-                            "of their own from train, all images of a class from val)")
-    users.add_argument("--holdout", type=number(float, 0, 0.9), default=0.0,
-                       help="share of a member's photos that is kept out of the tree, for eval.py's exact test")
+    users.add_argument(
+        "--num_of_non_member_users",
+        type=number(int, 1),
+        help="users whose images the model never sees (default: as many as members)",
+    )
+    users.add_argument(
+        "--non_member_source",
+        choices=("train", "val"),
+        default="train",
+        help="train: their images are taken out of the training tree (default); val: they own "
+        "validation images, 50 of a class in ImageNet, and share them",
+    )
+    users.add_argument(
+        "--non_member_pool",
+        type=number(int, 1),
+        help="images of each class which its non-member users share, as in the paper (default: images "
+        "of their own from train, all images of a class from val)",
+    )
+    users.add_argument(
+        "--holdout",
+        type=number(float, 0, 0.9),
+        default=0.0,
+        help="share of a member's photos that is kept out of the tree, for eval.py's exact test",
+    )
     users.add_argument("--seed", type=number(int, 0), default=1, help="decides users, images and marks (default 1)")
     marking = parser.add_argument_group("data marking")
     marking.add_argument("--img_blending_ratio", type=number(float, 0, 1), default=0.7, help="Eq. 1's m (default 0.7)")
     marking.add_argument("--noise_injection_type", choices=NOISE_TYPES, default="perlin", help="default perlin")
     marking.add_argument("--noise_norm", type=number(float, 0, 255), default=8.0, help="in 1/255 units (default 8)")
-    marking.add_argument("--format", choices=tuple(FITTING), default="jpeg",
-                         help="of marked files: jpeg (default, names are kept) or png (lossless, three times as large)")
+    marking.add_argument(
+        "--format",
+        choices=tuple(FITTING),
+        default="jpeg",
+        help="of marked files: jpeg (default, names are kept) or png (lossless, three times as large)",
+    )
     marking.add_argument("--quality", type=number(int, 1, 100), default=95, help="of JPEG files (default 95)")
-    parser.add_argument("--link", choices=("symlink", "hard", "copy"), default="symlink",
-                        help="how untouched images get into the tree (default symlink)")
+    parser.add_argument(
+        "--link",
+        choices=("symlink", "hard", "copy"),
+        default="symlink",
+        help="how untouched images get into the tree (default symlink)",
+    )
     return parser
 
 
@@ -96,13 +122,21 @@ def summary(plan, train, users, unreadable, seconds):
     groups = {group: [entry for entry in users.values() if entry["group"] == group] for group in FOLDERS}
     away = {(entry["class"], name) for entry in groups["member"] for name in entry["held_out"]}
     set_aside = sum(last - first for first, last in plan.pools.values())
-    return {"settings": plan.settings, "classes": len(train.listing), "source_files": train.files,
-            "tree_files": train.files - len(away) - set_aside,
-            "members": len(groups["member"]), "non_members": len(groups["non_member"]),
-            "marked_files_in_tree": sum(len(entry["files"]) for entry in groups["member"]),
-            "held_out_for_members": len(away), "held_out_for_non_members": set_aside,
-            "unreadable": unreadable, "seconds": seconds, "hardware": hardware_name(choose_device("cpu")),
-            "versions": software_versions()}
+    return {
+        "settings": plan.settings,
+        "classes": len(train.listing),
+        "source_files": train.files,
+        "tree_files": train.files - len(away) - set_aside,
+        "members": len(groups["member"]),
+        "non_members": len(groups["non_member"]),
+        "marked_files_in_tree": sum(len(entry["files"]) for entry in groups["member"]),
+        "held_out_for_members": len(away),
+        "held_out_for_non_members": set_aside,
+        "unreadable": unreadable,
+        "seconds": seconds,
+        "hardware": hardware_name(choose_device("cpu")),
+        "versions": software_versions(),
+    }
 
 
 def draw_marks(tree, plan, users, train):
@@ -119,17 +153,28 @@ def draw_marks(tree, plan, users, train):
 def show(result, tree):
     """The short table at the end."""
     settings, seconds = result["settings"], result["seconds"]
-    rows = [("classes", result["classes"]),
-            ("members", f"{result['members']} users x {settings['marked_samples_per_user']} marked images"),
-            ("non-members", f"{result['non_members']} users x {settings['marked_samples_per_user']} marked images, "
-                            f"from {settings['non_member_source']}"),
-            ("training files", f"{result['tree_files']} of {result['source_files']}, "
-                               f"{result['marked_files_in_tree']} of them marked"),
-            ("held out", f"{result['held_out_for_non_members']} for non-members, {result['held_out_for_members']} of "
-                         "members"),
-            ("unreadable, replaced", len(result["unreadable"])),
-            ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())),
-            ("train on", tree.out / "train"), ("manifest", tree.manifest), ("plot", tree.out / "marks.png")]
+    rows = [
+        ("classes", result["classes"]),
+        ("members", f"{result['members']} users x {settings['marked_samples_per_user']} marked images"),
+        (
+            "non-members",
+            f"{result['non_members']} users x {settings['marked_samples_per_user']} marked images, "
+            f"from {settings['non_member_source']}",
+        ),
+        (
+            "training files",
+            f"{result['tree_files']} of {result['source_files']}, {result['marked_files_in_tree']} of them marked",
+        ),
+        (
+            "held out",
+            f"{result['held_out_for_non_members']} for non-members, {result['held_out_for_members']} of members",
+        ),
+        ("unreadable, replaced", len(result["unreadable"])),
+        ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())),
+        ("train on", tree.out / "train"),
+        ("manifest", tree.manifest),
+        ("plot", tree.out / "marks.png"),
+    ]
     for name, value in rows:
         print(f"{name:<22}{value}")
     for name, problem in itertools.islice(result["unreadable"].items(), 5):

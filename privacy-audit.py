@@ -19,8 +19,12 @@ def main():
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cf", default="configs/digits.yaml", help="the YAML file (default configs/digits.yaml)")
     parser.add_argument("--stop_after", choices=pipeline.STAGES, default="report", help="the last stage to run")
-    parser.add_argument("--train_model", type=cli.number(int, 0), metavar="ID",
-                        help="train this one model, if it is missing, and nothing else: for launch.py")
+    parser.add_argument(
+        "--train_model",
+        type=cli.number(int, 0),
+        metavar="ID",
+        help="train this one model, if it is missing, and nothing else: for launch.py",
+    )
     args = parser.parse_args()
     config = configuration.load(args.cf)
     if args.train_model is not None:
@@ -38,8 +42,11 @@ def show(results, clock, folder):
         for attack in results["attacks"]:
             found = attack["pooled"]
             low, high = found["auc_interval"]
-            _line(attack["title"], f"{found['auc']:.4f} ({low:.4f}-{high:.4f})",
-                  *(f"{100 * point['tpr']:.2f} %" for point in found["tpr_at_fpr"]))
+            _line(
+                attack["title"],
+                f"{found['auc']:.4f} ({low:.4f}-{high:.4f})",
+                *(f"{100 * point['tpr']:.2f} %" for point in found["tpr_at_fpr"]),
+            )
     for name, reason in (results["skipped"] if results else {}).items():
         print(f"left out: {name} ({reason})")
     print(f"{'seconds':<30}" + ", ".join(f"{name} {seconds:.1f}" for name, seconds in clock.seconds.items()))

@@ -35,9 +35,17 @@ from kit.noise import perlin_octaves  # noqa: F401  (part of marking, kept where
 
 # Saturated and far apart, so that 11 names are 11 colours also after toning down.
 STRIPE_COLORS = {
-    "white": (255, 255, 255), "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0),
-    "purple": (128, 0, 128), "orange": (255, 165, 0), "black": (0, 0, 0), "grey": (128, 128, 128),
-    "brown": (139, 69, 19), "pink": (255, 192, 203),
+    "white": (255, 255, 255),
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "purple": (128, 0, 128),
+    "orange": (255, 165, 0),
+    "black": (0, 0, 0),
+    "grey": (128, 128, 128),
+    "brown": (139, 69, 19),
+    "pink": (255, 192, 203),
 }
 STRIPES = 16
 # Larger images carry the mark that a copy scaled to this many pixels would, since training scales them down to it.
@@ -53,8 +61,13 @@ def derive_key(*parts):
     digest = hashlib.sha256()
     for part in parts:
         # operator.index: 5, np.int64(5) and np.uint8(5) are one key (defect 9).
-        kind, text = ("bytes", part) if isinstance(part, bytes) else \
-            ("str", part.encode()) if isinstance(part, str) else ("int", str(operator.index(part)).encode())
+        kind, text = (
+            ("bytes", part)
+            if isinstance(part, bytes)
+            else ("str", part.encode())
+            if isinstance(part, str)
+            else ("int", str(operator.index(part)).encode())
+        )
         digest.update(f"{kind}:{len(text)}:".encode() + text)
     return digest.digest()
 
@@ -142,8 +155,12 @@ def mark_images(images, key, users, indices, marking=Marking()):
     for start in range(0, len(images), step):
         for top in range(0, height, rows):
             part = slice(start, start + step), slice(None), slice(top, top + rows)
-            marked[part] = _blend(images[part], None if noise is None else noise[part],
-                                  None if outlier is None else outlier[part], marking)
+            marked[part] = _blend(
+                images[part],
+                None if noise is None else noise[part],
+                None if outlier is None else outlier[part],
+                marking,
+            )
     return marked
 
 
@@ -170,8 +187,11 @@ def outlier_features(key, users, height, width, bank=None, device="cpu"):
     if bank is not None:
         chosen = torch.from_numpy(_below(words[:, 0], (0, len(bank)))[position])
         images = bank[chosen.to(bank.device)].to(device, torch.float32)
-        return images if images.shape[-2:] == (height, width) else \
-            F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+        return (
+            images
+            if images.shape[-2:] == (height, width)
+            else F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+        )
     # 16 stripes out of 8 words: the high and the low half of each.
     halves = np.concatenate([words >> 16, words & 0xFFFF], axis=1).astype(np.int64)
     palette = np.array(list(STRIPE_COLORS.values()), dtype=np.float32) / 8 + 128
@@ -195,8 +215,12 @@ def _noise_pattern(key, users, indices, height, width, marking, device):
         return signs(key, users, indices, height, width, device)
     words = key_words(key, "uniform noise", users, indices)
     rows, columns = (_reference_coordinates(side, height, width).round().astype(np.int64) for side in (height, width))
-    draws = [np.random.Generator(np.random.Philox(key=row[:4].view("<u8")))
-             .random((3, rows[-1] + 1, columns[-1] + 1), np.float32) for row in np.ascontiguousarray(words)]
+    draws = [
+        np.random.Generator(np.random.Philox(key=row[:4].view("<u8"))).random(
+            (3, rows[-1] + 1, columns[-1] + 1), np.float32
+        )
+        for row in np.ascontiguousarray(words)
+    ]
     return torch.from_numpy(np.stack(draws)[:, :, rows[:, None], columns]).to(device) * 2 - 1
 
 
@@ -212,8 +236,9 @@ def _reference_coordinates(side, height, width):
 def perlin_draws(key, users, indices):
     """What the key draws for each image: period in pixels, octaves, freq_sine (N,), and offsets (N, 2) in cells."""
     words = key_words(key, "perlin noise", users, indices)
-    period, octaves, freq_sine = (_below(words[:, column], bounds)
-                                  for column, bounds in enumerate((PERIOD_PIXELS, OCTAVES, FREQ_SINE)))
+    period, octaves, freq_sine = (
+        _below(words[:, column], bounds) for column, bounds in enumerate((PERIOD_PIXELS, OCTAVES, FREQ_SINE))
+    )
     return period, octaves, freq_sine, words[:, 3:5] / 2.0**24
 
 
@@ -282,7 +307,7 @@ def choose_device(name="auto"):
 
 
 def choose_precision(name, device):
-    """"auto" is bfloat16 where the hardware multiplies it (2-3 times faster on such CPUs), float32 elsewhere."""
+    """ "auto" is bfloat16 where the hardware multiplies it (2-3 times faster on such CPUs), float32 elsewhere."""
     if name != "auto":
         return name
     if device.type == "cpu":
@@ -307,7 +332,7 @@ class TrainingHooks:
     def steps(self, draws, count, batch_size):
         """Which of `count` rows each step of an epoch trains on: a list of int64 arrays. draws: numpy generator."""
         order = draws.permutation(count)
-        return [order[start:start + batch_size] for start in range(0, count, batch_size)]
+        return [order[start : start + batch_size] for start in range(0, count, batch_size)]
 
     def transform(self, images):
         """Change an augmented batch: uint8 (N, 3, H, W) to the same, or to floats in units of 1/255.
@@ -354,8 +379,10 @@ def augment(images, shifts, flips, padding):
 
 def channel_statistics(images):
     """Mean and standard deviation of each channel of uint8 images in [0, 1] units, rounded to four digits."""
-    total, square = (sum(batch.to(torch.float64).div(255).pow(power).sum((0, 2, 3)) for batch in images.split(256))
-                     for power in (1, 2))
+    total, square = (
+        sum(batch.to(torch.float64).div(255).pow(power).sum((0, 2, 3)) for batch in images.split(256))
+        for power in (1, 2)
+    )
     count = images.shape[0] * images.shape[2] * images.shape[3]
     mean = total / count
     std = (square / count - mean**2).clamp_min(1e-6).sqrt()
@@ -374,11 +401,13 @@ def make_query(model, recipe, device):
     def query(images):
         with _autocast(device, recipe.precision):
             return model(normalize(images.to(device, non_blocking=True), recipe.mean, recipe.std)).float()
+
     return query
 
 
-def train_model(model, images, labels, recipe, device, progress_path, settings, validation=None, team=ALONE,
-                hooks=PLAIN_TRAINING):
+def train_model(
+    model, images, labels, recipe, device, progress_path, settings, validation=None, team=ALONE, hooks=PLAIN_TRAINING
+):
     """Train `model` in place and leave the chosen weights in it: the best on validation data, else the last.
 
     images: uint8 (N, 3, H, W) and labels: int64 (N,), or probabilities float32 (N, classes), moved to the device once.
@@ -390,14 +419,16 @@ def train_model(model, images, labels, recipe, device, progress_path, settings, 
     """
     images, labels = images.to(device), labels.to(device)
     model.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
-                                weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
     attached, optimizer = hooks.attach(model, optimizer)
     history, best = _load_progress(progress_path, model, optimizer, settings)
     saved_at = time.monotonic()
     epochs = min(recipe.epoch, hooks.stop_after or recipe.epoch)
-    bar = tqdm(range(len(history), epochs), "training", epochs, initial=len(history),
-               disable=None if team.leader else True)
+    bar = tqdm(
+        range(len(history), epochs), "training", epochs, initial=len(history), disable=None if team.leader else True
+    )
     with _deterministic(), team.training(attached) as parallel:
         for epoch in bar:
             record = _train_epoch(parallel, images, labels, recipe, optimizer, epoch, team, hooks)
@@ -405,7 +436,8 @@ def train_model(model, images, labels, recipe, device, progress_path, settings, 
                 record["val_accuracy"] = accuracy(make_query(model, recipe, device), *validation, 4 * recipe.batch_size)
             history.append(record)
             if validation is None or record["val_accuracy"] > max(
-                    (past["val_accuracy"] for past in history[:-1]), default=-1):
+                (past["val_accuracy"] for past in history[:-1]), default=-1
+            ):
                 best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
             if team.leader and time.monotonic() - saved_at > PROGRESS_SECONDS:
@@ -474,8 +506,10 @@ def _load_progress(path, model, optimizer, settings):
         return [], None
     tensors, stored = load_model(path)
     check_same_settings(stored.get("settings"), settings, path)
-    parts = {prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-             for prefix in ("model.", "best.", "momentum.")}
+    parts = {
+        prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        for prefix in ("model.", "best.", "momentum.")
+    }
     state = optimizer.state_dict()
     state["state"] = {int(index): {"momentum_buffer": tensor} for index, tensor in parts["momentum."].items()}
     try:
@@ -543,9 +577,11 @@ def draw_target_users(labels, pool, classes, samples_per_user, key):
         members, owners = pool[labels[pool] == label], np.flatnonzero(classes == label)
         needed = len(owners) * samples_per_user
         if len(members) < needed:
-            raise UserError(f"class {label} has {len(members)} images to choose from, but {len(owners)} user(s) x "
-                            f"{samples_per_user} samples need {needed}; lower --marked_samples_per_user or the number "
-                            "of users, raise --train_size, or choose another class")
+            raise UserError(
+                f"class {label} has {len(members)} images to choose from, but {len(owners)} user(s) x "
+                f"{samples_per_user} samples need {needed}; lower --marked_samples_per_user or the number "
+                "of users, raise --train_size, or choose another class"
+            )
         chosen = key_generator(key, "target users", int(label)).permutation(members)[:needed]
         samples[owners] = chosen.reshape(len(owners), samples_per_user)
     return Users(samples, classes, key)
@@ -561,8 +597,10 @@ def draw_non_member_users(labels, pool, count, samples_per_user, key, classes=No
     members = {int(label): pool[labels[pool] == label] for label in np.unique(labels[pool])}
     enough = [label for label, rows in members.items() if len(rows) >= samples_per_user]
     if not enough:
-        raise UserError(f"no class outside the training set has the {samples_per_user} images of a non-member user; "
-                        "lower --marked_samples_per_user or --train_size")
+        raise UserError(
+            f"no class outside the training set has the {samples_per_user} images of a non-member user; "
+            "lower --marked_samples_per_user or --train_size"
+        )
     draws = key_generator(key, "non-member users")
     drawn = draws.choice(enough, count)
     if classes is not None:
@@ -581,8 +619,11 @@ def sample_signals(logits, labels):
     column = labels.to(logits.device)[:, None]
     scaled = logits.scatter(1, column, -math.inf).logsumexp(1) - logits.gather(1, column)[:, 0]
     # -log p = log(1 + exp(scaled)), which keeps its digits where p rounds to 1.
-    return {"cross_entropy": -F.logsigmoid(-scaled), "scaled_loss": scaled,
-            "correct": (logits.argmax(1) == column[:, 0]).to(torch.float64)}
+    return {
+        "cross_entropy": -F.logsigmoid(-scaled),
+        "scaled_loss": scaled,
+        "correct": (logits.argmax(1) == column[:, 0]).to(torch.float64),
+    }
 
 
 def score_users(query, images, users, marking, device, batch_size=512, description="users"):
@@ -603,12 +644,15 @@ def score_users(query, images, users, marking, device, batch_size=512, descripti
         collected.append(sample_signals(query(batch), labels[part]))
         bar.update(len(batch))
     bar.close()
-    signals = {name: torch.cat([part[name] for part in collected]).cpu().numpy().reshape(shape)
-               for name in collected[0]}
+    signals = {
+        name: torch.cat([part[name] for part in collected]).cpu().numpy().reshape(shape) for name in collected[0]
+    }
     for name in SIGNALS:
         if not np.isfinite(signals[name]).all():
-            raise UserError("the model returned logits that are not finite for "
-                            f"{int((~np.isfinite(signals[name])).sum())} of {len(rows)} images; is its file damaged?")
+            raise UserError(
+                "the model returned logits that are not finite for "
+                f"{int((~np.isfinite(signals[name])).sum())} of {len(rows)} images; is its file damaged?"
+            )
     return signals
 
 
@@ -642,10 +686,15 @@ def membership_inference(member_losses, non_member_losses, instance_mi=False, fp
         hits = int((member < threshold_at_fpr(other, fpr)).sum())
         at_fpr.append({"fpr": fpr, "tpr": hits / len(member), "interval": clopper_pearson(hits, len(member))})
     truth = np.concatenate([np.ones(len(member)), np.zeros(len(other))])
-    return {"members": len(member), "non_members": len(other),
-            "fpr_at_100_tpr": false_positives / len(other), "false_positives": false_positives,
-            "fpr_interval": clopper_pearson(false_positives, len(other)), "tpr_at_fpr": at_fpr,
-            "auc": float(roc_auc_score(truth, -np.concatenate([member, other])))}
+    return {
+        "members": len(member),
+        "non_members": len(other),
+        "fpr_at_100_tpr": false_positives / len(other),
+        "false_positives": false_positives,
+        "fpr_interval": clopper_pearson(false_positives, len(other)),
+        "tpr_at_fpr": at_fpr,
+        "auc": float(roc_auc_score(truth, -np.concatenate([member, other]))),
+    }
 
 
 def verify_provenance(user_losses, non_member_losses, fpr=1e-3):

@@ -31,8 +31,12 @@ def best_threshold(scores, is_member):
 def rates(scores, is_member, threshold):
     """(true positives, members, false positives, non-members) of "score >= threshold": whole numbers."""
     guess, is_member = np.asarray(scores) >= threshold, np.asarray(is_member)
-    return (int((guess & is_member).sum()), int(is_member.sum()),
-            int((guess & ~is_member).sum()), int((~is_member).sum()))
+    return (
+        int((guess & is_member).sum()),
+        int(is_member.sum()),
+        int((guess & ~is_member).sum()),
+        int((~is_member).sum()),
+    )
 
 
 def usage(guessed, size, calibration, population=None, confidence=0.95):
@@ -45,10 +49,18 @@ def usage(guessed, size, calibration, population=None, confidence=0.95):
     and without bias; both None where TPR <= FPR), interval, confidence, guessed (the share), tpr, fpr, models.
     """
     calibration = np.asarray(calibration, dtype=np.float64)
-    if calibration.ndim != 2 or calibration.shape[1] != 4 or not len(calibration) or not 0 <= guessed <= size or \
-            size < 1 or (calibration[:, [1, 3]] < 1).any():
-        raise UserError(f"{guessed} of {size} records guessed, and rates {calibration.shape}; give at least one record "
-                        "and, for each model, true positives of members and false positives of non-members")
+    if (
+        calibration.ndim != 2
+        or calibration.shape[1] != 4
+        or not len(calibration)
+        or not 0 <= guessed <= size
+        or size < 1
+        or (calibration[:, [1, 3]] < 1).any()
+    ):
+        raise UserError(
+            f"{guessed} of {size} records guessed, and rates {calibration.shape}; give at least one record "
+            "and, for each model, true positives of members and false positives of non-members"
+        )
     hits, totals = calibration[:, [0, 2]], calibration[:, [1, 3]]
     tpr, fpr = hits.sum(axis=0) / totals.sum(axis=0)
     share = guessed / size
@@ -60,9 +72,16 @@ def usage(guessed, size, calibration, population=None, confidence=0.95):
     fits = _SHARES[distance <= allowed]
     if not len(fits):  # further out than 0 or 1
         fits = _SHARES[[np.argmin(distance - allowed)]]
-    return {"share": None if raw is None else float(np.clip(raw, 0, 1)), "raw": raw,
-            "interval": [float(fits[0]), float(fits[-1])], "confidence": confidence, "guessed": share,
-            "tpr": float(tpr), "fpr": float(fpr), "models": len(calibration)}
+    return {
+        "share": None if raw is None else float(np.clip(raw, 0, 1)),
+        "raw": raw,
+        "interval": [float(fits[0]), float(fits[-1])],
+        "confidence": confidence,
+        "guessed": share,
+        "tpr": float(tpr),
+        "fpr": float(fpr),
+        "models": len(calibration),
+    }
 
 
 def _variance(hits, totals, size, weights, population):

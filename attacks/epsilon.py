@@ -33,8 +33,10 @@ def p_value(guesses, correct, epsilon, canaries=None, delta=0.0):
     """
     canaries = guesses if canaries is None else canaries
     if not 0 <= correct <= guesses <= canaries:
-        raise UserError(f"{correct} right ones of {guesses} guesses on {canaries} canaries; they can only become more "
-                        "from left to right")
+        raise UserError(
+            f"{correct} right ones of {guesses} guesses on {canaries} canaries; they can only become more "
+            "from left to right"
+        )
     if not epsilon >= 0 or not 0 <= delta <= 1:
         raise UserError(f"epsilon {epsilon} is below 0, or delta {delta} not in [0, 1]")
     probability = 1 / (1 + math.exp(-epsilon))
@@ -81,7 +83,7 @@ def right_guesses(scores, is_member, as_members, as_others, seed=0):
     if as_members < 0 or as_others < 0 or as_members + as_others > len(scores):
         raise UserError(f"{as_members} and {as_others} guesses on {len(scores)} canaries; guess each at most once")
     order = np.lexsort((utils.key_generator(seed, "ties of guesses").permutation(len(scores)), scores))
-    return int(is_member[order[len(scores) - as_members:]].sum() + (~is_member[order[:as_others]]).sum())
+    return int(is_member[order[len(scores) - as_members :]].sum() + (~is_member[order[:as_others]]).sum())
 
 
 def audit(scores, is_member, delta=0.0, confidence=0.95, shares=GUESSES, seed=0):
@@ -98,8 +100,21 @@ def audit(scores, is_member, delta=0.0, confidence=0.95, shares=GUESSES, seed=0)
     canaries, tests, provable = len(scores), [], 0.0
     for counts in ([round(share * canaries) for share in pair] for pair in shares):
         guesses, correct = sum(counts), right_guesses(scores, is_member, *counts, seed)
-        tests.append({"as_members": counts[0], "as_others": counts[1], "guesses": guesses, "correct": correct,
-                      "epsilon": lower_bound(guesses, correct, each, canaries, delta)})
+        tests.append(
+            {
+                "as_members": counts[0],
+                "as_others": counts[1],
+                "guesses": guesses,
+                "correct": correct,
+                "epsilon": lower_bound(guesses, correct, each, canaries, delta),
+            }
+        )
         provable = max(provable, lower_bound(guesses, guesses, each, canaries, delta))
-    return {"epsilon": max(test["epsilon"] for test in tests), "delta": delta, "confidence": confidence,
-            "canaries": canaries, "provable": provable, "tests": tests}
+    return {
+        "epsilon": max(test["epsilon"] for test in tests),
+        "delta": delta,
+        "confidence": confidence,
+        "canaries": canaries,
+        "provable": provable,
+        "tests": tests,
+    }

@@ -24,8 +24,11 @@ def evaluate(scores, is_member, fprs=(1e-2, 1e-3, 1e-4, 0.0), resamples=1000, se
     member, other = _sides(scores, is_member)
     found = utils.membership_inference(-member[:, None], -other[:, None], instance_mi=True, fprs=fprs)
     aucs = bootstrap_auc(scores, is_member, resamples, seed)
-    return {**found, "auc_interval": [float(bound) for bound in np.quantile(aucs, [0.025, 0.975])],
-            "resamples": resamples}
+    return {
+        **found,
+        "auc_interval": [float(bound) for bound in np.quantile(aucs, [0.025, 0.975])],
+        "resamples": resamples,
+    }
 
 
 def roc(scores, is_member):
@@ -36,8 +39,10 @@ def roc(scores, is_member):
     """
     member, other = _sides(scores, is_member)
     thresholds = np.unique(np.concatenate([member, other]))[::-1]
-    tpr, fpr = (np.append(0, len(side) - np.searchsorted(np.sort(side), thresholds, side="left")) / len(side)
-                for side in (member, other))
+    tpr, fpr = (
+        np.append(0, len(side) - np.searchsorted(np.sort(side), thresholds, side="left")) / len(side)
+        for side in (member, other)
+    )
     return fpr, tpr, np.append(np.inf, thresholds)
 
 
@@ -47,7 +52,7 @@ def bootstrap_auc(scores, is_member, resamples=1000, seed=0):
         raise UserError(f"{resamples} resamples give no interval; the default is 1000")
     member, other = _sides(scores, is_member)
     levels, places = np.unique(np.concatenate([member, other]), return_inverse=True)
-    sides = places[:len(member)], places[len(member):]
+    sides = places[: len(member)], places[len(member) :]
     draws, aucs = utils.key_generator(seed, "bootstrap of the AUC"), []
     step = max(1, _AT_ONCE // len(places))
     for start in range(0, resamples, step):
@@ -68,8 +73,10 @@ def _resampled_counts(draws, places, rows, levels):
 def _sides(scores, is_member):
     scores, is_member = np.asarray(scores, dtype=np.float64), np.asarray(is_member)
     if is_member.dtype != bool or scores.ndim != 1 or scores.shape != is_member.shape:
-        raise UserError(f"scores {scores.shape} and is_member ({is_member.dtype} {is_member.shape}) don't fit; both "
-                        "have one row a record, and is_member is bool")
+        raise UserError(
+            f"scores {scores.shape} and is_member ({is_member.dtype} {is_member.shape}) don't fit; both "
+            "have one row a record, and is_member is bool"
+        )
     if is_member.all() or not is_member.any():
         raise UserError(f"{int(is_member.sum())} of {len(scores)} records are members; give members and non-members")
     if not np.isfinite(scores).all():

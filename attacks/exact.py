@@ -51,8 +51,10 @@ def plan_grid(photos, batches, alpha, keys=None, selections=None, max_queries=No
     possible = math.prod(math.comb(total, published) for published, total in batches)
     held_out = possible > 1
     if not held_out and selections:
-        raise UserError(f"--selections {selections}: all photos were published, so there is no other selection to "
-                        "draw; leave it out")
+        raise UserError(
+            f"--selections {selections}: all photos were published, so there is no other selection to "
+            "draw; leave it out"
+        )
     if selections is None:
         selections = 999 if held_out else 0
     # ceil, and not one less than alpha's inverse rounded: 1 / (L + 1) must not exceed alpha.
@@ -65,23 +67,30 @@ def plan_grid(photos, batches, alpha, keys=None, selections=None, max_queries=No
                 raise UserError(_too_few(photos, max_queries, alpha, needed, held_out))
     plan = Plan(photos, keys, selections)
     if max_queries is not None and plan.queries > max_queries:
-        raise UserError(f"--keys {keys} needs {plan.queries} queries, more than --max_queries {max_queries}; "
-                        f"give --keys {max(0, max_queries // photos - 1)} or less")
+        raise UserError(
+            f"--keys {keys} needs {plan.queries} queries, more than --max_queries {max_queries}; "
+            f"give --keys {max(0, max_queries // photos - 1)} or less"
+        )
     if plan.smallest_p > alpha * (1 + 1e-9):
-        raise UserError(f"{keys} keys and {selections} selections can't give a p below {plan.smallest_p:.2g}, and "
-                        f"alpha is {alpha:g}; give --keys {needed} or more"
-                        + (", or more --selections" if held_out else ""))
+        raise UserError(
+            f"{keys} keys and {selections} selections can't give a p below {plan.smallest_p:.2g}, and "
+            f"alpha is {alpha:g}; give --keys {needed} or more" + (", or more --selections" if held_out else "")
+        )
     if held_out and 1 / possible > alpha * (1 + 1e-9) * (keys + 1):
         reachable = math.ceil(1e6 / possible / (keys + 1)) / 1e6
-        raise UserError(f"only {possible} different selections can be drawn from these photos, too few for alpha "
-                        f"{alpha:g}; mark more photos, or give --alpha {reachable:g} or more --keys")
+        raise UserError(
+            f"only {possible} different selections can be drawn from these photos, too few for alpha "
+            f"{alpha:g}; mark more photos, or give --alpha {reachable:g} or more --keys"
+        )
     return plan
 
 
 def _too_few(photos, max_queries, alpha, needed, held_out):
     hint = "more --selections, " if held_out else ""
-    return (f"alpha {alpha:g} needs {photos * (needed + 1)} queries for {photos} photos, and --max_queries allows "
-            f"{max_queries}; allow more, give {hint}or a larger --alpha")
+    return (
+        f"alpha {alpha:g} needs {photos * (needed + 1)} queries for {photos} photos, and --max_queries allows "
+        f"{max_queries}; allow more, give {hint}or a larger --alpha"
+    )
 
 
 def dense(answers, classes=None):
@@ -102,8 +111,11 @@ def dense(answers, classes=None):
         return (*_spread(values, answers.classes, classes), False)
     likely = bool((values >= 0).all() and (np.abs(values.sum(axis=1) - 1) < 1e-3).all())
     # A probability may have been rounded to 0; its logarithm is then that of the smallest float32.
-    logs = np.log(np.maximum(values, np.finfo(np.float32).tiny)) if likely else \
-        values - logsumexp(values, axis=1, keepdims=True)
+    logs = (
+        np.log(np.maximum(values, np.finfo(np.float32).tiny))
+        if likely
+        else values - logsumexp(values, axis=1, keepdims=True)
+    )
     return logs, values.argmax(axis=1), False
 
 
@@ -179,9 +191,13 @@ def sentences(p, alpha, published):
     # Rounded so that "at most" and "up to" stay true.
     one_in = f"1 of {math.floor(1 / p + 1e-9):,}" if p <= 0.01 else f"{math.ceil(100 * p - 1e-9)} of 100"
     if p <= alpha:
-        return (f"The model was trained on the {published} published photos, or on copies of them. "
-                f"If the model had never seen these images, a result this strong would occur in at most {one_in} "
-                "audits.")
-    return (f"There is no proof that the model was trained on the {published} published photos. "
-            f"A model that had never seen these images would give a result at least this strong in up to {one_in} "
-            "audits; this does not show that they were not used.")
+        return (
+            f"The model was trained on the {published} published photos, or on copies of them. "
+            f"If the model had never seen these images, a result this strong would occur in at most {one_in} "
+            "audits."
+        )
+    return (
+        f"There is no proof that the model was trained on the {published} published photos. "
+        f"A model that had never seen these images would give a result at least this strong in up to {one_in} "
+        "audits; this does not show that they were not used."
+    )

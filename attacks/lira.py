@@ -27,9 +27,11 @@ def online(target_scaled, reference_scaled, membership, variance="per_sample"):
     models are few (the paper: below 64).
     """
     target, references, membership = signals.together(target_scaled, reference_scaled, membership)
-    return sum(norm.logpdf(confidence, *_fit(values, membership, variance, "trained on")) -
-               norm.logpdf(confidence, *_fit(values, ~membership, variance, "not trained on"))
-               for confidence, values in zip(target, references.swapaxes(0, 1), strict=True))
+    return sum(
+        norm.logpdf(confidence, *_fit(values, membership, variance, "trained on"))
+        - norm.logpdf(confidence, *_fit(values, ~membership, variance, "not trained on"))
+        for confidence, values in zip(target, references.swapaxes(0, 1), strict=True)
+    )
 
 
 def offline(target_scaled, reference_scaled, membership, variance="per_sample"):
@@ -40,8 +42,10 @@ def offline(target_scaled, reference_scaled, membership, variance="per_sample"):
     Fisher's combined test. IN models are not looked at.
     """
     target, references, membership = signals.together(target_scaled, reference_scaled, membership)
-    return sum(-norm.logsf(confidence, *_fit(values, ~membership, variance, "not trained on"))
-               for confidence, values in zip(target, references.swapaxes(0, 1), strict=True))
+    return sum(
+        -norm.logsf(confidence, *_fit(values, ~membership, variance, "not trained on"))
+        for confidence, values in zip(target, references.swapaxes(0, 1), strict=True)
+    )
 
 
 def global_threshold(target_scaled):

@@ -22,8 +22,10 @@ def balanced(models, records, seed, share=0.5):
     """
     exact = Fraction(str(share))  # 0.7 * 10 is above 7 in floating point
     if models < 1 or records < 2 or not 0 < exact < 1 or exact * records < 1 or (1 - exact) * records < 1:
-        raise UserError(f"{models} models on a share {share} of {records} records cannot be balanced; give at least "
-                        "one model and two records, and a share that leaves records in and out")
+        raise UserError(
+            f"{models} models on a share {share} of {records} records cannot be balanced; give at least "
+            "one model and two records, and a share that leaves records in and out"
+        )
     matrix = np.zeros((models, records), dtype=bool)
     deck, decks = np.empty(0, dtype=np.int64), 0
     for model, row in enumerate(matrix):
@@ -63,5 +65,6 @@ def leave_one_out(membership, drop_complement=True):
     rows = {row.tobytes(): model for model, row in reversed(list(enumerate(membership)))}
     for target, row in enumerate(membership):
         left_out = {target, rows.get((~row).tobytes(), target)} if drop_complement else {target}
-        yield Fold(target, np.array([model for model in range(len(membership)) if model not in left_out],
-                                    dtype=np.int64))
+        yield Fold(
+            target, np.array([model for model in range(len(membership)) if model not in left_out], dtype=np.int64)
+        )

@@ -45,8 +45,10 @@ def score(target_losses, population_losses, labels=None, population_labels=None)
         raise UserError(f"{labels.shape} labels for {target.shape} records")
     missing = np.setdiff1d(labels, population_labels)
     if len(missing):
-        raise UserError(f"the population has no record of class {missing[0]} ({len(missing)} such classes); take a "
-                        "larger population, or one threshold for all classes")
+        raise UserError(
+            f"the population has no record of class {missing[0]} ({len(missing)} such classes); take a "
+            "larger population, or one threshold for all classes"
+        )
     scores = np.empty(len(target))
     for label in np.unique(labels):
         scores[labels == label] = _rank(target[labels == label], losses[population_labels == label])

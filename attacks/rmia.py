@@ -23,8 +23,17 @@ QUERIES = ("majority", "mean")
 CANDIDATES = tuple(step / 10 for step in range(11))
 
 
-def online(target_losses, reference_losses, membership, population_target, population_references,
-           population_membership=None, gamma=2.0, queries="majority", strict=True):
+def online(
+    target_losses,
+    reference_losses,
+    membership,
+    population_target,
+    population_references,
+    population_membership=None,
+    gamma=2.0,
+    queries="majority",
+    strict=True,
+):
     """Score with IN and OUT reference models for every record: float64 (N,), shares in [0, 1].
 
     target_losses: (N,) or (Q, N); reference_losses: (M, N) or (M, Q, N); membership: bool (M, N), at least one IN and
@@ -34,16 +43,36 @@ def online(target_losses, reference_losses, membership, population_target, popul
     of its Q queries do), or "mean", the mean ratio of the queries in place of one.
     """
     target, references, membership = signals.together(target_losses, reference_losses, membership)
-    prior = np.stack([(_mean_probability(values, membership, "trained on") +
-                       _mean_probability(values, ~membership, "not trained on")) / 2
-                      for values in references.swapaxes(0, 1)])
-    return share_dominated(_one_ratio(_ratio(target, prior), queries),
-                           _population_ratio(population_target, population_references, population_membership),
-                           gamma, strict)
+    prior = np.stack(
+        [
+            (
+                _mean_probability(values, membership, "trained on")
+                + _mean_probability(values, ~membership, "not trained on")
+            )
+            / 2
+            for values in references.swapaxes(0, 1)
+        ]
+    )
+    return share_dominated(
+        _one_ratio(_ratio(target, prior), queries),
+        _population_ratio(population_target, population_references, population_membership),
+        gamma,
+        strict,
+    )
 
 
-def offline(target_losses, reference_losses, membership, population_target, population_references, a,
-            population_membership=None, gamma=2.0, queries="majority", strict=True):
+def offline(
+    target_losses,
+    reference_losses,
+    membership,
+    population_target,
+    population_references,
+    a,
+    population_membership=None,
+    gamma=2.0,
+    queries="majority",
+    strict=True,
+):
     """Score with OUT reference models alone: float64 (N,), shares in [0, 1]. Arguments as for `online`, and
 
     a: in [0, 1], how far the mean probability of OUT models is from that of IN models (1: the same; see above and
@@ -51,13 +80,25 @@ def offline(target_losses, reference_losses, membership, population_target, popu
     """
     target, references, membership = signals.together(target_losses, reference_losses, membership)
     ratio = _ratio(target, _offline_prior(_out_means(references, membership), a))
-    return share_dominated(_one_ratio(ratio, queries),
-                           _population_ratio(population_target, population_references, population_membership),
-                           gamma, strict)
+    return share_dominated(
+        _one_ratio(ratio, queries),
+        _population_ratio(population_target, population_references, population_membership),
+        gamma,
+        strict,
+    )
 
 
-def tune_a(reference_losses, membership, population_references, population_membership=None, gamma=2.0,
-           queries="majority", strict=True, candidates=CANDIDATES, targets=1):
+def tune_a(
+    reference_losses,
+    membership,
+    population_references,
+    population_membership=None,
+    gamma=2.0,
+    queries="majority",
+    strict=True,
+    candidates=CANDIDATES,
+    targets=1,
+):
     """The `a` of `candidates` with the highest mean AUC against reference models that are left out: a float.
 
     The first `targets` reference models are attacked one by one with the other references, as if they were the target
@@ -65,25 +106,40 @@ def tune_a(reference_losses, membership, population_references, population_membe
     reference model is OUT for are not counted. Of equal AUCs the first candidate's is taken.
     """
     losses, inside, others = (np.asarray(values) for values in (reference_losses, membership, population_references))
-    known_others = np.zeros(others.shape, dtype=bool) if population_membership is None else \
-        np.asarray(population_membership)
+    known_others = (
+        np.zeros(others.shape, dtype=bool) if population_membership is None else np.asarray(population_membership)
+    )
     aucs = []
     for fold in list(leave_one_out(inside))[:targets]:
         usable = (~inside[fold.references]).any(axis=0)
         truth = inside[fold.target, usable]
         if truth.all() or not truth.any():
-            raise UserError(f"{len(inside)} reference models are too few to tune a on one of them; give a, or take at "
-                            "least two complementary pairs")
-        target, references, known = signals.together(losses[fold.target][..., usable],
-                                                     losses[fold.references][..., usable],
-                                                     inside[fold.references][:, usable])
+            raise UserError(
+                f"{len(inside)} reference models are too few to tune a on one of them; give a, or take at "
+                "least two complementary pairs"
+            )
+        target, references, known = signals.together(
+            losses[fold.target][..., usable], losses[fold.references][..., usable], inside[fold.references][:, usable]
+        )
         means = _out_means(references, known)
         outside = ~known_others[fold.target]  # a population is what its target was not trained on
-        ratio_z = _population_ratio(*(values[rows][..., outside] for values, rows in (
-            (others, fold.target), (others, fold.references), (known_others, fold.references))))
-        aucs.append([roc_auc_score(truth, share_dominated(
-            _one_ratio(_ratio(target, _offline_prior(means, a)), queries), ratio_z, gamma, strict))
-            for a in candidates])
+        ratio_z = _population_ratio(
+            *(
+                values[rows][..., outside]
+                for values, rows in ((others, fold.target), (others, fold.references), (known_others, fold.references))
+            )
+        )
+        aucs.append(
+            [
+                roc_auc_score(
+                    truth,
+                    share_dominated(
+                        _one_ratio(_ratio(target, _offline_prior(means, a)), queries), ratio_z, gamma, strict
+                    ),
+                )
+                for a in candidates
+            ]
+        )
     return float(candidates[int(np.argmax(np.mean(aucs, axis=0)))])
 
 
@@ -97,10 +153,16 @@ def share_dominated(ratio_x, ratio_z, gamma=2.0, strict=True):
     if not gamma > 0 or not np.isfinite(gamma):
         raise UserError(f"gamma {gamma} is not a positive number; the paper uses 2")
     ratio_x, ratio_z = (np.asarray(ratio, dtype=np.float64) for ratio in (ratio_x, ratio_z))
-    if ratio_x.ndim != 1 or ratio_z.ndim != 1 or not len(ratio_z) or \
-            not all((np.isfinite(ratio) & (ratio >= 0)).all() for ratio in (ratio_x, ratio_z)):
-        raise UserError(f"ratios {ratio_x.shape} and {ratio_z.shape} must be finite, not negative, and (N,) and (Z,) "
-                        "with at least one population record")
+    if (
+        ratio_x.ndim != 1
+        or ratio_z.ndim != 1
+        or not len(ratio_z)
+        or not all((np.isfinite(ratio) & (ratio >= 0)).all() for ratio in (ratio_x, ratio_z))
+    ):
+        raise UserError(
+            f"ratios {ratio_x.shape} and {ratio_z.shape} must be finite, not negative, and (N,) and (Z,) "
+            "with at least one population record"
+        )
     levels, counts = np.unique(ratio_z, return_counts=True)
     with np.errstate(over="ignore"):
         found = np.searchsorted(levels * gamma, ratio_x)
@@ -136,8 +198,13 @@ def _ratio(target_losses, prior):
 def _mean_probability(losses, models, kind):
     counts = signals.check_counts(models, 1, kind)
     # Model by model: 256 models x 50,000 records in float64 at once would be 100 MB a copy.
-    return sum(np.where(inside, np.exp(-signals.as_losses(row, "the reference models' losses")), 0.0)
-               for row, inside in zip(losses, models, strict=True)) / counts
+    return (
+        sum(
+            np.where(inside, np.exp(-signals.as_losses(row, "the reference models' losses")), 0.0)
+            for row, inside in zip(losses, models, strict=True)
+        )
+        / counts
+    )
 
 
 def _out_means(references, membership):

@@ -35,22 +35,33 @@ def as_losses(losses, name="losses"):
     """float64 losses, any shape. UserError where one is negative: scaled confidences, or the sign is wrong."""
     losses = _finite(losses, name)
     if losses.size and losses.min() < 0:
-        raise UserError(f"{name} are as low as {losses.min():.3g}, but a cross entropy -log p is never negative; were "
-                        "scaled confidences given? signals.losses_from_scaled turns them into losses")
+        raise UserError(
+            f"{name} are as low as {losses.min():.3g}, but a cross entropy -log p is never negative; were "
+            "scaled confidences given? signals.losses_from_scaled turns them into losses"
+        )
     return losses
 
 
 def together(target, references, membership):
     """Check that signals and membership fit: float64 (Q, N), finite (M, Q, N) in its own type, bool (M, N)."""
-    target, references, membership = _finite(target, "the target's signals"), np.asarray(references), \
-        np.asarray(membership)
+    target, references, membership = (
+        _finite(target, "the target's signals"),
+        np.asarray(references),
+        np.asarray(membership),
+    )
     if membership.dtype != bool or membership.ndim != 2 or 0 in membership.shape:
         raise UserError(f"membership is {membership.dtype} {membership.shape}; give a bool array (models, records)")
-    if references.ndim != target.ndim + 1 or target.ndim not in (1, 2) or references.shape[1:] != target.shape or \
-            (len(references), target.shape[-1]) != membership.shape:
-        raise UserError(f"signals of the target {target.shape}, of the reference models {references.shape} and "
-                        f"membership {membership.shape} don't fit; they are (N,), (M, N) and (M, N), or with Q queries "
-                        "a record (Q, N), (M, Q, N) and (M, N)")
+    if (
+        references.ndim != target.ndim + 1
+        or target.ndim not in (1, 2)
+        or references.shape[1:] != target.shape
+        or (len(references), target.shape[-1]) != membership.shape
+    ):
+        raise UserError(
+            f"signals of the target {target.shape}, of the reference models {references.shape} and "
+            f"membership {membership.shape} don't fit; they are (N,), (M, N) and (M, N), or with Q queries "
+            "a record (Q, N), (M, Q, N) and (M, N)"
+        )
     if not np.isfinite(references).all():
         raise UserError("the reference models' signals are not all finite; compute them again from float64 logits")
     return target.reshape(-1, target.shape[-1]), references.reshape(len(references), -1, target.shape[-1]), membership
@@ -60,9 +71,11 @@ def check_counts(models, least, kind):
     """How many models each record has, int64 (N,), of bool (M, N); UserError where a record has fewer than `least`."""
     counts = models.sum(axis=0)
     if (counts < least).any():
-        raise UserError(f"{int((counts < least).sum())} of {len(counts)} records have fewer than {least} reference "
-                        f"model(s) {kind} them; take more reference models, in complementary pairs, or leave these "
-                        "records out")
+        raise UserError(
+            f"{int((counts < least).sum())} of {len(counts)} records have fewer than {least} reference "
+            f"model(s) {kind} them; take more reference models, in complementary pairs, or leave these "
+            "records out"
+        )
     return counts
 
 

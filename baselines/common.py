@@ -35,8 +35,16 @@ TEST_IMAGES = 2000  # are enough for a test accuracy that is only there to tell 
 # What a model's weights depend on besides its images and labels.
 RECIPE = ("epoch", "lr", "batch_size", "momentum", "weight_decay")
 # What --quick 1 sets where no flag is given: minutes on two cores for one method and seed.
-QUICK = {"net_type": "smallnet", "train_size": 2500, "val_portion": 0.0, "epoch": 40, "batch_size": 128,
-         "num_of_multiTarget_diffCls": 10, "marked_samples_per_user": 25, "num_of_non_member_user": 1000}
+QUICK = {
+    "net_type": "smallnet",
+    "train_size": 2500,
+    "val_portion": 0.0,
+    "epoch": 40,
+    "batch_size": 128,
+    "num_of_multiTarget_diffCls": 10,
+    "marked_samples_per_user": 25,
+    "num_of_non_member_user": 1000,
+}
 # The embedded photographs are fewer, of more classes.
 QUICK_PHOTOS = {"train_size": 1000, "epoch": 100, "batch_size": 64, "marked_samples_per_user": 8}
 
@@ -61,8 +69,9 @@ def parser(description):
     """train.py's flags, with their names and meanings, and --work."""
     flags = make_parser(description)
     group = flags.add_argument_group("comparison")
-    group.add_argument("--work", default="runs/baselines", help="where models are kept, for all methods (default "
-                       "runs/baselines)")
+    group.add_argument(
+        "--work", default="runs/baselines", help="where models are kept, for all methods (default runs/baselines)"
+    )
     group.add_argument("--quick", type=int, choices=(0, 1), default=0, help="1: small, for a CPU (see QUICK)")
     return flags
 
@@ -113,8 +122,9 @@ def with_images(setup, images, rows, replacements):
 def with_samples(users, count):
     """The same users with their first `count` samples, whose marks stay the same."""
     if not 1 <= count <= users.samples.shape[1]:
-        raise UserError(f"--samples {count}: users have 1 to {users.samples.shape[1]} samples; raise "
-                             "--marked_samples_per_user")
+        raise UserError(
+            f"--samples {count}: users have 1 to {users.samples.shape[1]} samples; raise --marked_samples_per_user"
+        )
     return replace(users, samples=users.samples[:, :count])
 
 
@@ -132,22 +142,39 @@ def model(setup, name, images, labels, seed=None):
     """
     settings, net_type = setup.stage.settings, setup.stage.settings["net_type"]
     seed, recipe = setup.seed if seed is None else seed, {name: settings[name] for name in RECIPE}
-    digest = hashlib.sha256(json.dumps([recipe, net_type, seed, len(setup.data.class_names), settings["precision"],
-                                        setup.device.type]).encode())
+    digest = hashlib.sha256(
+        json.dumps(
+            [recipe, net_type, seed, len(setup.data.class_names), settings["precision"], setup.device.type]
+        ).encode()
+    )
     for part in (images, labels):
         digest.update(part.numpy().tobytes())
     folder = Path(setup.args.work) / digest.hexdigest()[:16]
     with _alone(folder):
-        query, record = train_on(folder / "model.safetensors", images, labels, len(setup.data.class_names),
-                                            seed, setup.device, net_type, **recipe)
-    setup.models.append({"name": name, "images": len(labels), "train_accuracy": record["train_accuracy"],
-                         "test_accuracy": _test_accuracy(setup, query)})
+        query, record = train_on(
+            folder / "model.safetensors",
+            images,
+            labels,
+            len(setup.data.class_names),
+            seed,
+            setup.device,
+            net_type,
+            **recipe,
+        )
+    setup.models.append(
+        {
+            "name": name,
+            "images": len(labels),
+            "train_accuracy": record["train_accuracy"],
+            "test_accuracy": _test_accuracy(setup, query),
+        }
+    )
     return query, record
 
 
 def _test_accuracy(setup, query):
     test = setup.splits.test
-    return utils.accuracy(query, setup.data.images, setup.data.labels, 2 * BATCH, test[::-(-len(test) // TEST_IMAGES)])
+    return utils.accuracy(query, setup.data.images, setup.data.labels, 2 * BATCH, test[:: -(-len(test) // TEST_IMAGES)])
 
 
 @contextmanager
@@ -171,8 +198,15 @@ def signals(query, images, labels):
 
 def rate(setting, figure, hits, of, paper=None):
     """A row of result.json: a rate with its 95 % Clopper-Pearson interval. paper: a share in [0, 1] or None."""
-    return {"setting": setting, "figure": figure, "value": hits / of, "hits": int(hits), "of": int(of),
-            "interval": utils.clopper_pearson(hits, of), "paper": paper}
+    return {
+        "setting": setting,
+        "figure": figure,
+        "value": hits / of,
+        "hits": int(hits),
+        "of": int(of),
+        "interval": utils.clopper_pearson(hits, of),
+        "paper": paper,
+    }
 
 
 def row(setting, figure, value, paper=None):
@@ -188,9 +222,11 @@ def audit_rows(setting, member, other, kind, fpr=1e-3, paper=None):
     found, paper = utils.membership_inference(member, other, kind == "instance", (fpr,)), paper or {}
     at, of = found["tpr_at_fpr"][0], found["members"]
     figure = f"TPR@{100 * fpr:g}%FPR"
-    return [rate(setting, "FPR@100%TPR", found["false_positives"], found["non_members"], paper.get("FPR@100%TPR")),
-            rate(setting, figure, round(at["tpr"] * of), of, paper.get(figure)),
-            row(setting, "AUC", found["auc"], paper.get("AUC"))]
+    return [
+        rate(setting, "FPR@100%TPR", found["false_positives"], found["non_members"], paper.get("FPR@100%TPR")),
+        rate(setting, figure, round(at["tpr"] * of), of, paper.get(figure)),
+        row(setting, "AUC", found["auc"], paper.get("AUC")),
+    ]
 
 
 def claim(text, left, relation, right):
@@ -213,11 +249,24 @@ def draw_rocs(panels, path):
         # Two perfect curves would hide each other, so they get thinner and thinner.
         for place, (label, (member, other)) in enumerate(curves.items()):
             _, fpr, tpr = plots.roc_points(np.ravel(member), np.ravel(other))
-            axis.plot(fpr, tpr, label=label, drawstyle="steps-post",
-                      color=f"C{names.index(label.split('(')[0])}", linewidth=max(1.2, 3.2 - 0.4 * place))
+            axis.plot(
+                fpr,
+                tpr,
+                label=label,
+                drawstyle="steps-post",
+                color=f"C{names.index(label.split('(')[0])}",
+                linewidth=max(1.2, 3.2 - 0.4 * place),
+            )
         axis.plot([lowest, 1], [lowest, 1], color="grey", linewidth=0.8, linestyle=":")
-        axis.set(xscale="log", yscale="log", xlim=(lowest, 1.2), ylim=(1e-3, 1.3), title=title,
-                 xlabel="false positive rate", ylabel="true positive rate")
+        axis.set(
+            xscale="log",
+            yscale="log",
+            xlim=(lowest, 1.2),
+            ylim=(1e-3, 1.3),
+            title=title,
+            xlabel="false positive rate",
+            ylabel="true positive rate",
+        )
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="lower right")
     plots.save_figure(figure, path)
@@ -228,17 +277,31 @@ def finish(setup, rows, claims, arrays, notes=()):
     out, method = Path(setup.args.out), Path(sys.argv[0]).stem
     settings = {name: value for name, value in vars(setup.args).items() if name not in ("out", "work", "data_root")}
     files.write_arrays(out / "scores.npz", **arrays)
-    files.write_json(out / "result.json", {
-        "method": method, "settings": {**settings, **setup.stage.settings}, "rows": rows, "claims": claims,
-        "models": setup.models, "notes": list(notes), "hardware": hardware_name(setup.device),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}})
+    files.write_json(
+        out / "result.json",
+        {
+            "method": method,
+            "settings": {**settings, **setup.stage.settings},
+            "rows": rows,
+            "claims": claims,
+            "models": setup.models,
+            "notes": list(notes),
+            "hardware": hardware_name(setup.device),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        },
+    )
     stage = setup.stage.settings
-    print(f"\n{method}: {stage['dataset']}, {stage['net_type']}, {len(setup.splits.train)} training images, "
-          f"seed {stage['seed']}")
+    print(
+        f"\n{method}: {stage['dataset']}, {stage['net_type']}, {len(setup.splits.train)} training images, "
+        f"seed {stage['seed']}"
+    )
     table(rows)
     accuracies = [min(one[name] for one in setup.models) for name in ("train_accuracy", "test_accuracy")]
-    print("models: {}, training accuracy at least {:.2f} %, test accuracy at least {:.2f} %".format(
-        len(setup.models), *(100 * value for value in accuracies)))
+    print(
+        "models: {}, training accuracy at least {:.2f} %, test accuracy at least {:.2f} %".format(
+            len(setup.models), *(100 * value for value in accuracies)
+        )
+    )
     print(f"result: {out / 'result.json'}")
 
 
@@ -247,8 +310,10 @@ def table(rows):
     width = [max(len(one[name]) for one in rows) + 2 for name in ("setting", "figure")]
     print(f"{'setting':<{width[0]}}{'figure':<{width[1]}}{'ours (95 % interval)':<26}paper")
     for one in rows:
-        print(f"{one['setting']:<{width[0]}}{one['figure']:<{width[1]}}{shown(one):<26}"
-              f"{'-' if one['paper'] is None else shown({**one, 'value': one['paper'], 'interval': None})}")
+        print(
+            f"{one['setting']:<{width[0]}}{one['figure']:<{width[1]}}{shown(one):<26}"
+            f"{'-' if one['paper'] is None else shown({**one, 'value': one['paper'], 'interval': None})}"
+        )
 
 
 def shown(one):
@@ -256,5 +321,6 @@ def shown(one):
     if "of" not in one:
         return f"{one['value']:.4f}"
     text = f"{100 * one['value']:.2f} %"
-    return text if one["interval"] is None else \
-        f"{text} ({100 * one['interval'][0]:.2f}-{100 * one['interval'][1]:.2f})"
+    return (
+        text if one["interval"] is None else f"{text} ({100 * one['interval'][0]:.2f}-{100 * one['interval'][1]:.2f})"
+    )

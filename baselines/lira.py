@@ -20,8 +20,11 @@ from kit.cli import number
 from kit.errors import UserError, run_script
 
 # FPR@100%TPR without and with 128 shadow models, and TPR@0.1%FPR with them (the text beside Fig. 3).
-PAPER = {("without shadow models", "FPR@100%TPR"): 0.7532, ("online", "FPR@100%TPR"): 0.6462,
-         ("online", "TPR@0.1%FPR"): 0.2721}
+PAPER = {
+    ("without shadow models", "FPR@100%TPR"): 0.7532,
+    ("online", "FPR@100%TPR"): 0.6462,
+    ("online", "TPR@0.1%FPR"): 0.2721,
+}
 FPR = 1e-3
 # Carlini et al. find one variance for all records better where shadow models are fewer.
 PER_SAMPLE_FROM = 64
@@ -57,19 +60,28 @@ def rows_of(name, scores, matrix):
     found = [evaluate(values, members, (FPR,), resamples=1) for values, members in zip(scores, matrix, strict=True)]
     hits = [round(one["tpr_at_fpr"][0]["tpr"] * one["members"]) for one in found]
     setting, caught = f"LiRA, {name}", f"TPR@{100 * FPR:g}%FPR"
-    return [common.rate(setting, "FPR@100%TPR", sum(one["false_positives"] for one in found),
-                        sum(one["non_members"] for one in found), PAPER.get((name, "FPR@100%TPR"))),
-            common.rate(setting, caught, sum(hits), sum(one["members"] for one in found), PAPER.get((name, caught))),
-            common.row(setting, "AUC", np.mean([one["auc"] for one in found]))]
+    return [
+        common.rate(
+            setting,
+            "FPR@100%TPR",
+            sum(one["false_positives"] for one in found),
+            sum(one["non_members"] for one in found),
+            PAPER.get((name, "FPR@100%TPR")),
+        ),
+        common.rate(setting, caught, sum(hits), sum(one["members"] for one in found), PAPER.get((name, caught))),
+        common.row(setting, "AUC", np.mean([one["auc"] for one in found])),
+    ]
 
 
 def claims():
     """Section 4.1's conclusions."""
     plain, fpr, tpr = "LiRA, without shadow models", "FPR@100%TPR", f"TPR@{100 * FPR:g}%FPR"
-    return [common.claim("no shadow models: more than 50 % FPR at 100 % TPR", (plain, fpr), ">", 0.5),
-            common.claim("with shadow models: still more than 50 %", ("LiRA, online", fpr), ">", 0.5),
-            common.claim("shadow models lower FPR@100%TPR", ("LiRA, online", fpr), "<", (plain, fpr)),
-            common.claim("shadow models find members at 0.1 % FPR", ("LiRA, online", tpr), ">", (plain, tpr))]
+    return [
+        common.claim("no shadow models: more than 50 % FPR at 100 % TPR", (plain, fpr), ">", 0.5),
+        common.claim("with shadow models: still more than 50 %", ("LiRA, online", fpr), ">", 0.5),
+        common.claim("shadow models lower FPR@100%TPR", ("LiRA, online", fpr), "<", (plain, fpr)),
+        common.claim("shadow models find members at 0.1 % FPR", ("LiRA, online", tpr), ">", (plain, tpr)),
+    ]
 
 
 def main():
@@ -84,11 +96,21 @@ def main():
     scores = attack(confidences(setup, matrix), matrix, variance)
     rows = [one for name, values in scores.items() for one in rows_of(name, values, matrix)]
     # Low scores mean "in" to draw_rocs, as losses do; one target, as in the paper.
-    common.draw_rocs({"Fig. 3: one target": {f"LiRA, {name}": (-values[0, matrix[0]], -values[0, ~matrix[0]])
-                                             for name, values in scores.items()}}, f"{args.out}/fig3.png")
-    common.finish(setup, rows, claims(), {"membership": matrix, **{name: values.astype(np.float32)
-                                                                   for name, values in scores.items()}},
-                  [f"{args.models} models, {variance} variance, every model as target once"])
+    common.draw_rocs(
+        {
+            "Fig. 3: one target": {
+                f"LiRA, {name}": (-values[0, matrix[0]], -values[0, ~matrix[0]]) for name, values in scores.items()
+            }
+        },
+        f"{args.out}/fig3.png",
+    )
+    common.finish(
+        setup,
+        rows,
+        claims(),
+        {"membership": matrix, **{name: values.astype(np.float32) for name, values in scores.items()}},
+        [f"{args.models} models, {variance} variance, every model as target once"],
+    )
 
 
 if __name__ == "__main__":

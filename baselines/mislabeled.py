@@ -24,8 +24,11 @@ from kit.cli import number
 from kit.errors import run_script
 
 # FPR@100%TPR by samples a user (Table 10).
-PAPER = {"unmarked": {5: 0.4933, 15: 0.5479, 25: 0.5632}, "Tramer et al.": {5: 0.1080, 15: 0.0696, 25: 0.0492},
-         "MembershipTracker": {5: 0.0064, 15: 0.0, 25: 0.0}}
+PAPER = {
+    "unmarked": {5: 0.4933, 15: 0.5479, 25: 0.5632},
+    "Tramer et al.": {5: 0.1080, 15: 0.0696, 25: 0.0492},
+    "MembershipTracker": {5: 0.0064, 15: 0.0, 25: 0.0},
+}
 INSTANCE, SET = "scaled_loss", "cross_entropy"
 
 
@@ -49,27 +52,37 @@ def instance_losses(query, setup, users, marking=utils.UNMARKED):
 
 def compare(setup, count):
     """Rows and scores with `count` samples a user."""
-    members, poisoned, strangers = (common.with_samples(setup.groups[name], count)
-                                    for name in ("target", "control", "non_member"))
+    members, poisoned, strangers = (
+        common.with_samples(setup.groups[name], count) for name in ("target", "control", "non_member")
+    )
     images, labels = common.base_images(setup)
     rows, scores = [], {}
 
     query, _ = common.model(setup, "unmarked", images, labels)
     scores["unmarked"] = [instance_losses(query, setup, users)[INSTANCE] for users in (members, strangers)]
 
-    copies, wrong = draw_poisons(setup.data.labels, [members.samples, poisoned.samples], setup.args.poisons,
-                                 len(setup.data.class_names), setup.seed)
-    query, _ = common.model(setup, f"poisoned, {count} samples",
-                            torch.cat([images, setup.data.images[torch.from_numpy(copies)]]),
-                            torch.cat([labels, torch.from_numpy(wrong)]))
+    copies, wrong = draw_poisons(
+        setup.data.labels,
+        [members.samples, poisoned.samples],
+        setup.args.poisons,
+        len(setup.data.class_names),
+        setup.seed,
+    )
+    query, _ = common.model(
+        setup,
+        f"poisoned, {count} samples",
+        torch.cat([images, setup.data.images[torch.from_numpy(copies)]]),
+        torch.cat([labels, torch.from_numpy(wrong)]),
+    )
     mine, theirs, others = (instance_losses(query, setup, users)[INSTANCE] for users in (members, poisoned, strangers))
     scores["Tramer et al."] = [mine, theirs]
     clean = ~np.isin(strangers.samples, copies)
     scores["Tramer et al., strangers not poisoned"] = [mine, others[clean][:, None]]
 
     marked = common.published(setup, members, setup.stage.marking)
-    query, _ = common.model(setup, f"marked, {count} samples",
-                            common.with_images(setup, images, members.samples, marked), labels)
+    query, _ = common.model(
+        setup, f"marked, {count} samples", common.with_images(setup, images, members.samples, marked), labels
+    )
     losses = [instance_losses(query, setup, users, setup.stage.marking) for users in (members, strangers)]
     scores["MembershipTracker"] = [found[SET] for found in losses]
     scores["MembershipTracker, instance-based"] = [found[INSTANCE] for found in losses]
@@ -87,14 +100,23 @@ def claims(counts):
     found = []
     for count in counts:
         plain, theirs, ours = ((f"{name}, {count} samples", fpr) for name in PAPER)
-        found += [common.claim(f"poisons lower FPR@100%TPR ({count} samples)", theirs, "<", plain),
-                  common.claim(f"poisons raise the AUC ({count} samples; Fig. 16)", (theirs[0], "AUC"), ">",
-                               (plain[0], "AUC")),
-                  common.claim(f"MembershipTracker is below Tramer et al. ({count} samples)", ours, "<", theirs)]
+        found += [
+            common.claim(f"poisons lower FPR@100%TPR ({count} samples)", theirs, "<", plain),
+            common.claim(
+                f"poisons raise the AUC ({count} samples; Fig. 16)", (theirs[0], "AUC"), ">", (plain[0], "AUC")
+            ),
+            common.claim(f"MembershipTracker is below Tramer et al. ({count} samples)", ours, "<", theirs),
+        ]
     if len(counts) > 1:
         low, high = min(counts), max(counts)
-        found.append(common.claim(f"more poisoned samples make it better ({high} against {low})",
-                                  (f"Tramer et al., {high} samples", fpr), "<", (f"Tramer et al., {low} samples", fpr)))
+        found.append(
+            common.claim(
+                f"more poisoned samples make it better ({high} against {low})",
+                (f"Tramer et al., {high} samples", fpr),
+                "<",
+                (f"Tramer et al., {low} samples", fpr),
+            )
+        )
     return found
 
 
@@ -111,10 +133,16 @@ def main():
         for name, (member, other) in found[count].items():
             arrays |= {f"{name}|{count}|member": member, f"{name}|{count}|other": other}
     shown = 15 if 15 in found else max(found)
-    common.draw_rocs({f"Fig. 16: {shown} samples a user": {
-        name: [values.mean(1) if name == "MembershipTracker" else values for values in pair]
-        for name, pair in found[shown].items() if name != "MembershipTracker, instance-based"}},
-        f"{args.out}/fig16.png")
+    common.draw_rocs(
+        {
+            f"Fig. 16: {shown} samples a user": {
+                name: [values.mean(1) if name == "MembershipTracker" else values for values in pair]
+                for name, pair in found[shown].items()
+                if name != "MembershipTracker, instance-based"
+            }
+        },
+        f"{args.out}/fig16.png",
+    )
     common.finish(setup, rows, claims(args.samples), arrays)
 
 

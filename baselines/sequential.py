@@ -41,8 +41,13 @@ def lower_bounds(wins, alpha):
     left, more = total - looked, possible - won
     fits = (more >= 0) & (more <= left)
     more = np.where(fits, more, 0)
-    posterior = gammaln(left + 1) - gammaln(more + 1) - gammaln(left - more + 1) + betaln(
-        more + 1 + won, left - more + 1 + looked - won) - betaln(1 + won, 1 + looked - won)
+    posterior = (
+        gammaln(left + 1)
+        - gammaln(more + 1)
+        - gammaln(left - more + 1)
+        + betaln(more + 1 + won, left - more + 1 + looked - won)
+        - betaln(1 + won, 1 + looked - won)
+    )
     # The prior is 1 / (total + 1) for each; a little slack, so that rounding never excludes what is on the edge.
     kept = fits & (-np.log(total + 1) - posterior < -np.log(alpha) + 1e-9) if alpha > 0 else fits
     return np.maximum.accumulate(kept.argmax(1))

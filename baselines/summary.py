@@ -52,12 +52,15 @@ def pool(results):
     pooled = []
     for (setting, figure), rows in groups.items():
         if "of" in rows[0]:
-            one = common.rate(setting, figure, sum(row["hits"] for row in rows), sum(row["of"] for row in rows),
-                              rows[0]["paper"])
+            one = common.rate(
+                setting, figure, sum(row["hits"] for row in rows), sum(row["of"] for row in rows), rows[0]["paper"]
+            )
         else:
             values = [row["value"] for row in rows]
-            one = {**common.row(setting, figure, sum(values) / len(values), rows[0]["paper"]),
-                   "interval": [min(values), max(values)] if len(values) > 1 else None}
+            one = {
+                **common.row(setting, figure, sum(values) / len(values), rows[0]["paper"]),
+                "interval": [min(values), max(values)] if len(values) > 1 else None,
+            }
         pooled.append({**one, "seeds": len(rows)})
     return pooled
 
@@ -69,18 +72,27 @@ def judge(claims, rows):
     """
     known, judged = {(row["setting"], row["figure"]): row for row in rows}, []
     for claim in claims:
-        sides = [known.get(tuple(side)) if isinstance(side, list | tuple) else
-                 {"value": side, "interval": None} for side in (claim["left"], claim["right"])]
+        sides = [
+            known.get(tuple(side)) if isinstance(side, list | tuple) else {"value": side, "interval": None}
+            for side in (claim["left"], claim["right"])
+        ]
         if None in sides:
             judged.append({"claim": claim["claim"], "agrees": None, "clear": None, "ours": "not measured"})
             continue
         holds = RELATIONS[claim["relation"]]
         low_left, high_left, low_right, high_right = (
-            (side["interval"] or [side["value"]] * 2)[end] for side in sides for end in (0, 1))
+            (side["interval"] or [side["value"]] * 2)[end] for side in sides for end in (0, 1)
+        )
         near = (high_left, low_right) if claim["relation"] in ("<", "<=") else (low_left, high_right)
         agrees = bool(holds(sides[0]["value"], sides[1]["value"]))
-        judged.append({"claim": claim["claim"], "agrees": agrees, "clear": agrees and bool(holds(*near)),
-                       "ours": f"{_text(sides[0], sides[1])} {claim['relation']} {_text(sides[1], sides[0])}"})
+        judged.append(
+            {
+                "claim": claim["claim"],
+                "agrees": agrees,
+                "clear": agrees and bool(holds(*near)),
+                "ours": f"{_text(sides[0], sides[1])} {claim['relation']} {_text(sides[1], sides[0])}",
+            }
+        )
     return judged
 
 
@@ -98,26 +110,44 @@ def verdict(one):
 
 def as_table(rows):
     """Pooled rows as a DataFrame of texts."""
-    return pd.DataFrame([{
-        "setting": row["setting"], "figure": row["figure"], "ours (95 % interval, or range over seeds)":
-        common.shown(row) if "of" in row or row["interval"] is None else
-        f"{row['value']:.4f} ({row['interval'][0]:.4f}-{row['interval'][1]:.4f})",
-        "paper": "-" if row["paper"] is None else common.shown({**row, "value": row["paper"], "interval": None}),
-        "seeds": row["seeds"]} for row in rows])
+    return pd.DataFrame(
+        [
+            {
+                "setting": row["setting"],
+                "figure": row["figure"],
+                "ours (95 % interval, or range over seeds)": common.shown(row)
+                if "of" in row or row["interval"] is None
+                else f"{row['value']:.4f} ({row['interval'][0]:.4f}-{row['interval'][1]:.4f})",
+                "paper": "-"
+                if row["paper"] is None
+                else common.shown({**row, "value": row["paper"], "interval": None}),
+                "seeds": row["seeds"],
+            }
+            for row in rows
+        ]
+    )
 
 
 def to_text(method, results, rows, judged):
     """The Markdown section of one method."""
     settings, models = results[0]["settings"], [model for result in results for model in result["models"]]
     low, high = (bound(model["train_accuracy"] for model in models) for bound in (min, max))
-    conclusions = pd.DataFrame([{"conclusion of the paper": one["claim"], "ours": one["ours"],
-                                 "agrees": verdict(one)} for one in judged])
+    conclusions = pd.DataFrame(
+        [{"conclusion of the paper": one["claim"], "ours": one["ours"], "agrees": verdict(one)} for one in judged]
+    )
     notes = sorted({note for result in results for note in result["notes"]})
-    return "\n".join([
-        f"## {method}\n", f"{settings['dataset']}, {settings['net_type']}, {settings['train_size']} training images, "
-        f"{settings['epoch']} epochs, {len(results)} seeds; {len(models)} models with a training accuracy of "
-        f"{100 * low:.1f}-{100 * high:.1f} %. {'; '.join(notes)}\n", tables.to_markdown(conclusions), "",
-        tables.to_markdown(as_table(rows)), ""])
+    return "\n".join(
+        [
+            f"## {method}\n",
+            f"{settings['dataset']}, {settings['net_type']}, {settings['train_size']} training images, "
+            f"{settings['epoch']} epochs, {len(results)} seeds; {len(models)} models with a training accuracy of "
+            f"{100 * low:.1f}-{100 * high:.1f} %. {'; '.join(notes)}\n",
+            tables.to_markdown(conclusions),
+            "",
+            tables.to_markdown(as_table(rows)),
+            "",
+        ]
+    )
 
 
 def main():
@@ -129,23 +159,31 @@ def main():
     for method, results in collect(args.folder).items():
         rows = pool(results)
         judged = judge(results[0]["claims"], rows)
-        merged[method] = {"seeds": [result["settings"]["seed"] for result in results], "rows": rows,
-                          "conclusions": judged, "settings": {name: value for name, value in
-                                                              results[0]["settings"].items() if name not in APART},
-                          "models": [result["models"] for result in results],
-                          "hardware": sorted({result["hardware"] for result in results}),
-                          "versions": results[0]["versions"]}
+        merged[method] = {
+            "seeds": [result["settings"]["seed"] for result in results],
+            "rows": rows,
+            "conclusions": judged,
+            "settings": {name: value for name, value in results[0]["settings"].items() if name not in APART},
+            "models": [result["models"] for result in results],
+            "hardware": sorted({result["hardware"] for result in results}),
+            "versions": results[0]["versions"],
+        }
         parts.append(to_text(method, results, rows, judged))
-        conclusions += [{"method": method, "conclusion": one["claim"], "ours": one["ours"], "agrees": verdict(one)}
-                        for one in judged]
-    parts.append("Rates are pooled over seeds; users and samples of one model are not independent of each other, so "
-                 "that the intervals are the narrowest that one may think of. \"-\": the paper gives no figure.\n")
+        conclusions += [
+            {"method": method, "conclusion": one["claim"], "ours": one["ours"], "agrees": verdict(one)}
+            for one in judged
+        ]
+    parts.append(
+        "Rates are pooled over seeds; users and samples of one model are not independent of each other, so "
+        'that the intervals are the narrowest that one may think of. "-": the paper gives no figure.\n'
+    )
     files.write_json(out / "comparison.json", merged)
     with files.atomic_path(out / "comparison.md") as path:
         path.write_text("\n".join(parts), encoding="utf-8")
     with files.atomic_path(out / "comparison.csv") as path:
         pd.concat([as_table(found["rows"]).assign(method=method) for method, found in merged.items()]).to_csv(
-            path, index=False)
+            path, index=False
+        )
     print(tables.to_markdown(pd.DataFrame(conclusions)))
     print(f"\ntables: {out / 'comparison.md'}")
 

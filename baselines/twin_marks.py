@@ -63,9 +63,11 @@ def draw_owners(pool, sizes, seed, purpose, shared=False):
             rows = np.stack([draws.choice(order, size, replace=False) for _ in range(owners)])
         else:
             if used + owners * size > len(order):
-                raise UserError(f"--owners {owners} with {size} images each need more than the {len(order)} "
-                                     "training images; lower --owners or --shares")
-            rows = order[used:used + owners * size].reshape(owners, size)
+                raise UserError(
+                    f"--owners {owners} with {size} images each need more than the {len(order)} "
+                    "training images; lower --owners or --shares"
+                )
+            rows = order[used : used + owners * size].reshape(owners, size)
             used += owners * size
         found.append(Owners(rows, draws.integers(0, 2, rows.shape)))
     return found
@@ -77,15 +79,16 @@ def twin_copies(images, rows, key, network=None, budget=BUDGET):
     images: uint8 (n, 3, H, W); rows: n whole numbers that decide the pattern; network: None, or a module that maps
     float images (n, 3, H, W) in 0..255 to outputs.
     """
-    signs = utils.noise_fields(key, np.zeros(len(rows), dtype=np.int64), rows, *images.shape[-2:],
-                               utils.Marking(1.0, "perlin", 1.0)).sign()
+    signs = utils.noise_fields(
+        key, np.zeros(len(rows), dtype=np.int64), rows, *images.shape[-2:], utils.Marking(1.0, "perlin", 1.0)
+    ).sign()
     values = images.to(torch.float32)
     limit = torch.minimum(values, 255 - values).clamp_max(budget)
     shift = signs.expand_as(values) * limit
     for _ in range(STEPS if network is not None else 0):
         shift.requires_grad_(True)
         gap = (network(values + shift) - network(values - shift)).square().sum()
-        gradient, = torch.autograd.grad(gap, shift)
+        (gradient,) = torch.autograd.grad(gap, shift)
         shift = shift.detach() + gradient.sign() * budget / 4
         shift = torch.minimum(torch.maximum(shift, -limit), limit)
     shift = shift.detach().round()
@@ -103,8 +106,10 @@ def feature_network(path):
         model.load_state_dict(tensors)
         mean, std = (torch.tensor(record[name]).view(3, 1, 1) * 255 for name in ("mean", "std"))
     except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"--features {path} does not hold the network it names ({str(error).splitlines()[0]}); "
-                             "give a checkpoint of train.py") from None
+        raise UserError(
+            f"--features {path} does not hold the network it names ({str(error).splitlines()[0]}); "
+            "give a checkpoint of train.py"
+        ) from None
     return lambda values: model((values - mean) / std)
 
 
@@ -142,7 +147,8 @@ def audit_twins(setup, query, groups, copies_of):
         labels = setup.data.labels[torch.from_numpy(rows)].repeat_interleave(2)
         scores = copy_scores(query, copies_of(rows).flatten(0, 1), labels, setup.seed, setup.args.augmentations)
         order = utils.key_generator(setup.seed, "order", place).permuted(
-            np.broadcast_to(np.arange(owners.rows.shape[1]), owners.rows.shape), axis=1)
+            np.broadcast_to(np.arange(owners.rows.shape[1]), owners.rows.shape), axis=1
+        )
         for name, values in scores.items():
             wins = won(values.reshape(*owners.rows.shape, 2), owners.bits, setup.seed)
             found[name].append(np.take_along_axis(wins, order, axis=1))
@@ -164,12 +170,18 @@ def twin_rows(setup, shares, members, controls):
             found, false = ([sequential_test(wins, p) for wins in group] for group in (used, unused))
             paper = PAPER.get((access, share))
             pairs = round(share * PAPER_IMAGES)
-            rows += [common.rate(setting, "detection rate", sum(one for one, _ in found), len(found), paper),
-                     common.rate(setting, "false-detection rate", sum(one for one, _ in false), len(false)),
-                     common.rate(setting, "pairs won", used.sum(), used.size),
-                     common.row(setting, f"detection expected with {pairs} pairs, as many won",
-                                expected_detection(pairs, used.mean(), p), paper),
-                     common.row(setting, "queries", 2 * setup.args.augmentations * np.mean([n for _, n in found]))]
+            rows += [
+                common.rate(setting, "detection rate", sum(one for one, _ in found), len(found), paper),
+                common.rate(setting, "false-detection rate", sum(one for one, _ in false), len(false)),
+                common.rate(setting, "pairs won", used.sum(), used.size),
+                common.row(
+                    setting,
+                    f"detection expected with {pairs} pairs, as many won",
+                    expected_detection(pairs, used.mean(), p),
+                    paper,
+                ),
+                common.row(setting, "queries", 2 * setup.args.augmentations * np.mean([n for _, n in found])),
+            ]
     return rows
 
 
@@ -177,7 +189,7 @@ def marked_losses(setup, query, rows, key):
     """Losses of images marked by their owners: {signal: float64 (owners, K)}. rows: int64 (owners, K)."""
     parts = []
     for start in range(0, len(rows), max(1, 4096 // rows.shape[1])):
-        chosen = rows[start:start + max(1, 4096 // rows.shape[1])]
+        chosen = rows[start : start + max(1, 4096 // rows.shape[1])]
         owners, numbers = (index.ravel() for index in np.indices(chosen.shape))
         places = torch.from_numpy(chosen.ravel())
         marked = utils.mark_images(setup.data.images[places], key, start + owners, numbers, setup.stage.marking)
@@ -195,8 +207,10 @@ def tracker_rows(setup, share, member, control, stranger):
         for fpr in (setup.args.p, 1e-3):
             (used, _), (accused, _) = (utils.verify_provenance(found, losses[2], fpr) for found in losses[:2])
             setting = f"MembershipTracker at {100 * fpr:g} % FPR, {100 * share:g} % marked, {access}"
-            rows += [common.rate(setting, "detection rate", used.sum(), len(used)),
-                     common.rate(setting, "false-detection rate", accused.sum(), len(accused))]
+            rows += [
+                common.rate(setting, "detection rate", used.sum(), len(used)),
+                common.rate(setting, "false-detection rate", accused.sum(), len(accused)),
+            ]
     return rows
 
 
@@ -207,72 +221,130 @@ def track(setup, shares, owners, controls):
     for group, key in zip(owners, keys, strict=True):
         who, numbers = (index.ravel() for index in np.indices(group.rows.shape))
         originals = setup.data.images[torch.from_numpy(group.rows.ravel())]
-        images = common.with_images(setup, images, group.rows,
-                                    utils.mark_images(originals, key, who, numbers, setup.stage.marking))
+        images = common.with_images(
+            setup, images, group.rows, utils.mark_images(originals, key, who, numbers, setup.stage.marking)
+        )
     query, _ = common.model(setup, "marked by MembershipTracker", images, labels)
     rows, arrays = [], {}
-    strangers = draw_owners(setup.splits.non_member, [(setup.audit["num_of_non_member_user"], group.rows.shape[1])
-                                                      for group in owners], setup.seed, "strangers", shared=True)
+    strangers = draw_owners(
+        setup.splits.non_member,
+        [(setup.audit["num_of_non_member_user"], group.rows.shape[1]) for group in owners],
+        setup.seed,
+        "strangers",
+        shared=True,
+    )
     for share, key, *groups in zip(shares, keys, owners, controls, strangers, strict=True):
         # Other keys for those who published nothing: user numbers count from 0 in every group.
-        found = [marked_losses(setup, query, group.rows, utils.derive_key(key, place))
-                 if place else marked_losses(setup, query, group.rows, key) for place, group in enumerate(groups)]
+        found = [
+            marked_losses(setup, query, group.rows, utils.derive_key(key, place))
+            if place
+            else marked_losses(setup, query, group.rows, key)
+            for place, group in enumerate(groups)
+        ]
         rows += tracker_rows(setup, share, *found)
-        arrays |= {f"tracker|{share:g}|{name}": losses["cross_entropy"] for name, losses in
-                   zip(("member", "control", "other"), found, strict=True)}
+        arrays |= {
+            f"tracker|{share:g}|{name}": losses["cross_entropy"]
+            for name, losses in zip(("member", "control", "other"), found, strict=True)
+        }
     return rows, arrays
 
 
 def claims(shares):
     """Appendix F's conclusions, and the guarantee of the sequential test."""
+
     def detection(method, share, access="probabilities"):
         return f"{method}, {100 * share:g} % marked, {access}", "detection rate"
+
     most, tracker = max(shares), "MembershipTracker at 5 % FPR"
-    found = [common.claim(f"Huang et al. detect every owner at {100 * most:g} %", detection("Huang et al.", most),
-                          ">=", 1.0)]
+    found = [
+        common.claim(f"Huang et al. detect every owner at {100 * most:g} %", detection("Huang et al.", most), ">=", 1.0)
+    ]
     for share in sorted(set(shares) - {most}, reverse=True):
         theirs = detection("Huang et al.", share)
-        found += [common.claim(f"at {100 * share:g} % they detect fewer", theirs, "<", detection("Huang et al.", most)),
-                  common.claim(f"at {100 * share:g} % MembershipTracker detects more", detection(tracker, share), ">",
-                               theirs)]
+        found += [
+            common.claim(f"at {100 * share:g} % they detect fewer", theirs, "<", detection("Huang et al.", most)),
+            common.claim(
+                f"at {100 * share:g} % MembershipTracker detects more", detection(tracker, share), ">", theirs
+            ),
+        ]
         if ("label-only", share) in PAPER:
-            found.append(common.claim(f"at {100 * share:g} % label-only is worse",
-                                      detection("Huang et al.", share, "label-only"), "<", theirs))
-    return found + [common.claim(f"false detections at most 5 % ({100 * share:g} %, {access})",
-                                 (detection("Huang et al.", share, access)[0], "false-detection rate"), "<=", 0.05)
-                    for share in shares for access in ACCESS]
+            found.append(
+                common.claim(
+                    f"at {100 * share:g} % label-only is worse",
+                    detection("Huang et al.", share, "label-only"),
+                    "<",
+                    theirs,
+                )
+            )
+    return found + [
+        common.claim(
+            f"false detections at most 5 % ({100 * share:g} %, {access})",
+            (detection("Huang et al.", share, access)[0], "false-detection rate"),
+            "<=",
+            0.05,
+        )
+        for share in shares
+        for access in ACCESS
+    ]
 
 
 def draw(shares, rows, members, controls, p, path):
     """Detection rates by share, and the share of pairs that each owner wins."""
     figure, axes = plots.figure_of(1, 2, (11, 4.6))
     left, right = axes[0]
-    kinds = [(name, access) for name in ("Huang et al.", f"MembershipTracker at {100 * p:g} % FPR",
-                                         "MembershipTracker at 0.1 % FPR") for access in ACCESS]
+    kinds = [
+        (name, access)
+        for name in ("Huang et al.", f"MembershipTracker at {100 * p:g} % FPR", "MembershipTracker at 0.1 % FPR")
+        for access in ACCESS
+    ]
     found = {one["setting"]: one for one in rows if one["figure"] == "detection rate"}
     for place, (name, access) in enumerate(kinds):
         shown = [found[f"{name}, {100 * share:g} % marked, {access}"] for share in shares]
         value, low, high = np.array([[one["value"], *one["interval"]] for one in shown]).T
         # Side by side, because many rates are 0 or 1.
-        left.errorbar(np.arange(len(shares)) + 0.1 * (place - 2.5), value, [value - low, high - value], marker="o",
-                      capsize=3, linestyle="none", color=f"C{place // 2}", label=f"{name}, {access}",
-                      fillstyle="none" if place % 2 else "full")
+        left.errorbar(
+            np.arange(len(shares)) + 0.1 * (place - 2.5),
+            value,
+            [value - low, high - value],
+            marker="o",
+            capsize=3,
+            linestyle="none",
+            color=f"C{place // 2}",
+            label=f"{name}, {access}",
+            fillstyle="none" if place % 2 else "full",
+        )
     left.set(ylabel="owners detected", ylim=(-0.03, 1.05))
     jitter = np.random.default_rng(0)
     for place in range(len(shares)):
-        for groups, color, shift, name in ((members, plots.MEMBER_COLOR, -0.15, "owners, images used"),
-                                           (controls, plots.NON_MEMBER_COLOR, 0.15, "owners, images not used")):
+        for groups, color, shift, name in (
+            (members, plots.MEMBER_COLOR, -0.15, "owners, images used"),
+            (controls, plots.NON_MEMBER_COLOR, 0.15, "owners, images not used"),
+        ):
             wins = groups["probabilities"][place].mean(1)
-            right.plot(place + shift + jitter.uniform(-0.08, 0.08, len(wins)), wins, ".", color=color, alpha=0.6,
-                       label=None if place else name)
+            right.plot(
+                place + shift + jitter.uniform(-0.08, 0.08, len(wins)),
+                wins,
+                ".",
+                color=color,
+                alpha=0.6,
+                label=None if place else name,
+            )
         count = members["probabilities"][place].shape[1]
         threshold = decision_threshold(count, p)[0]
         if threshold is not None:
-            right.hlines(threshold / count, place - 0.35, place + 0.35, color="black", linewidth=1.2,
-                         label=None if place else f"needed for p <= {p:g}")
+            right.hlines(
+                threshold / count,
+                place - 0.35,
+                place + 0.35,
+                color="black",
+                linewidth=1.2,
+                label=None if place else f"needed for p <= {p:g}",
+            )
     right.set(ylabel="share of pairs won by the published copy", ylim=(-0.03, 1.03))
-    names = [f"{100 * share:g} %\n({wins.shape[1]} images)" for share, wins in zip(shares, members["probabilities"],
-                                                                                    strict=True)]
+    names = [
+        f"{100 * share:g} %\n({wins.shape[1]} images)"
+        for share, wins in zip(shares, members["probabilities"], strict=True)
+    ]
     for axis in axes[0]:
         axis.set(xticks=range(len(shares)), xticklabels=names, xlabel="marked by each owner")
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
@@ -281,8 +353,13 @@ def draw(shares, rows, members, controls, p, path):
 
 def main():
     flags = common.parser(__doc__)
-    flags.add_argument("--shares", nargs="+", type=number(float, above=0, high=0.5), default=[0.01, 0.002, 0.001],
-                       help="marked share of the training set for each owner")
+    flags.add_argument(
+        "--shares",
+        nargs="+",
+        type=number(float, above=0, high=0.5),
+        default=[0.01, 0.002, 0.001],
+        help="marked share of the training set for each owner",
+    )
     flags.add_argument("--owners", type=number(int, 1), default=5, help="owners of each share in one model")
     flags.add_argument("--augmentations", type=number(int, 1), default=16, help="of each query")
     flags.add_argument("--p", type=number(float, above=0, high=0.5), default=0.05, help="false-detection rate")
@@ -291,31 +368,46 @@ def main():
     setup = common.start(args, marked_samples_per_user=1, num_of_multiTarget_diffCls=1)
     sizes = [(args.owners, max(1, round(share * len(setup.splits.train)))) for share in args.shares]
     owners = draw_owners(setup.splits.train, sizes, setup.seed, "owners")
-    controls = draw_owners(setup.splits.non_member, [(CONTROLS, size) for _, size in sizes], setup.seed, "controls",
-                           shared=True)
+    controls = draw_owners(
+        setup.splits.non_member, [(CONTROLS, size) for _, size in sizes], setup.seed, "controls", shared=True
+    )
     network, key = feature_network(args.features), utils.derive_key(setup.seed, "twins")
     copies_of = partial(_copies, setup, key, network)
 
     images, labels = common.base_images(setup)
     for group in owners:
         copies = copies_of(group.rows.ravel())
-        images = common.with_images(setup, images, group.rows,
-                                    copies[torch.arange(len(copies)), torch.from_numpy(group.bits.ravel())])
+        images = common.with_images(
+            setup, images, group.rows, copies[torch.arange(len(copies)), torch.from_numpy(group.bits.ravel())]
+        )
     query, _ = common.model(setup, "one copy of each image", images, labels)
     members, unused = (audit_twins(setup, query, groups, copies_of) for groups in (owners, controls))
     rows, arrays = track(setup, args.shares, owners, controls)
     rows = twin_rows(setup, args.shares, members, unused) + rows
-    arrays |= {f"wins|{access}|{share:g}|{name}": wins for name, found in (("owner", members), ("control", unused))
-               for access in ACCESS for share, wins in zip(args.shares, found[access], strict=True)}
+    arrays |= {
+        f"wins|{access}|{share:g}|{name}": wins
+        for name, found in (("owner", members), ("control", unused))
+        for access in ACCESS
+        for share, wins in zip(args.shares, found[access], strict=True)
+    }
     draw(args.shares, rows, members, unused, args.p, f"{args.out}/detection.png")
-    common.finish(setup, rows, claims(args.shares), arrays,
-                  [f"{100 * share:g} %: {size} images each, {decision_threshold(size, args.p)[0]} wins needed"
-                   for share, (_, size) in zip(args.shares, sizes, strict=True)])
+    common.finish(
+        setup,
+        rows,
+        claims(args.shares),
+        arrays,
+        [
+            f"{100 * share:g} %: {size} images each, {decision_threshold(size, args.p)[0]} wins needed"
+            for share, (_, size) in zip(args.shares, sizes, strict=True)
+        ],
+    )
 
 
 def _copies(setup, key, network, rows):
-    parts = [twin_copies(setup.data.images[torch.from_numpy(part)], part, key, network)
-             for part in np.array_split(rows, max(1, len(rows) // common.BATCH))]
+    parts = [
+        twin_copies(setup.data.images[torch.from_numpy(part)], part, key, network)
+        for part in np.array_split(rows, max(1, len(rows) // common.BATCH))
+    ]
     return torch.cat(parts)
 
 

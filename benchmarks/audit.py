@@ -39,16 +39,34 @@ def main():
             utils.score_users(query, images, users, utils.Marking(), device, args.batch_size)
 
         rounds = common.alternate(bare, ours, args.rounds, device)
-        rows.append({"users": count, "images": len(ready), **common.summary(rounds), "peak_GB": common.peak_gb(),
-                     "ours_images_per_s": len(ready) / statistics.median(row["ours_s"] for row in rounds)})
+        rows.append(
+            {
+                "users": count,
+                "images": len(ready),
+                **common.summary(rounds),
+                "peak_GB": common.peak_gb(),
+                "ours_images_per_s": len(ready) / statistics.median(row["ours_s"] for row in rounds),
+            }
+        )
         low, high = (100 * ratio for ratio in rows[-1]["ratios"])
-        print(f"{count} users x {args.samples} at 224 px through {args.arch}: {rows[-1]['ours_images_per_s']:.1f} "
-              f"images/s, {100 * rows[-1]['median_ratio']:.1f} % of the bare forward pass ({low:.1f} to {high:.1f}); "
-              f"peak {rows[-1]['peak_GB']:.2f} GB")
+        print(
+            f"{count} users x {args.samples} at 224 px through {args.arch}: {rows[-1]['ours_images_per_s']:.1f} "
+            f"images/s, {100 * rows[-1]['median_ratio']:.1f} % of the bare forward pass ({low:.1f} to {high:.1f}); "
+            f"peak {rows[-1]['peak_GB']:.2f} GB"
+        )
     times = [row["images"] / row["ours_images_per_s"] for row in rows]
     growth = common.slope(args.users, times) if len(rows) > 1 else None
-    common.write(args, {"what": "audit against bare forward pass", "arch": args.arch, "precision": settings.precision,
-                        "rows": rows, "exponent_in_users": growth}, device)
+    common.write(
+        args,
+        {
+            "what": "audit against bare forward pass",
+            "arch": args.arch,
+            "precision": settings.precision,
+            "rows": rows,
+            "exponent_in_users": growth,
+        },
+        device,
+    )
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ def main():
     flags.add_argument("--run", help="folder of a finished run of train.py, to be shown in the tab Audit")
     args, device = common.start(flags)
     from playwright.sync_api import sync_playwright
+
     chromium = world.system_chromium()
     if chromium is None:
         raise UserError("there is no Chromium on this machine; install one")
@@ -132,8 +133,10 @@ def main():
             found = measure(browser, address, root, args.rounds)
             medians = {name: statistics.median(values) for name, values in found.items()}
             for name, value in medians.items():
-                print(f"{name:<15}{value:.2f} ({min(found[name]):.2f}-{max(found[name]):.2f})"
-                      + (f", wanted under {BARS[name]:g}" if name in BARS else ""))
+                print(
+                    f"{name:<15}{value:.2f} ({min(found[name]):.2f}-{max(found[name]):.2f})"
+                    + (f", wanted under {BARS[name]:g}" if name in BARS else "")
+                )
             result = {"seconds": found, "median": medians}
             if args.shots:
                 originals, result["verdicts"] = tell_story(browser, address, root)

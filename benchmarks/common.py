@@ -70,4 +70,6 @@ def peak_gb():
 def write(args, result, device):
     """Write the JSON file, with the hardware's name, where --out names one."""
     if args.out:
-        files.write_json(args.out, {**result, "hardware": environment.hardware_name(device), "torch": torch.__version__})
+        files.write_json(
+            args.out, {**result, "hardware": environment.hardware_name(device), "torch": torch.__version__}
+        )

@@ -44,12 +44,14 @@ def marking(sizes, args, device, work):
     for side in sizes:
         at_once = max(1, 2**22 // side**2)
         numbers_here = np.resize(numbers, max(len(numbers), at_once))
-        images = torch.randint(0, 256, (min(at_once, len(numbers_here)), 3, side, side), dtype=torch.uint8,
-                               device=device)
+        images = torch.randint(
+            0, 256, (min(at_once, len(numbers_here)), 3, side, side), dtype=torch.uint8, device=device
+        )
 
         def call(images=images, numbers=numbers_here):
             for part in np.split(numbers, range(len(images), len(numbers), len(images))):
-                utils.mark_images(images[:len(part)], b"benchmark", np.zeros(len(part)), part)
+                utils.mark_images(images[: len(part)], b"benchmark", np.zeros(len(part)), part)
+
         yield side**2, len(numbers_here), call
 
 
@@ -66,14 +68,20 @@ def audit(sizes, args, device, work):
 
 def training(sizes, args, device, work):
     """Calls that train for an epoch, with the batch size of the data set photos."""
-    settings = utils.TrainingSettings(epoch=1, lr=0.01, batch_size=recipe("photos").batch_size,
-                                      precision=utils.choose_precision("auto", device))
+    settings = utils.TrainingSettings(
+        epoch=1, lr=0.01, batch_size=recipe("photos").batch_size, precision=utils.choose_precision("auto", device)
+    )
     images = torch.randint(0, 256, (max(sizes), 3, 32, 32), dtype=torch.uint8, device=device)
     labels = torch.randint(0, CLASSES, (max(sizes),), device=device)
     model = build_network("smallnet", CLASSES)
     for count in sizes:
-        yield count, 1, lambda count=count: utils.train_model(
-            model, images[:count], labels[:count], settings, device, work / "progress.safetensors", {})
+        yield (
+            count,
+            1,
+            lambda count=count: utils.train_model(
+                model, images[:count], labels[:count], settings, device, work / "progress.safetensors", {}
+            ),
+        )
 
 
 def links(sizes, args, device, work):
@@ -85,6 +93,7 @@ def links(sizes, args, device, work):
         def call(source=source):
             call.turn = getattr(call, "turn", 0) + 1
             return tree.measure("ours", source, work / f"{source.name}-out-{call.turn}")["seconds"]
+
         yield files, 1, call
 
 
@@ -117,8 +126,11 @@ def fit(sizes, seconds, confidence=0.95):
         raise UserError("a slope with an interval needs three or more sizes, all positive; give more --sizes")
     line = stats.linregress(np.log(sizes), np.log(seconds))
     reach = stats.t.ppf((1 + confidence) / 2, len(sizes) - 2) * line.stderr
-    return {"slope": float(line.slope), "interval": [float(line.slope - reach), float(line.slope + reach)],
-            "intercept": float(line.intercept)}
+    return {
+        "slope": float(line.slope),
+        "interval": [float(line.slope - reach), float(line.slope + reach)],
+        "intercept": float(line.intercept),
+    }
 
 
 def measure(name, sizes, args, device):
@@ -134,7 +146,7 @@ def measure(name, sizes, args, device):
             calls.append((per_call, call))
         for turn in range(args.rounds):
             # There and back: what slows the machine down for a while is not always the same size's.
-            for row, (per_call, call) in list(zip(rows, calls, strict=True))[::1 - 2 * (turn % 2)]:
+            for row, (per_call, call) in list(zip(rows, calls, strict=True))[:: 1 - 2 * (turn % 2)]:
                 row["rounds"].append(_seconds(call, device) / per_call)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -155,16 +167,27 @@ def draw(panels, path):
         sizes, seconds = (np.array([row[what] for row in panel["rows"]], dtype=float) for what in ("size", "seconds"))
         reach = np.abs([[min(row["rounds"]), max(row["rounds"])] for row in panel["rows"]] - seconds[:, None]).T
         slope, (low, high) = panel["fit"]["slope"], panel["fit"]["interval"]
-        axis.errorbar(sizes, seconds, reach, fmt="o", color=plots.MEMBER_COLOR, capsize=3,
-                      label=f"median and range of {len(panel['rows'][0]['rounds'])}")
-        axis.plot(sizes, np.exp(panel["fit"]["intercept"]) * sizes**slope, color=plots.NON_MEMBER_COLOR,
-                  label=f"slope {slope:.2f} ({low:.2f} to {high:.2f})")
+        axis.errorbar(
+            sizes,
+            seconds,
+            reach,
+            fmt="o",
+            color=plots.MEMBER_COLOR,
+            capsize=3,
+            label=f"median and range of {len(panel['rows'][0]['rounds'])}",
+        )
+        axis.plot(
+            sizes,
+            np.exp(panel["fit"]["intercept"]) * sizes**slope,
+            color=plots.NON_MEMBER_COLOR,
+            label=f"slope {slope:.2f} ({low:.2f} to {high:.2f})",
+        )
         axis.set(xscale="log", yscale="log", title=name, xlabel=PANELS[name].by, ylabel=PANELS[name].unit)
         axis.set_xticks(sizes, [short(size).replace(".0", "") for size in sizes])
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend()
         axis.grid(alpha=0.3)
-    for axis in axes.flat[len(panels):]:
+    for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     plots.save_figure(figure, path)
 
@@ -172,8 +195,9 @@ def draw(panels, path):
 def main():
     flags = common.parser(__doc__)
     flags.add_argument("--panels", nargs="+", choices=list(PANELS), default=list(PANELS))
-    flags.add_argument("--sizes", nargs="+", type=common.COUNT,
-                       help="with one of --panels: other sizes (marking: sides)")
+    flags.add_argument(
+        "--sizes", nargs="+", type=common.COUNT, help="with one of --panels: other sizes (marking: sides)"
+    )
     flags.add_argument("--measure", choices=list(PANELS), help="print the rows of one panel as JSON, from this process")
     args, device = common.start(flags)
     if args.measure:
@@ -184,16 +208,32 @@ def main():
     panels = {}
     for name in args.panels:
         panel = PANELS[name]
-        command = [sys.executable, __file__, "--measure", name, "--rounds", str(args.rounds), "--device", str(device),
-                   "--sizes", *map(str, sorted(args.sizes or panel.sizes))]
+        command = [
+            sys.executable,
+            __file__,
+            "--measure",
+            name,
+            "--rounds",
+            str(args.rounds),
+            "--device",
+            str(device),
+            "--sizes",
+            *map(str, sorted(args.sizes or panel.sizes)),
+        ]
         command += ["--threads", str(args.threads)] if args.threads else []
         rows = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        panels[name] = {"by": panel.by, "unit": panel.unit, "rows": rows,
-                        "fit": fit([row["size"] for row in rows], [row["seconds"] for row in rows])}
+        panels[name] = {
+            "by": panel.by,
+            "unit": panel.unit,
+            "rows": rows,
+            "fit": fit([row["size"] for row in rows], [row["seconds"] for row in rows]),
+        }
         for row in rows:
             card = f", {row['card_GB']:.2f} GB on the card" if "card_GB" in row else ""
-            print(f"{name:<9}{row['size']:>9} {panel.by}: {row['seconds']:.3g} {panel.unit} ({min(row['rounds']):.3g} "
-                  f"to {max(row['rounds']):.3g}), peak {row['peak_GB']:.2f} GB{card}")
+            print(
+                f"{name:<9}{row['size']:>9} {panel.by}: {row['seconds']:.3g} {panel.unit} ({min(row['rounds']):.3g} "
+                f"to {max(row['rounds']):.3g}), peak {row['peak_GB']:.2f} GB{card}"
+            )
         slope, (low, high) = panels[name]["fit"]["slope"], panels[name]["fit"]["interval"]
         print(f"{name} grows with {panel.by} to the power of {slope:.2f} ({low:.2f} to {high:.2f})", flush=True)
     common.write(args, {"what": "growth, log-log slopes", "rounds": args.rounds, "panels": panels}, device)

@@ -37,11 +37,18 @@ def square(side, args, device):
     pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=device)
     photo, users, numbers = pixels[0].permute(1, 2, 0).cpu().numpy(), np.zeros(batch), np.arange(batch)
     turn = itertools.count()  # other numbers have other octaves, which cost both ways more or less
-    rounds = common.alternate(lambda: reference_mark(photo, next(turn) % batch),
-                              lambda: utils.mark_images(pixels, KEY, users, numbers, MARKING),
-                              min(3, args.rounds) if side > 2000 else args.rounds, device)
-    return {"side": side, "batch": batch, **common.summary(rounds, batch),
-            "ours_ms_an_image": 1e3 * statistics.median(row["ours_s"] for row in rounds) / batch}
+    rounds = common.alternate(
+        lambda: reference_mark(photo, next(turn) % batch),
+        lambda: utils.mark_images(pixels, KEY, users, numbers, MARKING),
+        min(3, args.rounds) if side > 2000 else args.rounds,
+        device,
+    )
+    return {
+        "side": side,
+        "batch": batch,
+        **common.summary(rounds, batch),
+        "ours_ms_an_image": 1e3 * statistics.median(row["ours_s"] for row in rounds) / batch,
+    }
 
 
 def photo(args):
@@ -49,14 +56,23 @@ def photo(args):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pixels = np.random.default_rng(1).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
-    ours = [{"octaves": int(utils.perlin_draws(KEY, [0], [number])[1][0]),
-             "ours_s": common.seconds(lambda number=number: mark_photo(pixels, KEY, number, MARKING))}
-            for number in range(8)]
+    ours = [
+        {
+            "octaves": int(utils.perlin_draws(KEY, [0], [number])[1][0]),
+            "ours_s": common.seconds(lambda number=number: mark_photo(pixels, KEY, number, MARKING)),
+        }
+        for number in range(8)
+    ]
     peak, reference = common.peak_gb(), common.seconds(lambda: reference_mark(pixels, 0))
     torch.set_num_threads(threads)
-    return {"pixels": [3000, 4000], "ours": ours, "slowest_s": max(row["ours_s"] for row in ours),
-            "reference_s": reference, "ratio": reference / ours[0]["ours_s"],
-            "peak_GB": peak}
+    return {
+        "pixels": [3000, 4000],
+        "ours": ours,
+        "slowest_s": max(row["ours_s"] for row in ours),
+        "reference_s": reference,
+        "ratio": reference / ours[0]["ours_s"],
+        "peak_GB": peak,
+    }
 
 
 def main():
@@ -64,12 +80,16 @@ def main():
     flags.add_argument("--sizes", nargs="+", type=common.COUNT, default=[32, 224, 1024, 4000])
     args, device = common.start(flags)
     one = photo(args)
-    print(f"4000 x 3000 px on one core: ours at most {one['slowest_s']:.2f} s, reference {one['reference_s']:.1f} s, "
-          f"ratio {one['ratio']:.0f}; peak memory of the process {one['peak_GB']:.2f} GB")
+    print(
+        f"4000 x 3000 px on one core: ours at most {one['slowest_s']:.2f} s, reference {one['reference_s']:.1f} s, "
+        f"ratio {one['ratio']:.0f}; peak memory of the process {one['peak_GB']:.2f} GB"
+    )
     rows = [square(side, args, device) for side in args.sizes]
     for row in rows:
-        print(f"{row['side']} px, batch {row['batch']}: ours {row['ours_ms_an_image']:.3f} ms an image, ratio "
-              f"{row['median_ratio']:.0f} ({row['ratios'][0]:.0f} to {row['ratios'][1]:.0f})")
+        print(
+            f"{row['side']} px, batch {row['batch']}: ours {row['ours_ms_an_image']:.3f} ms an image, ratio "
+            f"{row['median_ratio']:.0f} ({row['ratios'][0]:.0f} to {row['ratios'][1]:.0f})"
+        )
     growth = common.slope([row["side"] ** 2 for row in rows], [row["ours_ms_an_image"] for row in rows])
     print(f"time grows with the number of pixels to the power of {growth:.2f}")
     common.write(args, {"what": "marking", "photo": one, "squares": rows, "exponent_in_pixels": growth}, device)

@@ -105,8 +105,9 @@ def batches_of(images, labels, recipe, seeds, epoch):
     drawn = [utils.epoch_draws(replace(recipe, seed=seed), epoch, len(images)) for seed in seeds]
     order, shifts, flips = (torch.stack(parts).to(images.device) for parts in list(zip(*drawn, strict=True))[:3])
     for start in range(0, len(images), recipe.batch_size):
-        chosen, shift, flip = (part[:, start:start + recipe.batch_size].flatten(0, 1)
-                               for part in (order, shifts, flips))
+        chosen, shift, flip = (
+            part[:, start : start + recipe.batch_size].flatten(0, 1) for part in (order, shifts, flips)
+        )
         if len(chosen) < 2 * len(seeds) and start > 0:
             return  # as in the training loop
         batch = utils.augment(images[chosen], shift, flip, recipe.crop_padding)
@@ -166,17 +167,29 @@ def train_sequential(models, images, labels, recipe, seeds):
     """Train one after the other in the loop that all scripts use. Arguments as in `train_streams`."""
     with tempfile.TemporaryDirectory() as folder:
         for model, seed in zip(models, seeds, strict=True):
-            utils.train_model(model, images, labels, replace(recipe, seed=seed), images.device,
-                              Path(folder, f"{seed}.safetensors"), {})
+            utils.train_model(
+                model,
+                images,
+                labels,
+                replace(recipe, seed=seed),
+                images.device,
+                Path(folder, f"{seed}.safetensors"),
+                {},
+            )
 
 
-WAYS = {"sequential": train_sequential, "processes": train_sequential, "vmapped": train_vmapped,
-        "streams": train_streams}
+WAYS = {
+    "sequential": train_sequential,
+    "processes": train_sequential,
+    "vmapped": train_vmapped,
+    "streams": train_streams,
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Processes that wait for their turn
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 class Work(NamedTuple):
     """What a process has to know. The data are made, not read, because speed does not depend on them."""
@@ -205,12 +218,11 @@ def serve(pipe, way, work, seeds, threads):
     draws = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (work.images, 3, 32, 32), dtype=torch.uint8, generator=draws).to(work.device)
     labels = torch.randint(0, CLASSES, (work.images,), generator=draws).to(work.device)
-    work.train(way, seeds, images[:2 * work.recipe.batch_size], labels[:2 * work.recipe.batch_size])
+    work.train(way, seeds, images[: 2 * work.recipe.batch_size], labels[: 2 * work.recipe.batch_size])
     pipe.send(None)
     while pipe.recv():
         work.train(way, seeds, images, labels)
-        pipe.send({"peak_GB": peak_gb(),
-                   "card_GB": torch.cuda.max_memory_reserved() / 1e9 if images.is_cuda else 0.0})
+        pipe.send({"peak_GB": peak_gb(), "card_GB": torch.cuda.max_memory_reserved() / 1e9 if images.is_cuda else 0.0})
 
 
 def peak_gb():
@@ -265,6 +277,7 @@ class Group:
 # The comparison
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def compare(work, count, ways, rounds, cores):
     """Rows of all ways for `count` trainings, in turn in every round, the order turned round each time."""
     alone = work.device == "cpu"
@@ -272,19 +285,32 @@ def compare(work, count, ways, rounds, cores):
     groups = {way: Group(way, work, count, threads[way]) for way in ways}
     seconds = {way: [] for way in ways}
     for turn in range(rounds):
-        for way in ways[::1 - 2 * (turn % 2)]:
+        for way in ways[:: 1 - 2 * (turn % 2)]:
             seconds[way].append(groups[way].round())
     rows = []
     for way in ways:
         groups[way].close()
         total = count * work.images * work.recipe.epoch
         speeds = [total / value for value in seconds[way]]
-        found = common.summary([{"reference_s": slow, "ours_s": fast}
-                                for slow, fast in zip(seconds["sequential"], seconds[way], strict=True)])
-        rows.append({"trainings": count, "way": way, "processes": len(groups[way].pipes), "threads": threads[way],
-                     "images_per_s": statistics.median(speeds), "images_per_s_range": [min(speeds), max(speeds)],
-                     "start_s": groups[way].start_s, **found,
-                     **{name: sum(part[name] for part in groups[way].memory) for name in ("peak_GB", "card_GB")}})
+        found = common.summary(
+            [
+                {"reference_s": slow, "ours_s": fast}
+                for slow, fast in zip(seconds["sequential"], seconds[way], strict=True)
+            ]
+        )
+        rows.append(
+            {
+                "trainings": count,
+                "way": way,
+                "processes": len(groups[way].pipes),
+                "threads": threads[way],
+                "images_per_s": statistics.median(speeds),
+                "images_per_s_range": [min(speeds), max(speeds)],
+                "start_s": groups[way].start_s,
+                **found,
+                **{name: sum(part[name] for part in groups[way].memory) for name in ("peak_GB", "card_GB")},
+            }
+        )
     return rows
 
 
@@ -292,9 +318,12 @@ def show(row):
     """One line of the table."""
     slowest, fastest = row["images_per_s_range"]
     card = f", {row['card_GB']:.2f} GB on the card" if row["card_GB"] else ""
-    print(f"{row['trainings']} trainings, {row['way']:<11}{row['images_per_s']:>8.0f} images/s ({slowest:.0f} to "
-          f"{fastest:.0f}), ratio {row['median_ratio']:.2f} ({row['ratios'][0]:.2f} to {row['ratios'][1]:.2f}), "
-          f"{row['peak_GB']:.2f} GB{card}; start {row['start_s']:.1f} s", flush=True)
+    print(
+        f"{row['trainings']} trainings, {row['way']:<11}{row['images_per_s']:>8.0f} images/s ({slowest:.0f} to "
+        f"{fastest:.0f}), ratio {row['median_ratio']:.2f} ({row['ratios'][0]:.2f} to {row['ratios'][1]:.2f}), "
+        f"{row['peak_GB']:.2f} GB{card}; start {row['start_s']:.1f} s",
+        flush=True,
+    )
 
 
 def main():
@@ -303,16 +332,24 @@ def main():
     flags.add_argument("--counts", nargs="+", type=common.COUNT, default=[2, 4, 8], help="numbers of trainings at once")
     flags.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     flags.add_argument("--net_type", default=plan.net_type, help="for vmap: without random layers such as dropout")
-    flags.add_argument("--images", type=common.COUNT, default=round(plan.train_size * (1 - plan.val_portion)),
-                       help="training images of each (default 1200, those of photos)")
+    flags.add_argument(
+        "--images",
+        type=common.COUNT,
+        default=round(plan.train_size * (1 - plan.val_portion)),
+        help="training images of each (default 1200, those of photos)",
+    )
     flags.add_argument("--batch_size", type=common.COUNT, default=plan.batch_size)
     flags.add_argument("--epochs", type=common.COUNT, help="of each training in a round (default 1, on CUDA 10)")
     flags.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     args, device = common.start(flags)
     settings = utils.TrainingSettings(
-        epoch=args.epochs or (10 if device.type == "cuda" else 1), lr=0.01, batch_size=args.batch_size,
-        momentum=plan.momentum, weight_decay=plan.weight_decay,
-        precision=utils.choose_precision(args.precision, device))
+        epoch=args.epochs or (10 if device.type == "cuda" else 1),
+        lr=0.01,
+        batch_size=args.batch_size,
+        momentum=plan.momentum,
+        weight_decay=plan.weight_decay,
+        precision=utils.choose_precision(args.precision, device),
+    )
     cores = args.threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     ways = [way for way in WAYS if way == "sequential" or way in args.ways]
     if device.type != "cuda" and "streams" in ways:
@@ -321,11 +358,22 @@ def main():
     work, rows = Work(args.net_type, args.images, settings, str(device)), []
     for count in args.counts:
         rows += compare(work, count, ways, args.rounds, cores)
-        for row in rows[-len(ways):]:
+        for row in rows[-len(ways) :]:
             show(row)
-    common.write(args, {"what": "packing of small trainings, images per second", "net_type": args.net_type,
-                        "images": args.images, "batch_size": args.batch_size, "epochs": settings.epoch,
-                        "precision": settings.precision, "cores": cores, "rows": rows}, device)
+    common.write(
+        args,
+        {
+            "what": "packing of small trainings, images per second",
+            "net_type": args.net_type,
+            "images": args.images,
+            "batch_size": args.batch_size,
+            "epochs": settings.epoch,
+            "precision": settings.precision,
+            "cores": cores,
+            "rows": rows,
+        },
+        device,
+    )
 
 
 if __name__ == "__main__":

@@ -33,8 +33,9 @@ def published_loop(height, width, period, octaves, offset=(0.0, 0.0)):
 
 def lean_loop(height, width, period, octaves, offset=(0.0, 0.0)):
     """The same with as little as possible around each call of pnoise2."""
-    rows, columns = ([start + pixel / period for pixel in range(side)]
-                     for start, side in zip(offset, (height, width), strict=True))
+    rows, columns = (
+        [start + pixel / period for pixel in range(side)] for start, side in zip(offset, (height, width), strict=True)
+    )
     return np.array([[pnoise2(x, y, octaves) for y in columns] for x in rows], dtype=np.float32)
 
 
@@ -52,7 +53,7 @@ def batched_fields(size, period, octaves, offsets, at_once=128):
     fields = [None] * len(period)
     for count in np.unique(octaves):
         group = np.flatnonzero(octaves == count)
-        for chunk in (group[start:start + at_once] for start in range(0, len(group), at_once)):
+        for chunk in (group[start : start + at_once] for start in range(0, len(group), at_once)):
             x, y = (offsets[chunk, axis, None] + np.arange(size) / period[chunk, None] for axis in (0, 1))
             for image, field in zip(chunk, utils.perlin_octaves(x, y, int(count)), strict=True):
                 fields[image] = field
@@ -71,8 +72,10 @@ def compare(name, reference, ours, same, args):
         agreement.append(float(same(made[-2], made[-1][image])))
     found = common.summary(found, args.batch)
     times = [1e3 * statistics.median(row[side] for row in found["rounds"]) for side in ("reference_s", "ours_s")]
-    print(f"{name}: reference {times[0]:.2f} ms an image, ours {times[1] / args.batch:.4f} ms, ratio "
-          f"{found['median_ratio']:.0f} ({found['ratios'][0]:.0f} to {found['ratios'][1]:.0f})")
+    print(
+        f"{name}: reference {times[0]:.2f} ms an image, ours {times[1] / args.batch:.4f} ms, ratio "
+        f"{found['median_ratio']:.0f} ({found['ratios'][0]:.0f} to {found['ratios'][1]:.0f})"
+    )
     return found, agreement
 
 
@@ -89,18 +92,34 @@ def main():
     found, errors = {}, []
     for name, loop in (("published loop", published_loop), ("leanest loop", lean_loop)):
         found[name], apart = compare(
-            f"the noise, {name}", lambda i: loop(args.size, args.size, *draws[i][:2], draws[i][3]),  # noqa: B023
+            f"the noise, {name}",
+            lambda i: loop(args.size, args.size, *draws[i][:2], draws[i][3]),  # noqa: B023
             lambda: batched_fields(args.size, period, octaves, offsets),
-            lambda reference, ours: np.abs(reference - ours.numpy()).max(), args)
+            lambda reference, ours: np.abs(reference - ours.numpy()).max(),
+            args,
+        )
         errors += apart
     signs, equal = compare(
-        "with sine and sign (Eq. 2-3)", lambda i: reference_signs(args.size, args.size, *draws[i]),
+        "with sine and sign (Eq. 2-3)",
+        lambda i: reference_signs(args.size, args.size, *draws[i]),
         lambda: utils.perlin_signs(key, users, numbers, args.size, args.size),
-        lambda reference, ours: (reference == ours[0].numpy()).mean(), args)
+        lambda reference, ours: (reference == ours[0].numpy()).mean(),
+        args,
+    )
     print(f"largest difference of the noise {max(errors):.1e}; equal signs at least {100 * min(equal):.3f} %")
-    common.write(args, {"what": "Perlin noise, ours for a batch", "size": args.size, "batch": args.batch,
-                        "noise": found, "signs": signs, "largest_difference": max(errors),
-                        "least_share_of_equal_pixels": min(equal)}, device)
+    common.write(
+        args,
+        {
+            "what": "Perlin noise, ours for a batch",
+            "size": args.size,
+            "batch": args.batch,
+            "noise": found,
+            "signs": signs,
+            "largest_difference": max(errors),
+            "least_share_of_equal_pixels": min(equal),
+        },
+        device,
+    )
 
 
 if __name__ == "__main__":

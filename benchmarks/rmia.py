@@ -29,8 +29,9 @@ def ratios(records, population):
 
 def dense(ratio_x, ratio_z, rows):
     """The share of z that each x dominates, from the matrix of all ratios, `rows` records at a time."""
-    return np.concatenate([(ratio_x[start:start + rows, None] / ratio_z > GAMMA).mean(axis=1)
-                           for start in range(0, len(ratio_x), rows)])
+    return np.concatenate(
+        [(ratio_x[start : start + rows, None] / ratio_z > GAMMA).mean(axis=1) for start in range(0, len(ratio_x), rows)]
+    )
 
 
 def peak_mb(call):
@@ -46,31 +47,54 @@ def main():
     flags = common.parser(__doc__)
     flags.add_argument("--records", type=common.COUNT, default=50_000)
     flags.add_argument("--population", type=common.COUNT, default=10_000)
-    flags.add_argument("--rows", type=common.COUNT, default=100,
-                       help="records that the timed dense way takes at a time")
+    flags.add_argument(
+        "--rows", type=common.COUNT, default=100, help="records that the timed dense way takes at a time"
+    )
     flags.add_argument("--dense_records", type=common.COUNT, default=10_000, help="for the dense way's peak memory")
     args, device = common.start(flags)
     ratio_x, ratio_z = ratios(args.records, args.population)
     equal = bool((dense(ratio_x, ratio_z, args.rows) == rmia.share_dominated(ratio_x, ratio_z, GAMMA)).all())
-    found = common.summary(common.alternate(
-        lambda: dense(ratio_x, ratio_z, args.rows),
-        lambda: [rmia.share_dominated(ratio_x, ratio_z, GAMMA) for _ in range(CALLS)], args.rounds), CALLS)
-    dense_ms, ours_ms = (1e3 * statistics.median(row[side] for row in found["rounds"])
-                         for side in ("reference_s", "ours_s"))
-    some_x, some_z = ratio_x[:args.dense_records].astype(np.float32), ratio_z.astype(np.float32)
-    memory = {"ours_peak_MB": peak_mb(lambda: rmia.share_dominated(ratio_x, ratio_z, GAMMA)),
-              "dense_float32_peak_MB": peak_mb(lambda: dense(some_x, some_z, len(some_x))),
-              "dense_float32_records": len(some_x),
-              "dense_float32_all_GB_computed": 5 * args.records * args.population / 1e9}
-    print(f"{args.records} x {args.population}: dense {dense_ms:.0f} ms ({args.rows} records at a time), ours "
-          f"{ours_ms / CALLS:.1f} ms, ratio {found['median_ratio']:.0f} ({found['ratios'][0]:.0f} to "
-          f"{found['ratios'][1]:.0f}), counts {'all equal' if equal else 'NOT equal'}; peak memory: ours "
-          f"{memory['ours_peak_MB']:.1f} MB, dense float32 {memory['dense_float32_peak_MB']:.0f} MB for {len(some_x)} "
-          f"records ({memory['dense_float32_all_GB_computed']:.1f} GB computed for all)")
-    common.write(args, {"what": "RMIA, share of dominated population records", "records": args.records,
-                        "population": args.population, "dense_rows_at_a_time": args.rows, "ours_calls_a_round": CALLS,
-                        "counts_equal": equal, "ours_ms": ours_ms / CALLS, "dense_ms": dense_ms, **memory, **found},
-                 device)
+    found = common.summary(
+        common.alternate(
+            lambda: dense(ratio_x, ratio_z, args.rows),
+            lambda: [rmia.share_dominated(ratio_x, ratio_z, GAMMA) for _ in range(CALLS)],
+            args.rounds,
+        ),
+        CALLS,
+    )
+    dense_ms, ours_ms = (
+        1e3 * statistics.median(row[side] for row in found["rounds"]) for side in ("reference_s", "ours_s")
+    )
+    some_x, some_z = ratio_x[: args.dense_records].astype(np.float32), ratio_z.astype(np.float32)
+    memory = {
+        "ours_peak_MB": peak_mb(lambda: rmia.share_dominated(ratio_x, ratio_z, GAMMA)),
+        "dense_float32_peak_MB": peak_mb(lambda: dense(some_x, some_z, len(some_x))),
+        "dense_float32_records": len(some_x),
+        "dense_float32_all_GB_computed": 5 * args.records * args.population / 1e9,
+    }
+    print(
+        f"{args.records} x {args.population}: dense {dense_ms:.0f} ms ({args.rows} records at a time), ours "
+        f"{ours_ms / CALLS:.1f} ms, ratio {found['median_ratio']:.0f} ({found['ratios'][0]:.0f} to "
+        f"{found['ratios'][1]:.0f}), counts {'all equal' if equal else 'NOT equal'}; peak memory: ours "
+        f"{memory['ours_peak_MB']:.1f} MB, dense float32 {memory['dense_float32_peak_MB']:.0f} MB for {len(some_x)} "
+        f"records ({memory['dense_float32_all_GB_computed']:.1f} GB computed for all)"
+    )
+    common.write(
+        args,
+        {
+            "what": "RMIA, share of dominated population records",
+            "records": args.records,
+            "population": args.population,
+            "dense_rows_at_a_time": args.rows,
+            "ours_calls_a_round": CALLS,
+            "counts_equal": equal,
+            "ours_ms": ours_ms / CALLS,
+            "dense_ms": dense_ms,
+            **memory,
+            **found,
+        },
+        device,
+    )
     if not equal:
         sys.exit("error: counts differ from the dense ones")
 

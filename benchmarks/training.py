@@ -23,8 +23,13 @@ from networks import build_network
 def reference_epoch(model, images, labels, recipe, device):
     """One epoch of the reference loop; returns the mean loss."""
     loader = DataLoader(TensorDataset(images.float() / 255, labels), recipe.batch_size, shuffle=True)
-    transforms = v2.Compose([v2.RandomCrop(images.shape[-1], padding=recipe.crop_padding), v2.RandomHorizontalFlip(),
-                             v2.Normalize(recipe.mean, recipe.std)])
+    transforms = v2.Compose(
+        [
+            v2.RandomCrop(images.shape[-1], padding=recipe.crop_padding),
+            v2.RandomHorizontalFlip(),
+            v2.Normalize(recipe.mean, recipe.std),
+        ]
+    )
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
     model.train()
     losses = []
@@ -51,25 +56,45 @@ def main():
     args, device = common.start(flags)
     images = torch.randint(0, 256, (args.images, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, args.classes, (args.images,))
-    recipe = utils.TrainingSettings(batch_size=args.batch_size, lr=0.01,
-                                    precision=utils.choose_precision("auto", device))
+    recipe = utils.TrainingSettings(
+        batch_size=args.batch_size, lr=0.01, precision=utils.choose_precision("auto", device)
+    )
     plain = build_network(args.net_type, args.classes).to(device)
     ours = build_network(args.net_type, args.classes).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(ours.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
     on_device = images.to(device), labels.to(device)
     epochs = itertools.count()
     reference_epoch(plain, images, labels, recipe, device)  # warms kernels up, as alternate does for ours
-    found = common.summary(common.alternate(
-        lambda: reference_epoch(plain, images, labels, recipe, device),
-        lambda: our_epoch(ours, optimizer, *on_device, recipe, next(epochs)), args.rounds, device))
-    speed = {name: args.images / statistics.median(row[f"{name}_s"] for row in found["rounds"])
-             for name in ("reference", "ours")}
+    found = common.summary(
+        common.alternate(
+            lambda: reference_epoch(plain, images, labels, recipe, device),
+            lambda: our_epoch(ours, optimizer, *on_device, recipe, next(epochs)),
+            args.rounds,
+            device,
+        )
+    )
+    speed = {
+        name: args.images / statistics.median(row[f"{name}_s"] for row in found["rounds"])
+        for name in ("reference", "ours")
+    }
     low, high = found["ratios"]
-    print(f"{args.net_type}, batch {args.batch_size}: reference {speed['reference']:.0f} images/s, ours "
-          f"{speed['ours']:.0f}, ratio {found['median_ratio']:.2f} ({low:.2f} to {high:.2f})")
-    common.write(args, {"what": "training, images per second", "net_type": args.net_type, "images": args.images,
-                        "batch_size": args.batch_size, "precision": recipe.precision, "images_per_s": speed, **found},
-                 device)
+    print(
+        f"{args.net_type}, batch {args.batch_size}: reference {speed['reference']:.0f} images/s, ours "
+        f"{speed['ours']:.0f}, ratio {found['median_ratio']:.2f} ({low:.2f} to {high:.2f})"
+    )
+    common.write(
+        args,
+        {
+            "what": "training, images per second",
+            "net_type": args.net_type,
+            "images": args.images,
+            "batch_size": args.batch_size,
+            "precision": recipe.precision,
+            "images_per_s": speed,
+            **found,
+        },
+        device,
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ class Countermeasure(BaseModel):
     needs_training: ClassVar[bool] = True
 
     def __str__(self):
-        """"NAME:setting=value,...", all settings named: what `countermeasures.parse` reads."""
+        """ "NAME:setting=value,...", all settings named: what `countermeasures.parse` reads."""
         settings = ",".join(f"{name}={value}" for name, value in self.model_dump().items())
         return self.name + (f":{settings}" if settings else "")
 

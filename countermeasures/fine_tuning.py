@@ -26,5 +26,4 @@ class FineTuning(Countermeasure):
 
     def after(self, job):
         images, labels = job.clean()
-        job.fit(job.model, images, labels, "fine-tuning", validation=None, lr=self.lr, epoch=self.epochs,
-                milestones=())
+        job.fit(job.model, images, labels, "fine-tuning", validation=None, lr=self.lr, epoch=self.epochs, milestones=())

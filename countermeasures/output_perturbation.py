@@ -24,6 +24,7 @@ class OutputNoise(Countermeasure):
             logits = query(images)
             draws = utils.key_generator(seed, "output noise", next(numbers)).standard_normal(logits.shape)
             return logits + torch.from_numpy(draws * self.sigma).to(logits)
+
         return noisy
 
 
@@ -38,4 +39,5 @@ class LabelOnly(Countermeasure):
             logits = query(images)
             # The cross-entropy of 64 among zeros is exactly 0 or 64 in float64, whatever the class: ties stay ties.
             return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 64.0)
+
         return labels_only

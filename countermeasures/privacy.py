@@ -80,8 +80,12 @@ class _PrivateSteps(utils.TrainingHooks):
                     parameter.grad_sample = each.reshape(-1, copies, *each.shape[1:]).mean(1)
                 super().clip_and_accumulate()
 
-        private = MeanOfCopies(optimizer, noise_multiplier=self.defence.noise_multiplier,
-                               max_grad_norm=self.defence.clip, expected_batch_size=self.batch_size)
+        private = MeanOfCopies(
+            optimizer,
+            noise_multiplier=self.defence.noise_multiplier,
+            max_grad_norm=self.defence.clip,
+            expected_batch_size=self.batch_size,
+        )
         return opacus.GradSampleModule(model), private
 
     def steps(self, draws, count, batch_size):
@@ -111,7 +115,7 @@ class SELENA(Countermeasure):
     def train(self, job):
         count = len(job.images)
         draws = utils.key_generator(job.seed, "SELENA")
-        unseen = np.argsort(draws.random((count, self.models)), axis=1)[:, :self.left_out]
+        unseen = np.argsort(draws.random((count, self.models)), axis=1)[:, : self.left_out]
         soft = torch.zeros(count, job.classes)
         for number in range(self.models):
             out = torch.from_numpy((unseen == number).any(axis=1))
@@ -153,6 +157,7 @@ class HAMP(Countermeasure):
             draws = utils.key_generator(seed, "HAMP's images").integers(0, 256, images.shape, dtype=np.uint8)
             scores = query(torch.from_numpy(draws)).sort(1).values
             return torch.zeros_like(logits).scatter_(1, logits.sort(dim=1, stable=True).indices, scores)
+
         return disguised
 
 
@@ -161,7 +166,9 @@ def soft_label(threshold, classes):
 
     The other classes share the rest evenly; of the two solutions the one above 1 / classes is meant.
     """
+
     def missing(top):
         rest = 1 - top
         return -top * math.log(top) - rest * math.log(rest / (classes - 1)) - threshold * math.log(classes)
+
     return brentq(missing, 1 / classes, 1 - 1e-12)

@@ -60,8 +60,10 @@ def _copy_members(archive, target, most_bytes, most_files):
                 with open_member() as source, open(path, "xb") as copy:
                     shutil.copyfileobj(_Metered(source, meter), copy, 1 << 20)
             else:
-                raise UserError(f"{archive} holds {name!r}, a link or device, which no data set needs; "
-                                "get the archive from its original place")
+                raise UserError(
+                    f"{archive} holds {name!r}, a link or device, which no data set needs; "
+                    "get the archive from its original place"
+                )
 
 
 class _Meter:
@@ -95,8 +97,10 @@ def _members(archive):
         is_zip = file.read(2) == b"PK"
     if is_zip:
         with zipfile.ZipFile(archive) as opened:
-            yield [(info.filename, info.is_dir(), _is_plain(info), lambda info=info: opened.open(info))
-                   for info in opened.infolist()]
+            yield [
+                (info.filename, info.is_dir(), _is_plain(info), lambda info=info: opened.open(info))
+                for info in opened.infolist()
+            ]
     else:
         with tarfile.open(archive) as opened:
             yield _tar_members(opened)
@@ -118,8 +122,10 @@ def _tar_members(opened):
 def _inside(archive, target, name):
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name):
-        raise UserError(f"{archive} holds {name!r}, a path that leaves its folder; it was not unpacked, "
-                        "get the archive from its original place")
+        raise UserError(
+            f"{archive} holds {name!r}, a path that leaves its folder; it was not unpacked, "
+            "get the archive from its original place"
+        )
     return target.joinpath(*parts)
 
 

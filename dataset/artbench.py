@@ -17,8 +17,13 @@ RECIPE = replace(tinyimagenet.RECIPE, target_user_cls=(0, 1, 5, 7, 8))
 
 def folder(data_root=None):
     """The data set's folder, unpacked when only the archive is there. Raises UserError."""
-    return find_folder("artbench", FOLDER, ARCHIVE, "artbench.tar of the paper's artifact page, "
-                       "https://people.ece.ubc.ca/zitaoc/files/ccs25-artifact/artbench.tar", data_root)
+    return find_folder(
+        "artbench",
+        FOLDER,
+        ARCHIVE,
+        "artbench.tar of the paper's artifact page, https://people.ece.ubc.ca/zitaoc/files/ccs25-artifact/artbench.tar",
+        data_root,
+    )
 
 
 def load(data_root=None, image_size=None) -> ImageData:

@@ -76,8 +76,10 @@ def make_splits(labels, is_test, train_size, val_portion, seed) -> Splits:
         raise ValueError(f"labels {labels.shape} and is_test {is_test.shape} must be one-dimensional and equally long")
     available = np.flatnonzero(~is_test)
     if not 1 <= train_size <= len(available) or int(train_size) != train_size:
-        raise UserError(f"--train_size {train_size} must be a whole number from 1 to {len(available)}, "
-                        "the images of this data set that are not its test images")
+        raise UserError(
+            f"--train_size {train_size} must be a whole number from 1 to {len(available)}, "
+            "the images of this data set that are not its test images"
+        )
     if not 0 <= val_portion < 1:
         raise UserError(f"--val_portion {val_portion} must be at least 0 and below 1")
     val_size = round(train_size * val_portion)
@@ -94,11 +96,12 @@ def make_splits(labels, is_test, train_size, val_portion, seed) -> Splits:
 
 def _stratified_draw(labels, candidates, size, ranks):
     """`size` of the sorted indices `candidates`, sorted; each class gets its share, rounded by largest remainder."""
-    _, first, class_of, counts = np.unique(labels[candidates], return_index=True, return_inverse=True,
-                                           return_counts=True)
+    _, first, class_of, counts = np.unique(
+        labels[candidates], return_index=True, return_inverse=True, return_counts=True
+    )
     quota, remainder = np.divmod(size * counts.astype(np.int64), max(len(candidates), 1))
     # Classes with equal remainders compete by the random rank of their first image, so that none is favoured.
-    for index in np.lexsort((ranks[candidates[first]], -remainder))[:size - quota.sum()]:
+    for index in np.lexsort((ranks[candidates[first]], -remainder))[: size - quota.sum()]:
         quota[index] += 1
 
     order = np.lexsort((ranks[candidates], class_of))

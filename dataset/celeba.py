@@ -12,14 +12,25 @@ from dataset.folders import checked_image_size, class_folder_data, find_folder
 FOLDER, ARCHIVE = "celeba", "celeba.tar"
 CLASS_COUNT = 307
 IMAGE_SIZE = 224
-RECIPE = replace(tinyimagenet.RECIPE, train_size=2_000, batch_size=16, val_portion=0.0, marked_samples_per_user=2,
-                 target_user_cls=(58, 95, 164, 228, 306))
+RECIPE = replace(
+    tinyimagenet.RECIPE,
+    train_size=2_000,
+    batch_size=16,
+    val_portion=0.0,
+    marked_samples_per_user=2,
+    target_user_cls=(58, 95, 164, 228, 306),
+)
 
 
 def folder(data_root=None):
     """The data set's folder, unpacked when only the archive is there. Raises UserError."""
-    return find_folder("celeba", FOLDER, ARCHIVE, "celeba.tar of the paper's artifact page, "
-                       "https://people.ece.ubc.ca/zitaoc/files/ccs25-artifact/celeba.tar", data_root)
+    return find_folder(
+        "celeba",
+        FOLDER,
+        ARCHIVE,
+        "celeba.tar of the paper's artifact page, https://people.ece.ubc.ca/zitaoc/files/ccs25-artifact/celeba.tar",
+        data_root,
+    )
 
 
 def load(data_root=None, image_size=None) -> ImageData:

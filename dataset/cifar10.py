@@ -15,9 +15,20 @@ from kit.errors import UserError
 from kit.files import network_timeout
 
 CLASS_COUNT = 10
-RECIPE = Recipe(net_type="wideresnet284", train_size=25_000, epoch=100, lr=0.1, batch_size=256, momentum=0.9,
-                weight_decay=5e-4, val_portion=0.2, marked_samples_per_user=25, num_of_non_member_user=5_000,
-                target_user_cls=(0, 2, 5, 6, 9), normalization="train")
+RECIPE = Recipe(
+    net_type="wideresnet284",
+    train_size=25_000,
+    epoch=100,
+    lr=0.1,
+    batch_size=256,
+    momentum=0.9,
+    weight_decay=5e-4,
+    val_portion=0.2,
+    marked_samples_per_user=25,
+    num_of_non_member_user=5_000,
+    target_user_cls=(0, 2, 5, 6, 9),
+    normalization="train",
+)
 NETWORK_TIMEOUT = 60  # seconds without an answer
 
 
@@ -41,11 +52,15 @@ def load_cifar(name, torchvision_class, recipe, class_count, data_root, image_si
     except (OSError, RuntimeError, EOFError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(f"data set {name}: it is not complete in {root} and can't be downloaded ({error}); put "
-                        f"{make.filename} from https://www.cs.toronto.edu/~kriz/cifar.html into {root}") from None
+        raise UserError(
+            f"data set {name}: it is not complete in {root} and can't be downloaded ({error}); put "
+            f"{make.filename} from https://www.cs.toronto.edu/~kriz/cifar.html into {root}"
+        ) from None
     if len(train.classes) != class_count:
-        raise UserError(f"data set {name}: {root} has {len(train.classes)} classes instead of {class_count}; "
-                        f"delete {make.base_folder} there and start again")
+        raise UserError(
+            f"data set {name}: {root} has {len(train.classes)} classes instead of {class_count}; "
+            f"delete {make.base_folder} there and start again"
+        )
     pixels = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2)
     labels = torch.tensor(train.targets + test.targets)
     is_test = torch.arange(len(labels)) >= len(train.targets)

@@ -87,8 +87,10 @@ def class_folder_data(name, root, recipe, image_size, test_folders=TEST_FOLDERS,
     parts = _find_parts(name, root, test_folders)
     class_names = parts[0].class_names
     if class_count not in (None, len(class_names)):
-        raise UserError(f"data set {name}: {root} has {len(class_names)} classes instead of {class_count}; "
-                        "unpack the archive again, or use --dataset imagefolder for other data")
+        raise UserError(
+            f"data set {name}: {root} has {len(class_names)} classes instead of {class_count}; "
+            "unpack the archive again, or use --dataset imagefolder for other data"
+        )
     files, labels, is_test = _label_files(root, parts)
     _refuse_empty_class(name, root / parts[0].folder, class_names, labels[~is_test])
     if callable(image_size):
@@ -115,8 +117,10 @@ def _find_parts(name, root, test_folders):
         parts.append(_Part(test_folder, True, _subfolders(root / test_folder)))
         only_test = sorted(set(parts[1].class_names) - set(parts[0].class_names))
         if only_test:
-            raise UserError(f"data set {name}: class {only_test[0]!r} is in {root / test_folder} but not in "
-                            f"{root / 'train'}; remove it there, or add its training images")
+            raise UserError(
+                f"data set {name}: class {only_test[0]!r} is in {root / test_folder} but not in "
+                f"{root / 'train'}; remove it there, or add its training images"
+            )
     return parts
 
 
@@ -145,8 +149,10 @@ def _label_files(root, parts):
 def _refuse_empty_class(name, folder, class_names, training_labels):
     counts = torch.bincount(training_labels, minlength=len(class_names)).tolist()
     if 0 in counts:
-        raise UserError(f"data set {name}: class folder {folder / class_names[counts.index(0)]} has no images; "
-                        f"remove it or fill it ({LAYOUT})")
+        raise UserError(
+            f"data set {name}: class folder {folder / class_names[counts.index(0)]} has no images; "
+            f"remove it or fill it ({LAYOUT})"
+        )
 
 
 def checked_image_size(name, image_size, default):
@@ -166,7 +172,9 @@ def find_folder(name, folder, archive, source, data_root=None) -> Path:
     root = DEFAULT_ROOT if data_root is None else Path(data_root)
     if not (root / folder).is_dir():
         if not (root / archive).is_file():
-            raise UserError(f"data set {name}: neither {root / folder} nor {root / archive} exists; download {archive} "
-                            f"({source}) and put it into {root}, or point --data_root to the folder that holds it")
+            raise UserError(
+                f"data set {name}: neither {root / folder} nor {root / archive} exists; download {archive} "
+                f"({source}) and put it into {root}, or point --data_root to the folder that holds it"
+            )
         unpack(root / archive, root / folder)
     return root / folder

@@ -21,8 +21,10 @@ def load(data_root=None) -> TableData:
     for file in [root] if root.is_file() else [root / name for name in ("purchase100.npz", *FILES)]:
         if file.is_file():
             return load_file(file) if file.suffix == ".npz" else _published(file)
-    raise UserError(f"data set purchase100: {root} has neither purchase100.npz nor dataset_purchase; get "
-                    "dataset_purchase.tgz from https://github.com/privacytrustlab/datasets and unpack it there")
+    raise UserError(
+        f"data set purchase100: {root} has neither purchase100.npz nor dataset_purchase; get "
+        "dataset_purchase.tgz from https://github.com/privacytrustlab/datasets and unpack it there"
+    )
 
 
 def _published(file):

@@ -135,14 +135,16 @@ def decode_images(paths, height, width, label=None):
     pixels = np.empty((len(paths), 3, height, width), dtype=np.uint8)
 
     def decode(start):
-        for offset, path in enumerate(paths[start:start + CHUNK], start):
+        for offset, path in enumerate(paths[start : start + CHUNK], start):
             pixels[offset] = decode_image(path, height, width).transpose(2, 0, 1)
         return min(CHUNK, len(paths) - start)
 
     # Pillow releases the interpreter while it decodes, so threads are enough.
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
-    with warnings.catch_warnings(), tqdm(total=len(paths), desc=label, unit="image", leave=False,
-                                         disable=None if label else True) as bar:
+    with (
+        warnings.catch_warnings(),
+        tqdm(total=len(paths), desc=label, unit="image", leave=False, disable=None if label else True) as bar,
+    ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode_image has its own limit
         try:
             for done in pool.map(decode, range(0, len(paths), CHUNK)):
@@ -157,8 +159,10 @@ def decode_image(path, height, width):
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{path} claims {image.width} x {image.height} pixels, above the limit of "
-                                f"{MAX_PIXELS // 1_000_000} megapixels; remove it or scale it down")
+                raise UserError(
+                    f"{path} claims {image.width} x {image.height} pixels, above the limit of "
+                    f"{MAX_PIXELS // 1_000_000} megapixels; remove it or scale it down"
+                )
             return np.asarray(_cover(_to_rgb(_upright(image)), height, width))
     except (UserError, MemoryError):
         raise

@@ -44,18 +44,24 @@ def checked_table(name, features, labels, class_names=None, groups=None) -> Tabl
     if class_names is not None and len(class_names) >= len(known):
         known = list(class_names)
     if len(known) < 2:
-        raise UserError(f"data set {name}: all {len(labels)} labels are {known[0] if known else 'missing'}; a "
-                        "classifier needs two classes or more")
+        raise UserError(
+            f"data set {name}: all {len(labels)} labels are {known[0] if known else 'missing'}; a "
+            "classifier needs two classes or more"
+        )
     if features is not None:
         features = np.asarray(features)
         if features.ndim != 2 or len(features) != len(labels) or features.dtype.kind not in "fiub":
-            raise UserError(f"data set {name}: features are {features.dtype} {features.shape}, not numbers (records, "
-                            f"features) for {len(labels)} labels")
+            raise UserError(
+                f"data set {name}: features are {features.dtype} {features.shape}, not numbers (records, "
+                f"features) for {len(labels)} labels"
+            )
         features = features.astype(np.float32)
         if not np.isfinite(features).all():
             row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
-            raise UserError(f"data set {name}: record {row} has a feature that is missing or not finite; fill it or "
-                            "leave the record out")
+            raise UserError(
+                f"data set {name}: record {row} has a feature that is missing or not finite; fill it or "
+                "leave the record out"
+            )
     for group, values in (groups or {}).items():
         if len(values) != len(labels):
             raise UserError(f"data set {name}: {len(values)} values of the group {group} for {len(labels)} records")
@@ -82,6 +88,7 @@ def load_file(path, label=None, groups=()) -> TableData:
 def load_embedded(name) -> TableData:
     """A table of EMBEDDED."""
     from sklearn import datasets
+
     found = getattr(datasets, f"load_{name}")()
     return checked_table(name, found.data, found.target, found.target_names)
 
@@ -110,19 +117,25 @@ def _of_arrays(path, groups):
     arrays = read_arrays(path)
     names = [next((name for name in known if name in arrays), None) for known in (FEATURE_NAMES, LABEL_NAMES)]
     if names[1] is None:
-        raise UserError(f"{path} has the arrays {', '.join(arrays) or 'none'}; it needs labels (or y), and features "
-                        "(or x)")
+        raise UserError(
+            f"{path} has the arrays {', '.join(arrays) or 'none'}; it needs labels (or y), and features (or x)"
+        )
     missing = [group for group in groups if group not in arrays]
     if missing:
         raise UserError(f"{path} has no array {missing[0]!r} for a group; there are {', '.join(arrays)}")
     classes = arrays.get("class_names")
-    return checked_table(path.stem, None if names[0] is None else arrays[names[0]], arrays[names[1]],
-                         None if classes is None else [str(one) for one in classes],
-                         {group: arrays[group] for group in groups})
+    return checked_table(
+        path.stem,
+        None if names[0] is None else arrays[names[0]],
+        arrays[names[1]],
+        None if classes is None else [str(one) for one in classes],
+        {group: arrays[group] for group in groups},
+    )
 
 
 def _of_csv(path, label, groups):
     import pandas as pd
+
     try:
         # A first line of numbers alone is a record.
         first = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
@@ -138,5 +151,9 @@ def _of_csv(path, label, groups):
     features = pd.get_dummies(frame.drop(columns=[label, *groups]))
     if frame[label].isna().any():
         raise UserError(f"{path}: record {int(frame[label].isna().argmax())} has no {label}")
-    return checked_table(path.stem, features.to_numpy(np.float32), frame[label].to_numpy(),
-                         groups={name: frame[name].to_numpy(dtype=str) for name in groups})
+    return checked_table(
+        path.stem,
+        features.to_numpy(np.float32),
+        frame[label].to_numpy(),
+        groups={name: frame[name].to_numpy(dtype=str) for name in groups},
+    )

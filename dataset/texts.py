@@ -67,8 +67,11 @@ def load_hub(name, data_root=None, label=None, groups=()) -> TextData | TableDat
 
 def _of_columns(name, parts, label, groups):
     features = parts[0].features
-    label = str(label) if label is not None else next((one for one in ("label", "labels") if one in features),
-                                                      list(features)[-1])
+    label = (
+        str(label)
+        if label is not None
+        else next((one for one in ("label", "labels") if one in features), list(features)[-1])
+    )
     missing = [one for one in (label, *groups) if one not in features]
     if missing:
         raise UserError(f"data set hf:{name} has no column {missing[0]!r}; there are {', '.join(features)}")
@@ -79,8 +82,9 @@ def _of_columns(name, parts, label, groups):
     if not words:
         numbers = [one for one in rest if str(getattr(features[one], "dtype", "")).startswith(("int", "float", "bool"))]
         if not numbers:
-            raise UserError(f"data set hf:{name} has neither texts nor numbers beside {label}; there are "
-                            f"{', '.join(features)}")
+            raise UserError(
+                f"data set hf:{name} has neither texts nor numbers beside {label}; there are {', '.join(features)}"
+            )
         columns = np.concatenate([np.stack([np.asarray(part[one]) for one in numbers], axis=1) for part in parts])
         return checked_table(name, columns, labels, getattr(features[label], "names", None), chosen)
     texts = [" ".join(row) for part in parts for row in zip(*(part[one] for one in words), strict=True)]

@@ -45,8 +45,9 @@ def library():
         import pytorch_ood.detector
         import pytorch_ood.loss
     except ImportError as error:
-        raise UserError(f"the detectors come from pytorch-ood, which can't be imported ({error}); "
-                        "pip install 'pytorch-ood>=0.4'") from None
+        raise UserError(
+            f"the detectors come from pytorch-ood, which can't be imported ({error}); pip install 'pytorch-ood>=0.4'"
+        ) from None
     return pytorch_ood
 
 
@@ -54,9 +55,11 @@ def check_classes(labels, classes):
     """UserError unless each class 0..classes-1 has FEWEST_OF_CLASS of the clean images; labels: int64 (N,)."""
     counts = torch.bincount(labels, minlength=classes)
     if counts.min() < FEWEST_OF_CLASS:
-        raise UserError(f"class {int(counts.argmin())} has {int(counts.min())} of the {len(labels)} clean images that "
-                        f"the detectors are fitted on, but {FEWEST_OF_CLASS} are needed; raise --train_size or "
-                        "--fit_share")
+        raise UserError(
+            f"class {int(counts.argmin())} has {int(counts.min())} of the {len(labels)} clean images that "
+            f"the detectors are fitted on, but {FEWEST_OF_CLASS} are needed; raise --train_size or "
+            "--fit_share"
+        )
 
 
 def fit_detector(name, features, labels, head):
@@ -72,10 +75,13 @@ def fit_detector(name, features, labels, head):
         if name == "KLMatching":
             detector.fit_logits(head.logits(features), labels)
         return _in_batches(lambda part: detector.predict_logits(head.logits(part)))
-    make = {"Mahalanobis": lambda: ood.Mahalanobis(None), "RMD": lambda: ood.RMD(None),
-            "kNN": lambda: ood.KNN(None, k=min(_NEIGHBOURS, len(features))),
-            "ViM": lambda: ood.ViM(None, features.shape[1] // 2, head.weight, head.bias),
-            "DICE": lambda: ood.DICE(None, head.weight, head.bias, _DICE_DROPPED)}
+    make = {
+        "Mahalanobis": lambda: ood.Mahalanobis(None),
+        "RMD": lambda: ood.RMD(None),
+        "kNN": lambda: ood.KNN(None, k=min(_NEIGHBOURS, len(features))),
+        "ViM": lambda: ood.ViM(None, features.shape[1] // 2, head.weight, head.bias),
+        "DICE": lambda: ood.DICE(None, head.weight, head.bias, _DICE_DROPPED),
+    }
     return _in_batches(make[name]().fit_features(features, labels).predict_features)
 
 
@@ -83,6 +89,7 @@ def _in_batches(score):
     @torch.inference_mode()
     def scores(features):
         return torch.cat([score(part).double() for part in features.split(_AT_ONCE)]).numpy()
+
     return scores
 
 
@@ -119,8 +126,10 @@ class NeuralPCA:
         along a direction that the clean images hardly fill could not be estimated.
         """
         self._weight = head.weight.double()
-        self._parts = {int(label): self._fit(self._psi(features[labels == label], int(label)), components)
-                       for label in labels.unique()}
+        self._parts = {
+            int(label): self._fit(self._psi(features[labels == label], int(label)), components)
+            for label in labels.unique()
+        }
 
     def _psi(self, features, label):
         return features.double() * self._weight[label]
@@ -164,8 +173,17 @@ def train_mchad(images, labels, marking, settings, device):
     with utils.seeded(settings["seed"], "mchad weights"):
         model = build_network("smallnet", classes, images.shape[-1]).to(device, memory_format=torch.channels_last)
         # The library averages the first term over batch and classes and sums the last: here all are means over images.
-        loss = library().loss.MCHADLoss(classes, classes, margin=settings["margin"], weight_center=classes,
-                                        weight_oe=settings["weight_oe"] / settings["batch_size"]).to(device)
+        loss = (
+            library()
+            .loss.MCHADLoss(
+                classes,
+                classes,
+                margin=settings["margin"],
+                weight_center=classes,
+                weight_oe=settings["weight_oe"] / settings["batch_size"],
+            )
+            .to(device)
+        )
     weights = [*model.parameters(), *(value for value in loss.parameters() if value.requires_grad)]
     optimizer = torch.optim.AdamW(weights, settings["lr"])
     steps = settings["epochs"] * -(-2 * len(images) // settings["batch_size"])
@@ -195,6 +213,7 @@ def _mchad_scores(model, loss, normal, device):
     def scores(images):
         parts = [loss.distance(model(utils.normalize(part.to(device), *normal))) for part in images.split(_AT_ONCE)]
         return torch.cat([part.amin(1).double().cpu() for part in parts]).numpy()
+
     return scores
 
 
@@ -209,9 +228,13 @@ def detection(marked, clean, key, draws=1000):
     truth = np.concatenate([np.ones(len(marked)), np.zeros(len(clean))])
     fpr, tpr, _ = roc_curve(truth, np.concatenate([marked, clean]))
     interval = np.quantile(_bootstrap(marked, clean, utils.key_generator(key, "bootstrap"), draws), [0.025, 0.975])
-    return {"auc": low["auc"], "interval": interval.tolist(), "tpr_at_5_fpr": low["tpr_at_fpr"][0]["tpr"],
-            "tpr_interval": list(low["tpr_at_fpr"][0]["interval"]),
-            "roc": np.interp(ROC_GRID, fpr, tpr).round(4).tolist()}
+    return {
+        "auc": low["auc"],
+        "interval": interval.tolist(),
+        "tpr_at_5_fpr": low["tpr_at_fpr"][0]["tpr"],
+        "tpr_interval": list(low["tpr_at_fpr"][0]["interval"]),
+        "roc": np.interp(ROC_GRID, fpr, tpr).round(4).tolist(),
+    }
 
 
 def _bootstrap(marked, clean, generator, draws):
@@ -220,8 +243,9 @@ def _bootstrap(marked, clean, generator, draws):
     below, upto = np.searchsorted(clean, marked, "left"), np.searchsorted(clean, marked, "right")
     found = np.empty(draws)
     for draw in range(draws):
-        ours, theirs = (np.bincount(generator.integers(0, size, size), minlength=size)
-                        for size in (len(marked), len(clean)))
+        ours, theirs = (
+            np.bincount(generator.integers(0, size, size), minlength=size) for size in (len(marked), len(clean))
+        )
         ahead = np.concatenate([[0], np.cumsum(theirs)])
         found[draw] = ours @ (ahead[below] + ahead[upto]) / (2 * len(marked) * len(clean))
     return found

@@ -34,8 +34,13 @@ from suspects.opened import open_model
 IMAGENET = "resnet18_pretrained"
 MCHAD, PCA, BEST = "MCHAD", "Neural PCA", "best of eight"
 # Section 5.2.6, by detector and marking: AUCs. Of the eight it gives the best alone (0.8085: Mahalanobis).
-PAPER = {(BEST, "0.7, 8/255"): "0.8085", (BEST, "0.8, 4/255"): "0.6333", (PCA, "0.7, 8/255"): "0.6181",
-         (MCHAD, "0.7, 8/255"): "near 1", (MCHAD, "0.7, pictures"): "0.66"}
+PAPER = {
+    (BEST, "0.7, 8/255"): "0.8085",
+    (BEST, "0.8, 4/255"): "0.6333",
+    (PCA, "0.7, 8/255"): "0.6181",
+    (MCHAD, "0.7, 8/255"): "near 1",
+    (MCHAD, "0.7, pictures"): "0.66",
+}
 # Settings of MCHAD; the paper gives none. Margin and weight: the best of three for the known marks on CIFAR-10, with
 # another seed than any in results/.
 MCHAD_SETTINGS = {"batch_size": 128, "lr": 2e-3, "margin": 5.0, "weight_oe": 0.2}
@@ -49,12 +54,21 @@ def make_parser():
     add("--data_root", help="folder of the data set (default ./dataset; needed for imagefolder)")
     add("--image_size", type=number(int, 8, 4096), help="side in pixels, for folder data sets")
     add("--train_size", type=number(int, 2), help="images of the data set that is searched (default: the recipe's)")
-    add("--features", default=IMAGENET, help=f"the network whose features are looked at: {IMAGENET} (ImageNet's "
-        "weights; default), a run folder or checkpoint of train.py, or a state dict with --net_type")
+    add(
+        "--features",
+        default=IMAGENET,
+        help=f"the network whose features are looked at: {IMAGENET} (ImageNet's "
+        "weights; default), a run folder or checkpoint of train.py, or a state dict with --net_type",
+    )
     add("--net_type", help="for a state dict: a network of networks/, torchvision or timm, e.g. torchvision:resnet50")
     add("--pretrained_weights", help="file with ImageNet weights of ResNet-18, where torchvision can't download")
-    add("--head", choices=("own", "probe"), default="own", help="logits for MSP, energy, KLMatching, ViM, DICE: of the "
-        "network's own classes, or of a linear classifier of the data set's classes fitted on the clean set")
+    add(
+        "--head",
+        choices=("own", "probe"),
+        default="own",
+        help="logits for MSP, energy, KLMatching, ViM, DICE: of the "
+        "network's own classes, or of a linear classifier of the data set's classes fitted on the clean set",
+    )
     add("--fit_share", type=number(float, above=0), default=0.1, help="clean set / train_size (default 0.1)")
     add("--num_of_multiTarget_diffCls", type=number(int, 1), default=100, help="users who mark (default 100)")
     add("--marked_samples_per_user", type=number(int, 1), default=25, help="marked images of each (default 25)")
@@ -62,8 +76,11 @@ def make_parser():
     add("--img_blending_ratio", nargs="+", type=number(float, 0, 1), default=[0.7, 0.8], help="of each strength")
     add("--noise_norm", nargs="+", type=number(float, 0, 255), default=[8.0, 4.0], help="of each strength, in 1/255")
     add("--noise_injection_type", choices=utils.NOISE_TYPES, default="perlin")
-    add("--ood_pattern", default="tinyimagenet", help="outlier features in place of stripes: tinyimagenet, celeba, a "
-        "folder of images; none leaves this out")
+    add(
+        "--ood_pattern",
+        default="tinyimagenet",
+        help="outlier features in place of stripes: tinyimagenet, celeba, a folder of images; none leaves this out",
+    )
     add("--mchad_epochs", type=number(int, 0), default=20, help="0 leaves MCHAD out (default 20)")
     add("--seed", nargs="+", type=number(int, 0), default=[1], help="one run for each")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
@@ -75,6 +92,7 @@ def make_parser():
 # Features
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 class FeatureNetwork:
     """A network seen from its last layer. head: detectors.Head of its own classes; class_names: tuple, or None."""
 
@@ -82,12 +100,24 @@ class FeatureNetwork:
         self._suspect, self.class_names, self.identity = suspect, suspect.class_names, suspect.identity
         size = suspect.preprocessing.size
         features, layer, answers = self._ask(np.random.default_rng(0).integers(0, 256, (2, 3, *size), dtype=np.uint8))
-        head = None if layer is None else detectors.Head(layer.weight.detach().float().cpu(), torch.zeros(
-            len(layer.weight)) if layer.bias is None else layer.bias.detach().float().cpu())
-        if head is None or answers is None or head.logits(features).shape != answers.shape or not np.allclose(
-                head.logits(features).numpy(), answers, rtol=1e-3, atol=1e-3):
-            raise UserError(f"--features {suspect.name} does not end in a linear layer whose input could be looked at; "
-                            "give a PyTorch network that does, such as a ResNet")
+        head = (
+            None
+            if layer is None
+            else detectors.Head(
+                layer.weight.detach().float().cpu(),
+                torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach().float().cpu(),
+            )
+        )
+        if (
+            head is None
+            or answers is None
+            or head.logits(features).shape != answers.shape
+            or not np.allclose(head.logits(features).numpy(), answers, rtol=1e-3, atol=1e-3)
+        ):
+            raise UserError(
+                f"--features {suspect.name} does not end in a linear layer whose input could be looked at; "
+                "give a PyTorch network that does, such as a ResNet"
+            )
         self.head = head
 
     def _ask(self, images):
@@ -96,6 +126,7 @@ class FeatureNetwork:
         def keep(module, inputs):
             if isinstance(module, nn.Linear):
                 seen.update(layer=module, features=inputs[0].detach().float().cpu())
+
         hook = nn.modules.module.register_module_forward_pre_hook(keep)
         try:
             answers = self._suspect.ask(images).values
@@ -123,6 +154,7 @@ def open_features(args, device):
         path = args.pretrained_weights
         if path is None:
             from torchvision.models import ResNet18_Weights
+
             build_network(IMAGENET, 2)  # downloads what is not there
             path = Path(torch.hub.get_dir()) / "checkpoints" / ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
         net_type, overrides = "torchvision:resnet18", {"size": 224}
@@ -134,6 +166,7 @@ def open_features(args, device):
 # ----------------------------------------------------------------------------------------------------------------------
 # Who marks what
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Images:
@@ -151,15 +184,20 @@ def draw_images(data, settings):
     splits = make_splits(data.labels, data.is_test, size, 0, seed)
     names = np.arange(len(data.class_names))
     classes = np.resize(utils.key_generator(seed, "input detection", "classes").permutation(names), users)
-    target = utils.draw_target_users(data.labels, splits.train, classes, settings["marked_samples_per_user"],
-                                     utils.derive_key(seed, "target users"))
+    target = utils.draw_target_users(
+        data.labels, splits.train, classes, settings["marked_samples_per_user"], utils.derive_key(seed, "target users")
+    )
     others = np.setdiff1d(splits.train.numpy(), target.samples)
     outside, count = splits.non_member.numpy(), round(settings["fit_share"] * size)
     if min(len(others), settings["clean_images"]) < 2 or count > len(outside):
-        raise UserError(f"--train_size {size} leaves {len(others)} unmarked training images and {len(outside)} others, "
-                        f"of which {count} shall fit the detectors; lower --train_size, --fit_share or the users")
-    clean, fit = (utils.key_generator(seed, "input detection", what).permutation(rows)[:many] for what, rows, many in (
-        ("clean", others, settings["clean_images"]), ("fit", outside, count)))
+        raise UserError(
+            f"--train_size {size} leaves {len(others)} unmarked training images and {len(outside)} others, "
+            f"of which {count} shall fit the detectors; lower --train_size, --fit_share or the users"
+        )
+    clean, fit = (
+        utils.key_generator(seed, "input detection", what).permutation(rows)[:many]
+        for what, rows, many in (("clean", others, settings["clean_images"]), ("fit", outside, count))
+    )
     return Images(target, np.sort(clean), np.sort(fit))
 
 
@@ -173,12 +211,14 @@ def mark(data, users, marking):
 # One seed
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def markings(settings, bank, size):
     """What is tried, by name: `utils.Marking` of the stripes in each strength, the first strength with outlier features
     of `bank` (uint8 (B, 3, H, W); None leaves it out), and the control, a blend with plain grey of `size` (H, W)."""
     ratios, norms, kind = settings["img_blending_ratio"], settings["noise_norm"], settings["noise_injection_type"]
-    found = {f"{ratio:g}, {norm:g}/255": utils.Marking(ratio, kind, norm)
-             for ratio, norm in zip(ratios, norms, strict=True)}
+    found = {
+        f"{ratio:g}, {norm:g}/255": utils.Marking(ratio, kind, norm) for ratio, norm in zip(ratios, norms, strict=True)
+    }
     if bank is not None:
         found[f"{ratios[0]:g}, pictures"] = utils.Marking(ratios[0], kind, norms[0], bank)
     grey = torch.full((1, 3, *size), 128, dtype=torch.uint8)
@@ -195,17 +235,34 @@ def run(data, network, bank, settings, device):
     marked = {name: mark(data, chosen.users, marking) for name, marking in tried.items()}
     scores = on_features(data, network, chosen, (fit, clean, *marked.values()), settings)
     if settings["mchad_epochs"]:
-        score = detectors.train_mchad(fit, labels, next(iter(tried.values())), {
-            **MCHAD_SETTINGS, "epochs": settings["mchad_epochs"], "seed": settings["seed"]}, device)
+        score = detectors.train_mchad(
+            fit,
+            labels,
+            next(iter(tried.values())),
+            {**MCHAD_SETTINGS, "epochs": settings["mchad_epochs"], "seed": settings["seed"]},
+            device,
+        )
         scores[MCHAD] = [score(images) for images in (clean, *marked.values())]
     key = utils.derive_key(settings["seed"], "input detection")
-    rows = [{"detector": detector, "marking": name, **detectors.detection(found, on_clean, key)}
-            for detector, (on_clean, *others) in scores.items() for name, found in zip(marked, others, strict=True)]
-    counts = {"fit": len(chosen.fit), "clean": len(chosen.clean), "marked": chosen.users.samples.size,
-              "users": len(chosen.users)}
-    return {"settings": settings, "images": counts, "rows": rows, "seconds": time.monotonic() - started,
-            "hardware": environment.hardware_name(device),
-            "versions": {**software_versions(), "pytorch-ood": detectors.library().__version__}}, marked
+    rows = [
+        {"detector": detector, "marking": name, **detectors.detection(found, on_clean, key)}
+        for detector, (on_clean, *others) in scores.items()
+        for name, found in zip(marked, others, strict=True)
+    ]
+    counts = {
+        "fit": len(chosen.fit),
+        "clean": len(chosen.clean),
+        "marked": chosen.users.samples.size,
+        "users": len(chosen.users),
+    }
+    return {
+        "settings": settings,
+        "images": counts,
+        "rows": rows,
+        "seconds": time.monotonic() - started,
+        "hardware": environment.hardware_name(device),
+        "versions": {**software_versions(), "pytorch-ood": detectors.library().__version__},
+    }, marked
 
 
 def on_features(data, network, chosen, images, settings):
@@ -231,6 +288,7 @@ def on_features(data, network, chosen, images, settings):
 # ----------------------------------------------------------------------------------------------------------------------
 # All seeds
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 def main():
     args = make_parser().parse_args()
@@ -262,31 +320,58 @@ def main():
 
 def settings_of(args, data, network, bank):
     """What decides the figures, JSON-ready; files by their content."""
-    names = ("head", "fit_share", "num_of_multiTarget_diffCls", "marked_samples_per_user", "clean_images",
-             "img_blending_ratio", "noise_norm", "noise_injection_type", "mchad_epochs")
-    return {"dataset": data.name, "data": flags.data_fingerprint(data),
-            "train_size": args.train_size or data.recipe.train_size,
-            "features": f"{network.identity['net_type']} {network.identity['sha256'][:16]}",
-            "pictures": None if bank is None else hashlib.sha256(bank.numpy().tobytes()).hexdigest()[:16],
-            "mchad": MCHAD_SETTINGS, **{name: getattr(args, name) for name in names}}
+    names = (
+        "head",
+        "fit_share",
+        "num_of_multiTarget_diffCls",
+        "marked_samples_per_user",
+        "clean_images",
+        "img_blending_ratio",
+        "noise_norm",
+        "noise_injection_type",
+        "mchad_epochs",
+    )
+    return {
+        "dataset": data.name,
+        "data": flags.data_fingerprint(data),
+        "train_size": args.train_size or data.recipe.train_size,
+        "features": f"{network.identity['net_type']} {network.identity['sha256'][:16]}",
+        "pictures": None if bank is None else hashlib.sha256(bank.numpy().tobytes()).hexdigest()[:16],
+        "mchad": MCHAD_SETTINGS,
+        **{name: getattr(args, name) for name in names},
+    }
 
 
 def conclude(results, out):
     """Print the tables of all seeds, keep them in summary.md, and every seed's figures in OUT/result.json."""
     settings, counts, found = results[0]["settings"], results[0]["images"], summary(results)
-    text = "\n".join(f"{title}\n\n{tabulate(found, what, *style)}" for title, what, *style in (
-        ("AUC", "auc", 1, 3, ""), ("Marked images found at 5 % false positives", "tpr_at_5_fpr", 100, 1, " %")))
+    text = "\n".join(
+        f"{title}\n\n{tabulate(found, what, *style)}"
+        for title, what, *style in (
+            ("AUC", "auc", 1, 3, ""),
+            ("Marked images found at 5 % false positives", "tpr_at_5_fpr", 100, 1, " %"),
+        )
+    )
     network = settings["features"].split()[0]
-    text = (f"{settings['dataset']}, features of {network}: {counts['marked']} marked images of {counts['users']} "
-            f"users, {counts['clean']}\nclean ones, fitted on {counts['fit']}. Mean (lowest-highest) of {len(results)} "
-            f"seed(s); blending ratio, noise norm or outlier feature.\n\n{text}")
+    text = (
+        f"{settings['dataset']}, features of {network}: {counts['marked']} marked images of {counts['users']} "
+        f"users, {counts['clean']}\nclean ones, fitted on {counts['fit']}. Mean (lowest-highest) of {len(results)} "
+        f"seed(s); blending ratio, noise norm or outlier feature.\n\n{text}"
+    )
     print(f"\n{text}")
     with files.atomic_path(out / "summary.md") as path:
         path.write_text(text)
-    files.write_json(out / "result.json", {
-        "settings": {**settings, "seed": [one["settings"]["seed"] for one in results]}, "images": counts,
-        "summary": found, "seconds": [one["seconds"] for one in results], "hardware": results[0]["hardware"],
-        "versions": results[0]["versions"]})
+    files.write_json(
+        out / "result.json",
+        {
+            "settings": {**settings, "seed": [one["settings"]["seed"] for one in results]},
+            "images": counts,
+            "summary": found,
+            "seconds": [one["seconds"] for one in results],
+            "hardware": results[0]["hardware"],
+            "versions": results[0]["versions"],
+        },
+    )
     for path in (out / "result.json", *sorted(out.glob("seed-*/*.png"))):
         print(f"{'result' if path.suffix == '.json' else 'plot':<8}{path}")
 
@@ -303,9 +388,16 @@ def summary(results):
     eight = table[table.detector.isin(detectors.UNSUPERVISED)]
     best = eight.loc[eight.groupby(["seed", "marking"]).auc.idxmax()].assign(detector=BEST)
     groups = dict(iter(pd.concat([table, best]).groupby(["detector", "marking"])))
-    return [{"detector": detector, "marking": name, "paper_auc": PAPER.get((detector, name)),
-             **{what: groups[detector, name].sort_values("seed")[what].tolist() for what in ("auc", "tpr_at_5_fpr")}}
-            for detector in order for name in names]
+    return [
+        {
+            "detector": detector,
+            "marking": name,
+            "paper_auc": PAPER.get((detector, name)),
+            **{what: groups[detector, name].sort_values("seed")[what].tolist() for what in ("auc", "tpr_at_5_fpr")},
+        }
+        for detector in order
+        for name in names
+    ]
 
 
 def tabulate(found, what, scale, digits, unit):
@@ -322,7 +414,7 @@ def tabulate(found, what, scale, digits, unit):
 
 
 def spread(values, scale, digits, unit):
-    """"0.701 (0.690-0.712)": mean and extremes over seeds, the mean alone for one."""
+    """ "0.701 (0.690-0.712)": mean and extremes over seeds, the mean alone for one."""
     values = scale * np.asarray(values, dtype=np.float64)
     text = f"{values.mean():.{digits}f}{unit}"
     return text if len(values) == 1 else f"{text} ({values.min():.{digits}f}-{values.max():.{digits}f})"
@@ -332,13 +424,19 @@ def aligned(head, rows):
     """A Markdown table whose columns are aligned, so that it can be read on a terminal, too."""
     widths = [max(len(str(line[column])) for line in [head, *rows]) for column in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join("| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) + " |"
-                     for line in lines) + "\n"
+    return (
+        "\n".join(
+            "| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) + " |"
+            for line in lines
+        )
+        + "\n"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Plots
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 def draw(result, marked, folder):
     """unsupervised.png (Fig. 8) and, with MCHAD, supervised.png (Fig. 9). marked: {marking: images}, for examples."""
@@ -346,18 +444,25 @@ def draw(result, marked, folder):
     figure, axes = plots.figure_of(1, len(strengths), (5.2 * len(strengths), 5.6))
     names = [*detectors.UNSUPERVISED, PCA]
     for axis, strength in zip(axes[0], strengths, strict=True):
-        found = sorted((row for row in result["rows"] if row["detector"] in names and row["marking"] == strength),
-                       key=lambda row: -row["auc"])
+        found = sorted(
+            (row for row in result["rows"] if row["detector"] in names and row["marking"] == strength),
+            key=lambda row: -row["auc"],
+        )
         for row in found:
-            roc_line(axis, row, row["detector"], f"C{names.index(row['detector'])}",
-                     "--" if row["detector"] == PCA else "-", 2.4 if row is found[0] else 1.1)
+            roc_line(
+                axis,
+                row,
+                row["detector"],
+                f"C{names.index(row['detector'])}",
+                "--" if row["detector"] == PCA else "-",
+                2.4 if row is found[0] else 1.1,
+            )
         finish(axis, "blending ratio {}, noise {}".format(*strength.split(", ")))
     plots.save_figure(figure, folder / "unsupervised.png")
     rows = [row for row in result["rows"] if row["detector"] == MCHAD and row["marking"] not in strengths[1:]]
     if rows:
         step = result["settings"]["marked_samples_per_user"]
-        draw_supervised(rows, {name: images[::step][:3] for name, images in marked.items()},
-                        folder / "supervised.png")
+        draw_supervised(rows, {name: images[::step][:3] for name, images in marked.items()}, folder / "supervised.png")
 
 
 def draw_supervised(rows, examples, path):
@@ -366,11 +471,19 @@ def draw_supervised(rows, examples, path):
     strips = []
     for row, color in zip(rows, (plots.MEMBER_COLOR, plots.NON_MEMBER_COLOR, "grey"), strict=False):
         name = {"pictures": "other pictures", "plain grey": "plain grey (control)"}.get(
-            row["marking"].split(", ")[1], "stripes, as in training")
+            row["marking"].split(", ")[1], "stripes, as in training"
+        )
         roc_line(axes[0, 0], row, name, color, "-", 2)
         strips.append(torch.cat(list(examples[row["marking"]]), dim=2))
-        axes[0, 1].text(-1, (len(strips) - 0.5) * (strips[0].shape[1] + 2) - 1.5, name.split(",")[0].split(" (")[0],
-                        rotation=90, ha="right", va="center", color=color)
+        axes[0, 1].text(
+            -1,
+            (len(strips) - 0.5) * (strips[0].shape[1] + 2) - 1.5,
+            name.split(",")[0].split(" (")[0],
+            rotation=90,
+            ha="right",
+            va="center",
+            color=color,
+        )
     finish(axes[0, 0], "MCHAD, trained on images marked with stripes")
     gap = torch.full_like(strips[0][:, :2], 255)
     stacked = torch.cat([part for strip in strips for part in (strip, gap)][:-1], dim=1)
@@ -382,8 +495,14 @@ def draw_supervised(rows, examples, path):
 
 def roc_line(axis, row, name, color, style, width):
     low, high = row["interval"]
-    axis.plot(detectors.ROC_GRID, row["roc"], style, color=color, linewidth=width,
-              label=f"{name}: {row['auc']:.3f} ({low:.3f}-{high:.3f})")
+    axis.plot(
+        detectors.ROC_GRID,
+        row["roc"],
+        style,
+        color=color,
+        linewidth=width,
+        label=f"{name}: {row['auc']:.3f} ({low:.3f}-{high:.3f})",
+    )
 
 
 def finish(axis, title):
@@ -391,8 +510,14 @@ def finish(axis, title):
     axis.set(title=title, xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.01))
     axis.grid(alpha=0.3)
     # Below the axes: detectors that are worse than guessing run where a legend would lie.
-    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), title="AUC (95 % interval)",
-                title_fontsize=8, ncols=1 + (len(axis.lines) > 5))
+    axis.legend(
+        fontsize=8,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.13),
+        title="AUC (95 % interval)",
+        title_fontsize=8,
+        ncols=1 + (len(axis.lines) > 5),
+    )
 
 
 if __name__ == "__main__":

@@ -48,17 +48,31 @@ def ask_users(experiment, query, settings, paths, device):
     """
     started, data, users = time.monotonic(), experiment.data, experiment.groups
     # Targets are marked on the CPU, where their published images were made: the same bits. The others where it is fast.
-    signals = {name: utils.score_users(query, data.images, group, experiment.marking,
-                                       torch.device("cpu") if name == "target" else device, batch_size_of(data), name)
-               for name, group in users.items()}
-    exact = {name: exact_losses(experiment, query, name, settings["exact_keys"], device)
-             for name in ("target", "control")} if settings["exact_keys"] else {}
+    signals = {
+        name: utils.score_users(
+            query,
+            data.images,
+            group,
+            experiment.marking,
+            torch.device("cpu") if name == "target" else device,
+            batch_size_of(data),
+            name,
+        )
+        for name, group in users.items()
+    }
+    exact = (
+        {name: exact_losses(experiment, query, name, settings["exact_keys"], device) for name in ("target", "control")}
+        if settings["exact_keys"]
+        else {}
+    )
     result = Audit(settings, users, signals, time.monotonic() - started, exact)
-    files.write_arrays(paths.losses, settings=np.array(json.dumps({"training": experiment.settings, "audit": settings})),
-                      **{f"{name}_{signal}": values for name in GROUPS for signal, values in signals[name].items()},
-                      **{f"{name}_exact": values.astype(np.float32) for name, values in exact.items()},
-                      **{f"{name}_{what}": getattr(users[name], what) for name in GROUPS
-                         for what in ("classes", "samples")})
+    files.write_arrays(
+        paths.losses,
+        settings=np.array(json.dumps({"training": experiment.settings, "audit": settings})),
+        **{f"{name}_{signal}": values for name in GROUPS for signal, values in signals[name].items()},
+        **{f"{name}_exact": values.astype(np.float32) for name, values in exact.items()},
+        **{f"{name}_{what}": getattr(users[name], what) for name in GROUPS for what in ("classes", "samples")},
+    )
     return result
 
 
@@ -75,15 +89,24 @@ def exact_losses(experiment, query, group, keys, device):
     draws, held_out = utils.key_generator(users.key, "held out"), []
     for own, label in zip(users.samples, users.classes, strict=True):
         others = np.setdiff1d(pool[labels[pool] == label], own)
-        held_out.append(draws.permutation(others)[:users.samples.shape[1]])
+        held_out.append(draws.permutation(others)[: users.samples.shape[1]])
     fewest = min(map(len, held_out))
     samples = np.concatenate([users.samples, np.stack([rows[:fewest] for rows in held_out])], axis=1)
     columns = []
     for number in range(1 + (0 if experiment.marking.changes_nothing else keys)):
         key = utils.derive_key(users.key, "fresh key", number) if number else users.key
         asked = utils.Users(samples, users.classes, key)
-        columns.append(utils.score_users(query, experiment.data.images, asked, experiment.marking, device,
-                                         batch_size_of(experiment.data), f"{group}, key {number}")["cross_entropy"])
+        columns.append(
+            utils.score_users(
+                query,
+                experiment.data.images,
+                asked,
+                experiment.marking,
+                device,
+                batch_size_of(experiment.data),
+                f"{group}, key {number}",
+            )["cross_entropy"]
+        )
     return np.stack(columns, axis=2)
 
 
@@ -102,8 +125,10 @@ def conclude(experiment, query, record, answers, device):
     """Turn the answers of an audit into the figures of result.json (a JSON-ready dict)."""
     data, splits, history = experiment.data, experiment.splits, record["history"]
     member, other = answers.losses("target"), answers.losses("non_member")
-    audits = {kind: utils.membership_inference(member, other, kind == "instance", answers.settings["fpr"])
-              for kind in ("set", "instance")}
+    audits = {
+        kind: utils.membership_inference(member, other, kind == "instance", answers.settings["fpr"])
+        for kind in ("set", "instance")
+    }
     validation = [epoch["val_accuracy"] for epoch in history if "val_accuracy" in epoch]
     return {
         "settings": {"training": experiment.settings, "audit": answers.settings},
@@ -111,10 +136,13 @@ def conclude(experiment, query, record, answers, device):
         "signal": answers.signal,
         "audit": audits,
         "verdict": _verdicts(answers),
-        "accuracy": {"test": utils.accuracy(query, data.images, data.labels, 2 * batch_size_of(data), splits.test),
-                     "test_images": len(splits.test), "train": record["train_accuracy"],
-                     "validation": max(validation, default=None),
-                     "marked": float(answers.signals["target"]["correct"].mean())},
+        "accuracy": {
+            "test": utils.accuracy(query, data.images, data.labels, 2 * batch_size_of(data), splits.test),
+            "test_images": len(splits.test),
+            "train": record["train_accuracy"],
+            "validation": max(validation, default=None),
+            "marked": float(answers.signals["target"]["correct"].mean()),
+        },
         "countermeasure": record.get("countermeasure") or {},
         "seconds": {"train": record["train_seconds"], "audit": answers.seconds},
         "hardware": {"train": record["hardware"], "audit": hardware_name(device)},
@@ -129,10 +157,28 @@ def _verdicts(answers):
         losses, fpr = answers.losses(group), answers.settings["verdict_fpr"]
         used, threshold = utils.verify_provenance(losses, answers.losses("non_member"), fpr)
         detected[group] = int(used.sum())
-        exact = exact_p_values(answers.exact[group], losses.shape[1], answers.users[group].key).tolist() \
-            if group in answers.exact else [None] * len(losses)
-        rows += [{"user": f"{group} {number}", "class": int(label), "trained_on": group == "target",
-                  "mean_loss": float(loss), "used": bool(says), "exact_p": p} for number, (label, loss, says, p)
-                 in enumerate(zip(answers.users[group].classes, losses.mean(axis=1), used, exact, strict=True))]
-    return {"fpr": fpr, "threshold": threshold, "targets_detected": detected["target"],
-            "controls_detected": detected["control"], "users": rows}
+        exact = (
+            exact_p_values(answers.exact[group], losses.shape[1], answers.users[group].key).tolist()
+            if group in answers.exact
+            else [None] * len(losses)
+        )
+        rows += [
+            {
+                "user": f"{group} {number}",
+                "class": int(label),
+                "trained_on": group == "target",
+                "mean_loss": float(loss),
+                "used": bool(says),
+                "exact_p": p,
+            }
+            for number, (label, loss, says, p) in enumerate(
+                zip(answers.users[group].classes, losses.mean(axis=1), used, exact, strict=True)
+            )
+        ]
+    return {
+        "fpr": fpr,
+        "threshold": threshold,
+        "targets_detected": detected["target"],
+        "controls_detected": detected["control"],
+        "users": rows,
+    }

@@ -21,9 +21,27 @@ from networks import network_names
 from utils import NOISE_TYPES, choose_precision
 
 # Settings that decide the weights of the model; a checkpoint made with others is not the same run.
-TRAINING_FLAGS = ("dataset", "image_size", "train_size", "val_portion", "net_type", "lr", "epoch", "batch_size",
-                  "momentum", "weight_decay", "seed", "clean_train", "marked_samples_per_user", "img_blending_ratio",
-                  "ood_pattern", "noise_injection_type", "noise_norm", "used_share", "countermeasure")
+TRAINING_FLAGS = (
+    "dataset",
+    "image_size",
+    "train_size",
+    "val_portion",
+    "net_type",
+    "lr",
+    "epoch",
+    "batch_size",
+    "momentum",
+    "weight_decay",
+    "seed",
+    "clean_train",
+    "marked_samples_per_user",
+    "img_blending_ratio",
+    "ood_pattern",
+    "noise_injection_type",
+    "noise_norm",
+    "used_share",
+    "countermeasure",
+)
 USER_FLAGS = ("target_user_cls", "num_of_multiTarget_diffCls", "num_of_multiTarget_sameCls")
 # Settings of the audit, free to change on a trained model.
 AUDIT_FLAGS = ("num_of_non_member_user", "instance_mi", "scaled_loss", "fpr", "verdict_fpr", "exact_keys")
@@ -55,17 +73,29 @@ def make_parser(description):
     training.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     training.add_argument("--precision", default="auto", choices=("auto", "bfloat16", "float32"))
 
-    training.add_argument("--countermeasure", type=lambda text: str(parse_countermeasure(text)),
-                          help="what the model's owner does against the audit: NAME or "
-                          f"NAME:SETTING=VALUE,...; one of {', '.join(countermeasure_names())}")
-    training.add_argument("--base_model", help="the same run without the countermeasure (folder, checkpoint or "
-                          "--save_tag), whose model is taken over if the countermeasure changes only a finished model")
+    training.add_argument(
+        "--countermeasure",
+        type=lambda text: str(parse_countermeasure(text)),
+        help="what the model's owner does against the audit: NAME or "
+        f"NAME:SETTING=VALUE,...; one of {', '.join(countermeasure_names())}",
+    )
+    training.add_argument(
+        "--base_model",
+        help="the same run without the countermeasure (folder, checkpoint or "
+        "--save_tag), whose model is taken over if the countermeasure changes only a finished model",
+    )
 
     marking = parser.add_argument_group("data marking")
-    marking.add_argument("--marked_samples_per_user", type=number(float, above=0),
-                         help="samples of each target user: a number >= 1, or a share of train_size below 1")
-    marking.add_argument("--used_share", type=number(float, above=0, high=1),
-                         help="share of each user's marked samples that is trained on (default 1; Table 5)")
+    marking.add_argument(
+        "--marked_samples_per_user",
+        type=number(float, above=0),
+        help="samples of each target user: a number >= 1, or a share of train_size below 1",
+    )
+    marking.add_argument(
+        "--used_share",
+        type=number(float, above=0, high=1),
+        help="share of each user's marked samples that is trained on (default 1; Table 5)",
+    )
     marking.add_argument("--img_blending_ratio", type=number(float, 0, 1), help="Eq. 1's m (default 0.7; 1: no blend)")
     marking.add_argument("--ood_pattern", help="outlier features: color_stripes (default), tinyimagenet, celeba, PATH")
     marking.add_argument("--noise_injection_type", choices=NOISE_TYPES, help="default perlin")
@@ -73,8 +103,11 @@ def make_parser(description):
 
     users = parser.add_argument_group("target users")
     users.add_argument("--target_user_cls", nargs="+", type=number(int, 0), help="one user for each class given")
-    users.add_argument("--num_of_multiTarget_diffCls", type=number(int, 1),
-                       help="this many users, from as many different classes as there are")
+    users.add_argument(
+        "--num_of_multiTarget_diffCls",
+        type=number(int, 1),
+        help="this many users, from as many different classes as there are",
+    )
     users.add_argument("--num_of_multiTarget_sameCls", type=number(int, 1), help="this many users in each class")
 
     audit = parser.add_argument_group("audit")
@@ -84,8 +117,12 @@ def make_parser(description):
     audit.add_argument("--fpr", nargs="+", type=number(float, 0, 1), help="TPR is given at each (default 1e-3 1e-4 0)")
     audit.add_argument("--verdict_fpr", type=number(float, 0, 0.5), help="algorithm 1's FPR (default 1e-3)")
 
-    audit.add_argument("--exact_keys", type=number(int, 0), help="fresh keys of the exact test: p of every target and "
-                       "control user as if half of their photos had been held out (default 19; 0: no test)")
+    audit.add_argument(
+        "--exact_keys",
+        type=number(int, 0),
+        help="fresh keys of the exact test: p of every target and "
+        "control user as if half of their photos had been held out (default 19; 0: no test)",
+    )
 
     files = parser.add_argument_group("files")
     files.add_argument("--save_tag", default="tmp", help="name of the run")
@@ -120,10 +157,23 @@ def with_stored(args, stored):
 def resolve_settings(args, data, device):
     """The two dicts of settings of a run, (training, audit): flags where given, the data set's recipe elsewhere."""
     recipe = data.recipe
-    defaults = {"dataset": data.name, "image_size": data.images.image_shape[-1], "seed": 1, "clean_train": 0,
-                "img_blending_ratio": 0.7, "ood_pattern": "color_stripes", "noise_injection_type": "perlin",
-                "noise_norm": 8.0, "used_share": 1.0, "countermeasure": None, "instance_mi": 0, "scaled_loss": 0,
-                "fpr": [1e-3, 1e-4, 0.0], "verdict_fpr": 1e-3, "exact_keys": 19}
+    defaults = {
+        "dataset": data.name,
+        "image_size": data.images.image_shape[-1],
+        "seed": 1,
+        "clean_train": 0,
+        "img_blending_ratio": 0.7,
+        "ood_pattern": "color_stripes",
+        "noise_injection_type": "perlin",
+        "noise_norm": 8.0,
+        "used_share": 1.0,
+        "countermeasure": None,
+        "instance_mi": 0,
+        "scaled_loss": 0,
+        "fpr": [1e-3, 1e-4, 0.0],
+        "verdict_fpr": 1e-3,
+        "exact_keys": 19,
+    }
 
     def value_of(flag):
         given = getattr(args, flag)
@@ -131,8 +181,10 @@ def resolve_settings(args, data, device):
 
     training = {flag: value_of(flag) for flag in TRAINING_FLAGS}
     if args.num_classes not in (None, len(data.class_names)):
-        raise UserError(f"--num_classes {args.num_classes} does not fit {data.name}, which has "
-                        f"{len(data.class_names)} classes; leave the flag out")
+        raise UserError(
+            f"--num_classes {args.num_classes} does not fit {data.name}, which has "
+            f"{len(data.class_names)} classes; leave the flag out"
+        )
     training["marked_samples_per_user"] = _samples_per_user(training["marked_samples_per_user"], training["train_size"])
     training |= {name: getattr(args, name) for name in USER_FLAGS}
     if training["target_user_cls"] is None and training["num_of_multiTarget_diffCls"] is None:
@@ -141,8 +193,9 @@ def resolve_settings(args, data, device):
         raise UserError("--target_user_cls and --num_of_multiTarget_diffCls both choose the users' classes; give one")
     for label in training["target_user_cls"] or ():
         if label >= len(data.class_names):
-            raise UserError(f"--target_user_cls {label} does not exist: {data.name} has classes 0 to "
-                            f"{len(data.class_names) - 1}")
+            raise UserError(
+                f"--target_user_cls {label} does not exist: {data.name} has classes 0 to {len(data.class_names) - 1}"
+            )
     training["precision"] = choose_precision(args.precision, device)
     training["data"] = data_fingerprint(data)
     training["pretrained_weights"] = _file_digest(args.pretrained_weights)
@@ -158,8 +211,11 @@ def _file_digest(path):
     if not Path(path).is_file():
         raise UserError(f"--pretrained_weights {path} is not a file; check the path")
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16] if hasattr(hashlib, "file_digest") else \
-            hashlib.sha256(file.read()).hexdigest()[:16]
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(file.read()).hexdigest()[:16]
+        )
 
 
 def data_fingerprint(data):

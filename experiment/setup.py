@@ -59,11 +59,16 @@ def prepare(settings, audit_settings, data, data_root=None):
         targets = _with_unused(targets, data.labels, splits.non_member, size - used)
     groups = {
         "target": targets,
-        "control": utils.draw_non_member_users(data.labels, splits.non_member, len(targets), size,
-                                               utils.derive_key(seed, "control users"), classes),
-        "non_member": utils.draw_non_member_users(data.labels, splits.non_member,
-                                                  audit_settings["num_of_non_member_user"], size,
-                                                  utils.derive_key(seed, "non-member users")),
+        "control": utils.draw_non_member_users(
+            data.labels, splits.non_member, len(targets), size, utils.derive_key(seed, "control users"), classes
+        ),
+        "non_member": utils.draw_non_member_users(
+            data.labels,
+            splits.non_member,
+            audit_settings["num_of_non_member_user"],
+            size,
+            utils.derive_key(seed, "non-member users"),
+        ),
     }
     return Experiment(settings, data, splits, groups, _marking(settings, data, data_root), used, clean, defence)
 
@@ -78,8 +83,10 @@ def _set_aside(splits, data, share, seed):
     count = round(share * len(splits.train))
     pool = splits.non_member[~data.is_test[splits.non_member]].numpy()
     if count > len(pool):
-        raise UserError(f"the countermeasure needs {count} clean images, and only {len(pool)} are neither used for "
-                        "training nor for testing; lower its share or --train_size")
+        raise UserError(
+            f"the countermeasure needs {count} clean images, and only {len(pool)} are neither used for "
+            "training nor for testing; lower its share or --train_size"
+        )
     rows = torch.from_numpy(utils.key_generator(seed, "clean images").permutation(pool)[:count])
     left, test = (part[~torch.isin(part, rows)] for part in (splits.non_member, splits.test))
     return replace(splits, non_member=left, test=test), rows
@@ -113,8 +120,10 @@ def _user_classes(settings, train_labels):
     order = utils.key_generator(settings["seed"], "users' classes").permutation(len(room))
     chosen = [label for turn in range(room.max()) for label in order if room[label] > turn][:different]
     if len(chosen) < different:
-        raise UserError(f"--num_of_multiTarget_diffCls {different}: the training images have room for {len(chosen)}"
-                        f" users of {settings['marked_samples_per_user']} samples; lower one or raise --train_size")
+        raise UserError(
+            f"--num_of_multiTarget_diffCls {different}: the training images have room for {len(chosen)}"
+            f" users of {settings['marked_samples_per_user']} samples; lower one or raise --train_size"
+        )
     return np.repeat(chosen, same)
 
 
@@ -122,15 +131,26 @@ def marked_images(experiment):
     """The target users' images as they publish them: uint8 (users, K, 3, H, W)."""
     users, store = experiment.users, experiment.data.images
     numbers = np.arange(users.samples.shape[1])
-    return torch.stack([utils.mark_images(store[torch.from_numpy(rows)], users.key, np.full(len(rows), user), numbers,
-                                            experiment.marking) for user, rows in enumerate(users.samples)])
+    return torch.stack(
+        [
+            utils.mark_images(
+                store[torch.from_numpy(rows)], users.key, np.full(len(rows), user), numbers, experiment.marking
+            )
+            for user, rows in enumerate(users.samples)
+        ]
+    )
 
 
 def publish_marks(experiment, paths):
     """Mark the target users' images and keep them in marks.npz; returns them (see `marked_images`)."""
     users, marked = experiment.users, marked_images(experiment)
-    files.write_arrays(paths.marks, samples=users.samples, classes=users.classes, images=marked.numpy(),
-                      key=np.frombuffer(users.key, dtype=np.uint8))
+    files.write_arrays(
+        paths.marks,
+        samples=users.samples,
+        classes=users.classes,
+        images=marked.numpy(),
+        key=np.frombuffer(users.key, dtype=np.uint8),
+    )
     return marked
 
 
@@ -141,10 +161,14 @@ def check_marks(experiment, paths):
     """
     if paths.marks.exists():
         stored = files.read_arrays(paths.marks)
-        if not (np.array_equal(stored.get("samples"), experiment.users.samples)
-                and np.array_equal(stored.get("images"), marked_images(experiment).numpy())):
-            raise UserError(f"{paths.marks} has other marks than these settings give today; restore the images of "
-                            "--ood_pattern, or audit with the versions named in the run's result.json")
+        if not (
+            np.array_equal(stored.get("samples"), experiment.users.samples)
+            and np.array_equal(stored.get("images"), marked_images(experiment).numpy())
+        ):
+            raise UserError(
+                f"{paths.marks} has other marks than these settings give today; restore the images of "
+                "--ood_pattern, or audit with the versions named in the run's result.json"
+            )
 
 
 def build_model(experiment, pretrained_weights=None):

@@ -48,11 +48,19 @@ def train(experiment, model, paths, device, team=ALONE, base_model=None):
     if not team.leader:
         return None, None
     plain = utils.make_query(job.model, job.recipe, device)
-    record = {"settings": settings, "mean": job.recipe.mean, "std": job.recipe.std, "history": history,
-              "classes": job.classes, "class_names": list(experiment.data.class_names),
-              "train_accuracy": utils.accuracy(plain, job.images, job.labels, 2 * batch_size_of(experiment.data)),
-              "train_seconds": time.monotonic() - started, "hardware": hardware_name(device),
-              "processes": team.size, "countermeasure": defence.report(job)}
+    record = {
+        "settings": settings,
+        "mean": job.recipe.mean,
+        "std": job.recipe.std,
+        "history": history,
+        "classes": job.classes,
+        "class_names": list(experiment.data.class_names),
+        "train_accuracy": utils.accuracy(plain, job.images, job.labels, 2 * batch_size_of(experiment.data)),
+        "train_seconds": time.monotonic() - started,
+        "hardware": hardware_name(device),
+        "processes": team.size,
+        "countermeasure": defence.report(job),
+    }
     files.save_model(paths.model, job.model.state_dict(), record)
     job.clean_up()
     return defence.answer(plain, job.seed), record
@@ -61,11 +69,12 @@ def train(experiment, model, paths, device, team=ALONE, base_model=None):
 def _training_job(experiment, marked, model, paths, device, team, base_model):
     data, splits, users = experiment.data, experiment.splits, experiment.users
     images, labels = _read(data.images, splits.train), data.labels[splits.train]
-    places = np.searchsorted(splits.train.numpy(), users.samples[:, :experiment.used].ravel())
-    images[torch.from_numpy(places)] = marked[:, :experiment.used].flatten(0, 1)
+    places = np.searchsorted(splits.train.numpy(), users.samples[:, : experiment.used].ravel())
+    images[torch.from_numpy(places)] = marked[:, : experiment.used].flatten(0, 1)
     validation = (_read(data.images, splits.val), data.labels[splits.val]) if len(splits.val) else None
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.recipe.normalization == "imagenet" \
-        else utils.channel_statistics(images)
+    mean, std = (
+        (IMAGENET_MEAN, IMAGENET_STD) if data.recipe.normalization == "imagenet" else utils.channel_statistics(images)
+    )
     recipe = experiment.countermeasure.recipe(training_settings(experiment.settings, mean, std))
     return TrainingJob(experiment, model, images, labels, validation, recipe, paths, device, team, base_model)
 
@@ -107,8 +116,9 @@ class TrainingJob:
         query = utils.make_query(model, self.recipe, self.device)
         return torch.cat([query(part).cpu() for part in images.split(batch_size_of(self.experiment.data))])
 
-    def fit(self, model, images=None, labels=None, phase=None, hooks=utils.PLAIN_TRAINING, validation="the run's",
-            **changes):
+    def fit(
+        self, model, images=None, labels=None, phase=None, hooks=utils.PLAIN_TRAINING, validation="the run's", **changes
+    ):
         """Train `model` in place (see `utils.train_model`); returns the history. By default, all is the run's own.
 
         phase: a name for a training beside the main one; its finished weights are kept until the run is done, so that
@@ -124,9 +134,17 @@ class TrainingJob:
             model.load_state_dict(tensors)
             return stored["history"]
         history = utils.train_model(
-            model, self.images if images is None else images, self.labels if labels is None else labels,
-            replace(self.recipe, **changes), self.device, self._phase_file(phase and f"{phase}.progress"), settings,
-            self.validation if validation == "the run's" else validation, self.team, hooks)
+            model,
+            self.images if images is None else images,
+            self.labels if labels is None else labels,
+            replace(self.recipe, **changes),
+            self.device,
+            self._phase_file(phase and f"{phase}.progress"),
+            settings,
+            self.validation if validation == "the run's" else validation,
+            self.team,
+            hooks,
+        )
         if phase:
             files.save_model(done, model.state_dict(), {"settings": settings, "history": history})
             self._phase_file(f"{phase}.progress").unlink(missing_ok=True)
@@ -139,8 +157,12 @@ class TrainingJob:
     def _take_over(self, model):
         tensors, record = files.load_model(self.base_model)
         ours = {**self.experiment.settings, "countermeasure": None}
-        files.check_same_settings(record.get("settings"), ours, self.base_model,
-                                 hint="--base_model must be the same run without a countermeasure")
+        files.check_same_settings(
+            record.get("settings"),
+            ours,
+            self.base_model,
+            hint="--base_model must be the same run without a countermeasure",
+        )
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
@@ -183,16 +205,25 @@ def load_trained(path, device, precision=None):
         recipe = defence.recipe(training_settings(settings, record["mean"], record["std"]))
         recipe = replace(recipe, precision=precision or recipe.precision)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold the network it names ({str(error).splitlines()[0]}); "
-                        "get an undamaged copy, or train the model again") from None
+        raise UserError(
+            f"{path} does not hold the network it names ({str(error).splitlines()[0]}); "
+            "get an undamaged copy, or train the model again"
+        ) from None
     return defence.answer(utils.make_query(model, recipe, device), settings.get("seed", 0)), record
 
 
 def train_on(path, images, labels, classes, seed, device, net_type="smallnet", **recipe):
     """Train a network on exactly these images, or take it from `path`; returns (query, record of the training)."""
-    settings = {**PLAIN_RECIPE, **recipe, "net_type": net_type, "image_size": images.shape[-1], "seed": seed,
-                "precision": utils.choose_precision("auto", device), "classes": classes,
-                "images": hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:16]}
+    settings = {
+        **PLAIN_RECIPE,
+        **recipe,
+        "net_type": net_type,
+        "image_size": images.shape[-1],
+        "seed": seed,
+        "precision": utils.choose_precision("auto", device),
+        "classes": classes,
+        "images": hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:16],
+    }
     path = Path(path)
     if not path.exists():
         mean, std = utils.channel_statistics(images)
@@ -202,9 +233,18 @@ def train_on(path, images, labels, classes, seed, device, net_type="smallnet", *
         path.parent.mkdir(parents=True, exist_ok=True)
         history = utils.train_model(model, images, labels, chosen, device, path.with_suffix(".progress"), settings)
         query = utils.make_query(model, chosen, device)
-        files.save_model(path, model.state_dict(), {
-            "settings": settings, "mean": mean, "std": std, "history": history, "classes": classes,
-            "train_accuracy": utils.accuracy(query, images, labels)})
+        files.save_model(
+            path,
+            model.state_dict(),
+            {
+                "settings": settings,
+                "mean": mean,
+                "std": std,
+                "history": history,
+                "classes": classes,
+                "train_accuracy": utils.accuracy(query, images, labels),
+            },
+        )
         path.with_suffix(".progress").unlink(missing_ok=True)
     query, stored = load_trained(path, device)
     files.check_same_settings(stored["settings"], settings, path)

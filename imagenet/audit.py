@@ -42,16 +42,23 @@ def find_users(args):
     manifest = read_manifest(args.manifest) if args.manifest else None
     if os.path.realpath(args.member_data_folder) == os.path.realpath(args.non_member_data_folder):
         raise UserError("--member_data_folder and --non_member_data_folder are the same folder")
-    users = {group: users_module.find_users(folder, manifest, name) for (group, name), folder in
-             zip(GROUPS.items(), (args.member_data_folder, args.non_member_data_folder), strict=True)}
+    users = {
+        group: users_module.find_users(folder, manifest, name)
+        for (group, name), folder in zip(
+            GROUPS.items(), (args.member_data_folder, args.non_member_data_folder), strict=True
+        )
+    }
     counts = {name: len(files) for group in users.values() for name, files in group.items()}
     poorest, size = min(counts, key=counts.get), args.marked_samples_per_user
     if size is None and len(set(counts.values())) > 1:
-        raise UserError(f"users have {min(counts.values())} to {max(counts.values())} images; give "
-                        f"--marked_samples_per_user (at most {counts[poorest]}, the number of {poorest})")
+        raise UserError(
+            f"users have {min(counts.values())} to {max(counts.values())} images; give "
+            f"--marked_samples_per_user (at most {counts[poorest]}, the number of {poorest})"
+        )
     if size is not None and counts[poorest] < size:
-        raise UserError(f"user {poorest} has {counts[poorest]} images, fewer than --marked_samples_per_user {size}; "
-                        "lower it")
+        raise UserError(
+            f"user {poorest} has {counts[poorest]} images, fewer than --marked_samples_per_user {size}; lower it"
+        )
     return {group: {name: files[:size] for name, files in members.items()} for group, members in users.items()}
 
 
@@ -60,19 +67,26 @@ def find_validation(folder):
     if folder is None:
         return None
     source = plan.list_source(folder)
-    return [(label, os.path.join(source.folder, label, name)) for label in source.listing
-            for name in source.images(label)]
+    return [
+        (label, os.path.join(source.folder, label, name)) for label in source.listing for name in source.images(label)
+    ]
 
 
 def open_suspect(args):
     """The checkpoint as a `Suspect`; --arch never means a network of networks/, which has a googlenet of its own."""
     import torchvision
+
     arch = args.arch
     if arch is not None and ":" not in arch and not os.path.isdir(args.resume_path):
         known = torchvision.models.list_models(module=torchvision.models)
         arch = f"{'torchvision' if arch in known else 'timm'}:{arch}"
-    overrides = {"size": args.input_size, "resize": args.resize, "mean": args.mean, "std": args.std,
-                 "interpolation": args.interpolation}
+    overrides = {
+        "size": args.input_size,
+        "resize": args.resize,
+        "mean": args.mean,
+        "std": args.std,
+        "interpolation": args.interpolation,
+    }
     suspect = opened.open_model(args.resume_path, arch, args.device, args.precision, overrides, args.batch_size)
     if suspect.classes is None:
         raise UserError(f"{args.resume_path} names only its top class; use eval.py, which can do with that")
@@ -90,29 +104,44 @@ def class_numbers(args, suspect, validation):
     else:
         raise UserError("the model has no class names; give --val_set_data_folder or --manifest")
     if len(names) != suspect.classes:
-        raise UserError(f"the model has {suspect.classes} classes and the data {len(names)}; give "
-                        "--val_set_data_folder with all classes of its training, or the right --resume_path")
+        raise UserError(
+            f"the model has {suspect.classes} classes and the data {len(names)}; give "
+            "--val_set_data_folder with all classes of its training, or the right --resume_path"
+        )
     return {name: number for number, name in enumerate(names)}
 
 
 def check_labels(users, validation, numbers):
     """Raise UserError for an image whose class the model does not know."""
-    for label, path in [image for group in users.values() for files in group.values() for image in files] + \
-            (validation or []):
+    for label, path in [image for group in users.values() for files in group.values() for image in files] + (
+        validation or []
+    ):
         if label not in numbers:
-            raise UserError(f"{path}: class {label!r} is not one of the model's {len(numbers)} "
-                            f"({', '.join(list(numbers)[:3])}, ...); name class folders as in its training")
+            raise UserError(
+                f"{path}: class {label!r} is not one of the model's {len(numbers)} "
+                f"({', '.join(list(numbers)[:3])}, ...); name class folders as in its training"
+            )
 
 
 def resolve_settings(args, suspect, users, numbers):
     """What decides the result: a flat dict. Images count by their names, the model by its digest."""
-    names = json.dumps([[[name, [(label, os.path.basename(path)) for label, path in files]]
-                         for name, files in group.items()] for group in users.values()] + [list(numbers)])
+    names = json.dumps(
+        [
+            [[name, [(label, os.path.basename(path)) for label, path in files]] for name, files in group.items()]
+            for group in users.values()
+        ]
+        + [list(numbers)]
+    )
     kept = ("instance_mi", "scaled_loss", "fpr", "verdict_fpr", "precision", "device", "batch_size")
-    return {"arch": suspect.identity["net_type"], "model": suspect.identity["sha256"],
-            "preprocessing": suspect.preprocessing.describe(), "users": hashlib.sha256(names.encode()).hexdigest(),
-            "marked_samples_per_user": len(next(iter(users["target"].values()))),
-            "validated": args.val_set_data_folder is not None, **{name: getattr(args, name) for name in kept}}
+    return {
+        "arch": suspect.identity["net_type"],
+        "model": suspect.identity["sha256"],
+        "preprocessing": suspect.preprocessing.describe(),
+        "users": hashlib.sha256(names.encode()).hexdigest(),
+        "marked_samples_per_user": len(next(iter(users["target"].values()))),
+        "validated": args.val_set_data_folder is not None,
+        **{name: getattr(args, name) for name in kept},
+    }
 
 
 def is_finished(paths, settings):
@@ -132,6 +161,7 @@ def stream(images, fit):
 
     As many images are in memory as there are threads to decode them, times four, however many there are in all.
     """
+
     def load(path):
         try:
             return fit(read_photo(path))
@@ -162,7 +192,7 @@ def ask(suspect, images, numbers, description):
                 logs, _, labels_only = exact.dense(suspect.ask(np.stack(batch)), suspect.classes)
                 if labels_only:
                     raise UserError(f"{suspect.name} names only its top class; use eval.py, which can do with that")
-                collected.append(utils.sample_signals(torch.from_numpy(logs), labels[asked:asked + len(batch)]))
+                collected.append(utils.sample_signals(torch.from_numpy(logs), labels[asked : asked + len(batch)]))
                 bar.update(len(batch))
                 asked, batch = asked + len(batch), []
     return {name: torch.cat([part[name] for part in collected]).numpy() for name in collected[0]}
@@ -171,16 +201,27 @@ def ask(suspect, images, numbers, description):
 def conclude(suspect, users, validation, numbers, settings, paths):
     """Ask, judge, and write losses.npz, the plots and result.json, the last."""
     started, size = time.monotonic(), settings["marked_samples_per_user"]
-    signals = {group: {name: values.reshape(-1, size) for name, values in ask(
-        suspect, [image for files in members.values() for image in files], numbers, GROUPS[group]).items()}
-        for group, members in users.items()}
+    signals = {
+        group: {
+            name: values.reshape(-1, size)
+            for name, values in ask(
+                suspect, [image for files in members.values() for image in files], numbers, GROUPS[group]
+            ).items()
+        }
+        for group, members in users.items()
+    }
     answers = Audit(settings, users, signals, time.monotonic() - started)
-    labels = {group: np.array([[numbers[label] for label, _ in files] for files in members.values()])
-              for group, members in users.items()}
-    write_arrays(paths.losses, settings=np.array(json.dumps(settings)),
-                      **{f"{group}_{name}": values for group in GROUPS for name, values in signals[group].items()},
-                      **{f"{group}_classes": labels[group] for group in GROUPS},
-                      **{f"{group}_users": np.array(list(users[group])) for group in GROUPS})
+    labels = {
+        group: np.array([[numbers[label] for label, _ in files] for files in members.values()])
+        for group, members in users.items()
+    }
+    write_arrays(
+        paths.losses,
+        settings=np.array(json.dumps(settings)),
+        **{f"{group}_{name}": values for group in GROUPS for name, values in signals[group].items()},
+        **{f"{group}_classes": labels[group] for group in GROUPS},
+        **{f"{group}_users": np.array(list(users[group])) for group in GROUPS},
+    )
     result = judge(answers, users)
     started = time.monotonic()
     if validation is not None:
@@ -189,8 +230,11 @@ def conclude(suspect, users, validation, numbers, settings, paths):
     result["seconds"]["validation"] = time.monotonic() - started
     report.draw_roc(answers, result, paths.roc_plot)
     report.draw_losses(answers, paths.loss_plot)
-    result |= {"model": suspect.identity, "hardware": hardware_name(utils.choose_device(settings["device"])),
-               "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}}
+    result |= {
+        "model": suspect.identity,
+        "hardware": hardware_name(utils.choose_device(settings["device"])),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
     write_json(paths.result, result)
 
 
@@ -198,37 +242,69 @@ def judge(answers, users):
     """The figures of result.json that follow from the losses."""
     member, other, settings = answers.losses("target"), answers.losses("non_member"), answers.settings
     used, threshold = utils.verify_provenance(member, other, settings["verdict_fpr"])
-    rows = [{"user": name, "classes": sorted({label for label, _ in files}), "mean_loss": float(loss),
-             "used": bool(found)} for (name, files), loss, found in
-            zip(users["target"].items(), member.mean(axis=1), used, strict=True)]
-    return {"settings": settings, "mode": "instance" if settings["instance_mi"] else "set", "signal": answers.signal,
-            "audit": {kind: utils.membership_inference(member, other, kind == "instance", settings["fpr"])
-                      for kind in ("set", "instance")},
-            "verdict": {"fpr": settings["verdict_fpr"], "threshold": threshold, "detected": int(used.sum()),
-                        "users": rows},
-            "accuracy": {"validation": None, "marked": float(answers.signals["target"]["correct"].mean()),
-                         "non_member": float(answers.signals["non_member"]["correct"].mean())},
-            "seconds": {"audit": answers.seconds}, "images": member.size + other.size}
+    rows = [
+        {"user": name, "classes": sorted({label for label, _ in files}), "mean_loss": float(loss), "used": bool(found)}
+        for (name, files), loss, found in zip(users["target"].items(), member.mean(axis=1), used, strict=True)
+    ]
+    return {
+        "settings": settings,
+        "mode": "instance" if settings["instance_mi"] else "set",
+        "signal": answers.signal,
+        "audit": {
+            kind: utils.membership_inference(member, other, kind == "instance", settings["fpr"])
+            for kind in ("set", "instance")
+        },
+        "verdict": {"fpr": settings["verdict_fpr"], "threshold": threshold, "detected": int(used.sum()), "users": rows},
+        "accuracy": {
+            "validation": None,
+            "marked": float(answers.signals["target"]["correct"].mean()),
+            "non_member": float(answers.signals["non_member"]["correct"].mean()),
+        },
+        "seconds": {"audit": answers.seconds},
+        "images": member.size + other.size,
+    }
 
 
 def show(result, paths):
     """The short table at the end."""
     audit, settings, accuracy = result["audit"][result["mode"]], result["settings"], result["accuracy"]
     judged = result["verdict"]
-    print(f"{settings['arch']}, {settings['marked_samples_per_user']} samples a user, {result['mode']}-based, "
-          f"{result['signal']}; {settings['preprocessing']}")
-    rows = [("FPR@100%TPR", f"{plots.percent(audit['fpr_at_100_tpr'], audit['fpr_interval'])}, "
-                            f"{audit['false_positives']} of {audit['non_members']} non-members")]
-    rows += [(f"TPR@{100 * point['fpr']:g}%FPR", plots.percent(point["tpr"], point["interval"]))
-             for point in audit["tpr_at_fpr"]]
-    rows += [("AUC", f"{audit['auc']:.4f}"),
-             ("members detected", f"{judged['detected']} of {len(judged['users'])} by Algorithm 1 at "
-                                  f"{plots.percent(judged['fpr'])} FPR")]
-    rows += [(f"accuracy, {name.replace('_', '-')}", plots.percent(accuracy[name]))
-             for name in ("validation", "marked", "non_member") if accuracy[name] is not None]
+    print(
+        f"{settings['arch']}, {settings['marked_samples_per_user']} samples a user, {result['mode']}-based, "
+        f"{result['signal']}; {settings['preprocessing']}"
+    )
+    rows = [
+        (
+            "FPR@100%TPR",
+            f"{plots.percent(audit['fpr_at_100_tpr'], audit['fpr_interval'])}, "
+            f"{audit['false_positives']} of {audit['non_members']} non-members",
+        )
+    ]
+    rows += [
+        (f"TPR@{100 * point['fpr']:g}%FPR", plots.percent(point["tpr"], point["interval"]))
+        for point in audit["tpr_at_fpr"]
+    ]
+    rows += [
+        ("AUC", f"{audit['auc']:.4f}"),
+        (
+            "members detected",
+            f"{judged['detected']} of {len(judged['users'])} by Algorithm 1 at {plots.percent(judged['fpr'])} FPR",
+        ),
+    ]
+    rows += [
+        (f"accuracy, {name.replace('_', '-')}", plots.percent(accuracy[name]))
+        for name in ("validation", "marked", "non_member")
+        if accuracy[name] is not None
+    ]
     seconds = result["seconds"]["audit"]
-    rows += [("seconds", f"audit {seconds:.1f} ({result['images'] / seconds:.0f} images/s), validation "
-                         f"{result['seconds']['validation']:.1f}"),
-             ("result", paths.result), ("plots", f"{paths.roc_plot}, {paths.loss_plot}")]
+    rows += [
+        (
+            "seconds",
+            f"audit {seconds:.1f} ({result['images'] / seconds:.0f} images/s), validation "
+            f"{result['seconds']['validation']:.1f}",
+        ),
+        ("result", paths.result),
+        ("plots", f"{paths.roc_plot}, {paths.loss_plot}"),
+    ]
     for name, value in rows:
         print(f"{name:<22}{value}")

@@ -35,9 +35,15 @@ class Source:
 
     def images(self, label):
         """Names that a user may own: images whose names survive JSON, records and a longer suffix."""
-        return [name for name in self.names(label)
-                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
-                and "\\" not in name and len(os.fsencode(name)) <= LONGEST_NAME and _is_text(name)]
+        return [
+            name
+            for name in self.names(label)
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+            and not name.startswith(".")
+            and "\\" not in name
+            and len(os.fsencode(name)) <= LONGEST_NAME
+            and _is_text(name)
+        ]
 
     @cached_property
     def files(self):
@@ -67,8 +73,9 @@ def list_source(folder):
         with os.scandir(root) as entries:
             labels = sorted(entry.name for entry in entries if entry.is_dir())
     except OSError as error:
-        raise UserError(f"{folder} can't be opened ({error.strerror}); --data_root needs train/CLASS/FILES and "
-                        "val/CLASS/FILES") from None
+        raise UserError(
+            f"{folder} can't be opened ({error.strerror}); --data_root needs train/CLASS/FILES and val/CLASS/FILES"
+        ) from None
     for label in Progress(labels, f"listing {os.path.basename(root)}", unit="class"):
         if not _is_text(label):
             raise UserError(f"{folder} has a class folder whose name is not valid UTF-8 ({label!r}); rename it")
@@ -76,8 +83,10 @@ def list_source(folder):
             names = []
             for entry in entries:
                 if entry.is_dir():  # known from the folder itself, except for links
-                    raise UserError(f"{folder}/{label} has a folder inside ({entry.name!r}); images must lie in their "
-                                    "class folder itself")
+                    raise UserError(
+                        f"{folder}/{label} has a folder inside ({entry.name!r}); images must lie in their "
+                        "class folder itself"
+                    )
                 names.append(entry.name)
         if not names:
             raise UserError(f"{folder}/{label} is empty, and no training script reads that; remove it")
@@ -181,11 +190,15 @@ def _non_members(settings, left, first):
     chosen, turns = [], Counter()
     for number, label in enumerate(labels):
         # Either images of their own, or, as in the paper, images that users share, each user's being distinct.
-        places = np.arange(turns[label] * size, (turns[label] + 1) * size) if own else \
-            key_generator(settings["seed"], "non-member images", number).choice(sizes[label], size, replace=False)
+        places = (
+            np.arange(turns[label] * size, (turns[label] + 1) * size)
+            if own
+            else key_generator(settings["seed"], "non-member images", number).choice(sizes[label], size, replace=False)
+        )
         turns[label] += 1
-        chosen.append(_user(settings, "non_member", number, label, side,
-                            places + (first[label] if side == "train" else 0)))
+        chosen.append(
+            _user(settings, "non_member", number, label, side, places + (first[label] if side == "train" else 0))
+        )
     return chosen, {label: sizes[label] for label in turns}
 
 
@@ -199,10 +212,12 @@ def _go_round(order, room, size, users, who):
     while len(chosen) < users:
         fitting = [label for label in order if room[label] >= turn * size]
         if not fitting:
-            raise UserError(f"the classes have room for {len(chosen)} of {users} {who} users of {size} images each; "
-                            "lower the number of users or --marked_samples_per_user, or look at --non_member_pool and "
-                            "--non_member_source")
-        chosen += fitting[:users - len(chosen)]
+            raise UserError(
+                f"the classes have room for {len(chosen)} of {users} {who} users of {size} images each; "
+                "lower the number of users or --marked_samples_per_user, or look at --non_member_pool and "
+                "--non_member_source"
+            )
+        chosen += fitting[: users - len(chosen)]
         turn += 1
     return chosen
 

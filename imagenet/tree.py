@@ -45,6 +45,7 @@ PARTIAL = ".partial"
 # Tree
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 class Tree:
     """The folder to write, and its unfinished parts."""
 
@@ -79,8 +80,9 @@ def check_places(data_root, out):
     """Raise UserError when the tree would lie in the data set or around it."""
     source, target = os.path.realpath(data_root), os.path.realpath(out)
     if os.path.commonpath([source, target]) in (source, target):
-        raise UserError(f"--out {out} and --data_root {data_root} lie in each other; choose a folder outside of the "
-                        "data set")
+        raise UserError(
+            f"--out {out} and --data_root {data_root} lie in each other; choose a folder outside of the data set"
+        )
 
 
 def output_name(name, names, format):
@@ -126,12 +128,15 @@ def _mark_class(tree, plan, label, users, sources, pool):
         decks[side] = _shuffled(names[side], plan.settings["seed"], "shuffled images", side, label)
         spares[side] = iter(range(plan.taken[side, label], len(decks[side])))
     done, unreadable = {}, {}
-    while todo := [(user, number) for user in users for number in range(len(user.places))
-                   if (user.name, number) not in done]:
+    while todo := [
+        (user, number) for user in users for number in range(len(user.places)) if (user.name, number) not in done
+    ]:
+
         def work(job):
             user, number = job
-            return _mark_one(tree, user, number, decks[user.side][user.places[number]], sources[user.side],
-                             names[user.side])
+            return _mark_one(
+                tree, user, number, decks[user.side][user.places[number]], sources[user.side], names[user.side]
+            )
 
         failed = {}
         for (user, number), row in zip(todo, list(pool.map(work, todo)), strict=True):
@@ -140,11 +145,14 @@ def _mark_class(tree, plan, label, users, sources, pool):
             else:
                 failed[user.side, int(user.places[number])] = row
         unreadable |= _replace(decks, spares, failed, label)
-    entries = {user.name: _finish_user(tree, user, [done[user.name, number] for number in range(len(user.places))],
-                                       sources[user.side]) for user in users}
+    entries = {
+        user.name: _finish_user(
+            tree, user, [done[user.name, number] for number in range(len(user.places))], sources[user.side]
+        )
+        for user in users
+    }
     held_out = [decks["train"][place] for place in range(*plan.pools.get(label, (0, 0)))]
-    return {"users": entries, "held_out": held_out,
-            "unreadable": unreadable}
+    return {"users": entries, "held_out": held_out, "unreadable": unreadable}
 
 
 def _replace(decks, spares, failed, label):
@@ -154,8 +162,10 @@ def _replace(decks, spares, failed, label):
         bad = decks[side][place]
         spare = next(spares[side], None)
         if spare is None:
-            raise UserError(f"{side}/{label}: {bad} {problem}, and the class has no other image to take its place; "
-                            "lower --marked_samples_per_user or the number of users")
+            raise UserError(
+                f"{side}/{label}: {bad} {problem}, and the class has no other image to take its place; "
+                "lower --marked_samples_per_user or the number of users"
+            )
         decks[side][place], decks[side][spare] = decks[side][spare], bad
         unreadable[f"{side}/{label}/{bad}"] = problem
     return unreadable
@@ -168,12 +178,18 @@ def _mark_one(tree, user, number, name, source, names):
         pixels = read_photo(path)
     except UnreadablePhoto as problem:
         return str(problem)
-    row = {"original": name, "original_sha256": files.file_digest(path), "height": pixels.shape[0],
-           "width": pixels.shape[1], "marked": None}
+    row = {
+        "original": name,
+        "original_sha256": files.file_digest(path),
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
+        "marked": None,
+    }
     if user.published[number]:
         settings = user.record.settings
-        data = encode_photo(protect.mark_photo(pixels, user.key, number, settings.marking()), settings.format,
-                            settings.quality)
+        data = encode_photo(
+            protect.mark_photo(pixels, user.key, number, settings.marking()), settings.format, settings.quality
+        )
         row["marked"] = output_name(name, names, settings.format)
         write_photo(_folder_of(tree.partial, user) / row["marked"], data)
         row["marked_sha256"] = hashlib.sha256(data).hexdigest()
@@ -192,9 +208,14 @@ def _finish_user(tree, user, rows, source):
     numbers = [number for number, row in enumerate(rows) if row["marked"]]
     if user.group == "member":
         photos = [{name: row[name] for name in ("original", "original_sha256", "height", "width")} for row in rows]
-        record = records.add_batch(user.record, photos, 1 - len(numbers) / len(rows),
-                                   os.path.join(source.folder, user.label), _folder_of(tree.out, user),
-                                   [row["marked"] or row["original"] for row in rows])
+        record = records.add_batch(
+            user.record,
+            photos,
+            1 - len(numbers) / len(rows),
+            os.path.join(source.folder, user.label),
+            _folder_of(tree.out, user),
+            [row["marked"] or row["original"] for row in rows],
+        )
         # Without the date: the same seed shall give the same tree, and a key from a seed is no evidence anyway.
         batch = record.batches[0].model_copy(update={"created": "from a seed"})
         record = record.model_copy(update={"batches": [batch]})
@@ -202,16 +223,22 @@ def _finish_user(tree, user, rows, source):
         record = records.finish_batch(record, {number: rows[number]["marked_sha256"] for number in numbers})
         records.private_folder(tree.partial / "records")
         records.write_record(tree.partial / "records" / user.name / "record.json", record)
-    return {"group": user.group, "class": user.label, "side": user.side,
-            "key_sha256": hashlib.sha256(user.key).hexdigest(), "numbers": numbers,
-            "files": [rows[number]["marked"] for number in numbers],
-            "originals": [rows[number]["original"] for number in numbers],
-            "held_out": [row["original"] for row in rows if not row["marked"]]}
+    return {
+        "group": user.group,
+        "class": user.label,
+        "side": user.side,
+        "key_sha256": hashlib.sha256(user.key).hexdigest(),
+        "numbers": numbers,
+        "files": [rows[number]["marked"] for number in numbers],
+        "originals": [rows[number]["original"] for number in numbers],
+        "held_out": [row["original"] for row in rows if not row["marked"]],
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Links
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 def link_tree(tree, plan, train, val):
     """Write the training tree (and, unless links are enough, the validation tree) class by class; resumes."""
@@ -271,8 +298,9 @@ def _link_class(tree, side, source, label, how, gone, marked):
         except OSError as error:
             if how == "symlink" or error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
                 raise
-            raise UserError(f"--link hard can't be done for {source.folder} ({error.strerror}); use --link symlink or "
-                            "copy") from None
+            raise UserError(
+                f"--link hard can't be done for {source.folder} ({error.strerror}); use --link symlink or copy"
+            ) from None
         finally:
             os.close(folder)
             os.close(origin)
@@ -289,8 +317,16 @@ def publish(tree, plan, train, users, unreadable):
     for name in ("source", "val", "members", "non_members", "records", "train"):
         if os.path.lexists(tree.partial / name):
             os.rename(tree.partial / name, tree.out / name)
-    write_json(tree.manifest, {"format": FORMAT, "settings": plan.settings, "class_names": list(train.listing),
-                               "users": users, "unreadable": unreadable})
+    write_json(
+        tree.manifest,
+        {
+            "format": FORMAT,
+            "settings": plan.settings,
+            "class_names": list(train.listing),
+            "users": users,
+            "unreadable": unreadable,
+        },
+    )
 
 
 def finish(tree):
@@ -301,5 +337,3 @@ def finish(tree):
 # ----------------------------------------------------------------------------------------------------------------------
 # Reading
 # ----------------------------------------------------------------------------------------------------------------------
-
-

@@ -18,16 +18,24 @@ def read_manifest(path):
         names = list(manifest["class_names"])
         for name, entry in manifest["users"].items():
             names += [name, entry["class"], *entry["files"]]
-            if entry["group"] not in FOLDERS or not isinstance(entry["files"], list) or \
-                    len(entry["numbers"]) != len(entry["files"]):
+            if (
+                entry["group"] not in FOLDERS
+                or not isinstance(entry["files"], list)
+                or len(entry["numbers"]) != len(entry["files"])
+            ):
                 raise ValueError(f"user {name} is not as it should be")
-        bad = [name for name in names if not isinstance(name, str) or name in ("", ".", "..") or "/" in name
-               or "\0" in name]
+        bad = [
+            name
+            for name in names
+            if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name
+        ]
         if bad or not isinstance(manifest["settings"], dict):
             raise ValueError(f"{bad[0]!r} is no file name" if bad else "it has no settings")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a manifest of imagenet-prepare.py ({type(error).__name__}: {error}); give "
-                        "TREE/manifest.json") from None
+        raise UserError(
+            f"{path} is not a manifest of imagenet-prepare.py ({type(error).__name__}: {error}); give "
+            "TREE/manifest.json"
+        ) from None
     return manifest
 
 
@@ -41,13 +49,16 @@ def find_users(folder, manifest=None, group=None):
     if not os.path.isdir(root):
         raise UserError(f"{folder} is not a folder; give one with USER/CLASS/IMAGES or CLASS/IMAGES inside")
     if manifest is not None:
-        found = {name: sorted((entry["class"], os.path.join(root, name, entry["class"], file))
-                              for file in entry["files"])
-                 for name, entry in sorted(manifest["users"].items()) if entry["group"] == group}
+        found = {
+            name: sorted((entry["class"], os.path.join(root, name, entry["class"], file)) for file in entry["files"])
+            for name, entry in sorted(manifest["users"].items())
+            if entry["group"] == group
+        }
         missing = next((path for files in found.values() for _, path in files if not os.path.isfile(path)), None)
         if missing:
-            raise UserError(f"{missing} is missing, though the manifest lists it; give the folders and the manifest of "
-                            "one tree")
+            raise UserError(
+                f"{missing} is missing, though the manifest lists it; give the folders and the manifest of one tree"
+            )
     else:
         found = dict(_users_of_folders(root))
     if not found:
@@ -66,14 +77,28 @@ def _users_of_folders(root):
         shapes.add(bool(classes))
         if len(shapes) > 1:
             raise UserError(f"{root} mixes USER/CLASS/IMAGES and CLASS/IMAGES (as {name}); use one of them")
-        yield name, [(label, os.path.join(root, name, label, file)) for label in classes
-                     for file in _below(os.path.join(root, name, label), False)] or \
-            [(name, os.path.join(root, name, file)) for file in files]
+        yield (
+            name,
+            [
+                (label, os.path.join(root, name, label, file))
+                for label in classes
+                for file in _below(os.path.join(root, name, label), False)
+            ]
+            or [(name, os.path.join(root, name, file)) for file in files],
+        )
 
 
 def _below(folder, folders):
     """Sorted names of the folders, or of the images, in a folder."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if (
-            entry.is_dir() if folders else not entry.is_dir() and not entry.name.startswith(".")
-            and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES))
+        return sorted(
+            entry.name
+            for entry in entries
+            if (
+                entry.is_dir()
+                if folders
+                else not entry.is_dir()
+                and not entry.name.startswith(".")
+                and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+            )
+        )

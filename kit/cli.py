@@ -15,13 +15,22 @@ class Parser(argparse.ArgumentParser):
 
 def number(kind, low=None, high=None, above=None):
     """An argparse type: a finite number of this kind within the limits."""
+
     def parse(text):
         value = kind(text)
-        if (low is not None and value < low) or (high is not None and value > high) or (
-                above is not None and value <= above) or not math.isfinite(value):
-            limits = [f"at least {low}" if low is not None else "", f"above {above}" if above is not None else "",
-                      f"at most {high}" if high is not None else ""]
+        if (
+            (low is not None and value < low)
+            or (high is not None and value > high)
+            or (above is not None and value <= above)
+            or not math.isfinite(value)
+        ):
+            limits = [
+                f"at least {low}" if low is not None else "",
+                f"above {above}" if above is not None else "",
+                f"at most {high}" if high is not None else "",
+            ]
             raise argparse.ArgumentTypeError(f"{text} must be a number {' and '.join(filter(None, limits))}")
         return value
+
     parse.__name__ = kind.__name__
     return parse

@@ -84,8 +84,9 @@ def read_json(path, remedy="delete it and run the command again"):
 
 def canonical_digest(value):
     """SHA-256, hex, of a JSON-ready value in one fixed spelling."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-                          ).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    ).hexdigest()
 
 
 def file_digest(path):
@@ -165,8 +166,10 @@ def _why_no_safetensors(path, error):
         head = file.read(2)
     # A zip (torch.save since 1.6) or the PROTO opcode of pickle 2 and later. Named, never opened.
     if head == b"PK" or head[:1] == b"\x80":
-        return (f"{path} is a pickle, which could run code of whoever made it, so it was not opened; "
-                "ask for the weights as a safetensors file")
+        return (
+            f"{path} is a pickle, which could run code of whoever made it, so it was not opened; "
+            "ask for the weights as a safetensors file"
+        )
     return f"{path} is truncated or not a safetensors file ({error}); get an undamaged copy"
 
 
@@ -175,8 +178,11 @@ def check_same_settings(stored, wanted, where, but=(), hint="Use the same settin
     if not isinstance(stored, dict):
         raise UserError(f"{where} has no readable settings; delete it and run the command again")
     wanted = json.loads(json.dumps(wanted))  # as they come back from a file: tuples are lists there
-    different = [f"{name} is {stored.get(name)!r} there and {value!r} here"
-                 for name, value in wanted.items() if name not in but and stored.get(name) != value]
+    different = [
+        f"{name} is {stored.get(name)!r} there and {value!r} here"
+        for name, value in wanted.items()
+        if name not in but and stored.get(name) != value
+    ]
     if different:
         raise UserError(f"{where} was made with other settings: {'; '.join(different)}. {hint}")
 
@@ -189,8 +195,9 @@ def _locked(path):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"another process is working in {path.parent}; wait for it, or choose another "
-                                "--save_tag or --out") from None
+                raise UserError(
+                    f"another process is working in {path.parent}; wait for it, or choose another --save_tag or --out"
+                ) from None
         try:
             yield
         finally:
@@ -204,5 +211,3 @@ def _locked(path):
 def lock_folder(folder):
     """Context manager: keep a second process away from a folder; a lock dies with its process."""
     return _locked(Path(folder) / ".lock")
-
-

@@ -21,39 +21,51 @@ def join(*parts):
 
 def element(tag, *parts, **attributes):
     """<tag attributes>parts</tag>; `class_` and `for_` lose their underscore, others turn _ into -."""
-    text = "".join(f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
-                   for name, value in attributes.items())
+    text = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for name, value in attributes.items()
+    )
     return Raw(f"<{tag}{text}>{''.join(escaped(part) for part in parts)}</{tag}>")
 
 
 def table(caption, head, rows):
     """A table whose first column names the row; it scrolls by itself where the page is narrow."""
-    lines = [element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:]))
-             for row in rows]
-    inside = element("table", element("caption", element("span", caption)),
-                     element("thead", element("tr", *(element("th", name, scope="col") for name in head))),
-                     element("tbody", *lines))
+    lines = [
+        element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])) for row in rows
+    ]
+    inside = element(
+        "table",
+        element("caption", element("span", caption)),
+        element("thead", element("tr", *(element("th", name, scope="col") for name in head))),
+        element("tbody", *lines),
+    )
     return element("div", inside, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
 def picture(light, dark, description, caption):
     """A figure with a PNG (bytes) for each colour scheme, inside the page."""
     sources = [base64.b64encode(content).decode() for content in (light, dark)]
-    image = Raw(f'<picture><source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{sources[1]}">'
-                f'<img src="data:image/png;base64,{sources[0]}" alt="{html.escape(description)}"></picture>')
+    image = Raw(
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{sources[1]}">'
+        f'<img src="data:image/png;base64,{sources[0]}" alt="{html.escape(description)}"></picture>'
+    )
     return element("figure", image, element("figcaption", caption))
 
 
 def small_image(content, description):
-    return Raw(f'<img class="record" src="data:image/png;base64,{base64.b64encode(content).decode()}" '
-               f'alt="{html.escape(description)}">')
+    return Raw(
+        f'<img class="record" src="data:image/png;base64,{base64.b64encode(content).decode()}" '
+        f'alt="{html.escape(description)}">'
+    )
 
 
 def document(title, body):
-    head = (f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<meta name="color-scheme" content="light dark"><title>{html.escape(title)}</title><style>{CSS}</style>')
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n'
-            "</html>\n")
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><title>{html.escape(title)}</title><style>{CSS}</style>'
+    )
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
+    )
 
 
 CSS = """

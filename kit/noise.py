@@ -15,15 +15,37 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 # Perlin's permutation of 0..255 and the x and y parts of 16 gradients, as in pnoise2. (The pure-Python module
 # `noise.perlin` has 9 for the 19 at place 180 and other gradients at the end: pnoise2, which is C, is the reference.)
-PERMUTATION = np.frombuffer(bytes.fromhex(
-    "97a0895b5a0f830dc95f6035c2e907e18c24671e458e086325f0150a17be0694f778ea4b001ac53e5efcdbcb75230b2039b12158"
-    "ed953857ae147d88aba844af4aa547868b301ba64d929ee7536fe57a3cd385e6dc695c29372ef528f4668f3641193fa101d85049"
-    "d14c84bbd05912a9c8c4878274bc9f56a4646dc6adba034034d9e2fa7c7b05ca2693767eff5255d4cfce3be32f103a11b6bd1c2a"
-    "dfb7aad577f898022c9aa346dd99659ba72bac09811627fd13626c6e4f71e0e8b2b97068daf661e4fb22f2c1eed2900cbfb3a2f1"
-    "513391ebf90eef6b31c0d61fb5c76a9db854ccb07379322d7f0496fe8aeccd5dde72431d1848f38d80c34e42d73d9cb4"),
-    dtype=np.uint8).astype(np.int64)
-GRADIENTS = np.array([(1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (1, 0), (-1, 0),
-                      (0, 1), (0, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (0, -1), (0, 1)], dtype=np.float32)
+PERMUTATION = np.frombuffer(
+    bytes.fromhex(
+        "97a0895b5a0f830dc95f6035c2e907e18c24671e458e086325f0150a17be0694f778ea4b001ac53e5efcdbcb75230b2039b12158"
+        "ed953857ae147d88aba844af4aa547868b301ba64d929ee7536fe57a3cd385e6dc695c29372ef528f4668f3641193fa101d85049"
+        "d14c84bbd05912a9c8c4878274bc9f56a4646dc6adba034034d9e2fa7c7b05ca2693767eff5255d4cfce3be32f103a11b6bd1c2a"
+        "dfb7aad577f898022c9aa346dd99659ba72bac09811627fd13626c6e4f71e0e8b2b97068daf661e4fb22f2c1eed2900cbfb3a2f1"
+        "513391ebf90eef6b31c0d61fb5c76a9db854ccb07379322d7f0496fe8aeccd5dde72431d1848f38d80c34e42d73d9cb4"
+    ),
+    dtype=np.uint8,
+).astype(np.int64)
+GRADIENTS = np.array(
+    [
+        (1, 1),
+        (-1, 1),
+        (1, -1),
+        (-1, -1),
+        (1, 0),
+        (-1, 0),
+        (1, 0),
+        (-1, 0),
+        (0, 1),
+        (0, -1),
+        (0, 1),
+        (0, -1),
+        (1, 0),
+        (-1, 0),
+        (0, -1),
+        (0, 1),
+    ],
+    dtype=np.float32,
+)
 # Gradient x and y at the corner (i, j), looked up by (P[i] + j) mod 256: pnoise2 permutes that twice more.
 CORNER_GRADIENTS = tuple(GRADIENTS[PERMUTATION[PERMUTATION] & 15].T.copy())
 # Rows of a tile: in smaller ones the products meet fewer lattice lines but lose more to their number.
@@ -49,15 +71,24 @@ def perlin_signs(period, octaves, freq_sine, offsets, rows, columns, shortest_pe
     tiles = _tiles(rows, round(np.ptp(rows) / TILE_PIXELS))
     for count, least in np.unique(np.stack([octaves, shortest], 1), axis=0):
         group = np.flatnonzero((octaves == count) & (shortest == least))
-        for chunk in (group[start:start + at_once] for start in range(0, len(group), at_once)):
+        for chunk in (group[start : start + at_once] for start in range(0, len(group), at_once)):
             x = offsets[chunk, 0, None, None] + tiles / period[chunk, None, None]
             y = offsets[chunk, 1, None] + columns / period[chunk, None]
             # A generator for each block, so that only one block's matrices are there at a time.
-            blocks = [_block_fields(x, y[:, across], count, device, in_cache,
-                                    (np.ptp(tiles[0]) / least, np.ptp(columns[across]) / least))
-                      for across in _blocks(columns)]
-            for images, scale in zip(np.split(chunk, range(in_cache, len(chunk), in_cache)),
-                                     turns[chunk].split(in_cache), strict=True):
+            blocks = [
+                _block_fields(
+                    x,
+                    y[:, across],
+                    count,
+                    device,
+                    in_cache,
+                    (np.ptp(tiles[0]) / least, np.ptp(columns[across]) / least),
+                )
+                for across in _blocks(columns)
+            ]
+            for images, scale in zip(
+                np.split(chunk, range(in_cache, len(chunk), in_cache)), turns[chunk].split(in_cache), strict=True
+            ):
                 made = _wave_signs(_joined([next(block) for block in blocks]), scale)[:, :height].to(torch.int8)
                 if signs.is_cpu:  # numpy copies whole images where torch's indexing goes value by value
                     signs.numpy()[images, 0] = made.numpy()
@@ -97,7 +128,7 @@ def _block_fields(x, y, octaves, device, at_once, spans):
     factors = _octave_factors(x, y, octaves, device, spans) if tiles <= TILES_AT_ONCE else None
     memory = torch.empty(min(images, at_once), tiles, height, y.shape[1], device=device)
     for start in range(0, images, at_once):
-        part, field = slice(start, start + at_once), memory[:images - start]
+        part, field = slice(start, start + at_once), memory[: images - start]
         if factors is not None:
             own = slice(start * tiles, (start + at_once) * tiles)
             _product(factors[0][own].transpose(1, 2), factors[1][own], field.flatten(0, 1))
@@ -127,7 +158,7 @@ def perlin_octaves(x, y, octaves, device="cpu"):
     """
     tiles = _tiles(x, round(x.shape[1] / TILE_PIXELS))
     left, right = _octave_factors(tiles, y, octaves, device, (0, 0))
-    return _product(left.transpose(1, 2), right).view(len(x), -1, y.shape[1])[:, :x.shape[1]]
+    return _product(left.transpose(1, 2), right).view(len(x), -1, y.shape[1])[:, : x.shape[1]]
 
 
 def _octave_factors(x, y, octaves, device, spans):
@@ -150,7 +181,7 @@ def _octave_factors(x, y, octaves, device, spans):
         for part, windows in enumerate(_corner_windows(width)):
             corners = torch.from_numpy(windows[start]).to(device)
             place = line + part * sum(y_counts)
-            product = _product(corners, weights[:, place:place + width])
+            product = _product(corners, weights[:, place : place + width])
             right[1 - part].append(product.view(images * tiles, lines, -1))
         line += width
     return left, torch.cat(right[0] + right[1], 1)
@@ -181,8 +212,9 @@ def _lattice(coordinates, amplitudes, device, span):
     last = np.floor(coordinates.max(axis=1)[:, None] * frequencies)
     counts = np.maximum((last - first).max(axis=0), np.floor(span * frequencies) + 1).astype(np.int64) + 2
     starts, lines = np.cumsum(counts) - counts, int(counts.sum())
-    shift, frequencies, amplitudes = (torch.from_numpy(np.float32(value)).to(device)[..., None]
-                                      for value in (starts - first, frequencies, amplitudes))
+    shift, frequencies, amplitudes = (
+        torch.from_numpy(np.float32(value)).to(device)[..., None] for value in (starts - first, frequencies, amplitudes)
+    )
     fraction = torch.from_numpy(coordinates).to(device)[:, None] * frequencies
     cells = fraction.floor()
     fraction -= cells
@@ -190,8 +222,11 @@ def _lattice(coordinates, amplitudes, device, span):
     fade = (fraction * 6).sub_(15).mul_(fraction).add_(10).mul_(fraction).mul_(fraction).mul_(fraction)
     here, next_one = (1 - fade).mul_(amplitudes), fade.mul_(amplitudes)
     matrix = torch.zeros(len(coordinates), 2 * lines, coordinates.shape[1], device=device)
-    matrix.scatter_(1, torch.cat([near, near + 1, near + lines, near + (lines + 1)], 1),
-                    torch.cat([here, next_one, here * fraction, next_one * (fraction - 1)], 1))
+    matrix.scatter_(
+        1,
+        torch.cat([near, near + 1, near + lines, near + (lines + 1)], 1),
+        torch.cat([here, next_one, here * fraction, next_one * (fraction - 1)], 1),
+    )
     return first.astype(np.int64), counts.tolist(), matrix
 
 
@@ -204,10 +239,10 @@ def gabor_signs(words, rows, columns, device="cpu"):
     # As many images at a time as make some 100 MB of factors.
     step = max(1, 2**24 // ((len(rows) + len(columns)) * 2 * _kernels(rows, columns)))
     for start in range(0, len(words), step):
-        drawn = [_gabor_draws(image, rows, columns) for image in words[start:start + step]]
+        drawn = [_gabor_draws(image, rows, columns) for image in words[start : start + step]]
         fields = gabor_fields(*(np.stack(values) for values in zip(*drawn, strict=True)), rows, columns, device)
         low, high = _range(fields)
-        signs[start:start + step, 0] = fields.sub_((low + high) / 2).sign_().to(torch.int8)
+        signs[start : start + step, 0] = fields.sub_((low + high) / 2).sign_().to(torch.int8)
     return signs
 
 
@@ -242,8 +277,10 @@ def gabor_fields(sigma, wavelength, angle, down, across, weights, rows, columns,
     factors = []
     for places, pixels, share in ((down, rows, np.sin(angle)), (across, columns, np.cos(angle))):
         distance = torch.from_numpy(np.float32(pixels[None, :, None] - places[:, None])).to(device)
-        width, turns = (torch.from_numpy(np.float32(value)).to(device)[:, None, None]
-                        for value in (sigma, 2 * math.pi * share / wavelength))
+        width, turns = (
+            torch.from_numpy(np.float32(value)).to(device)[:, None, None]
+            for value in (sigma, 2 * math.pi * share / wavelength)
+        )
         envelope = (-0.5 * (distance / width).square()).exp_()
         factors.append((envelope * (distance * turns).cos(), envelope * (distance * turns).sin()))
     (cos_rows, sin_rows), (cos_columns, sin_columns) = factors

@@ -12,7 +12,7 @@ MEMBER_COLOR, NON_MEMBER_COLOR = "#1f77b4", "#d95f02"
 
 
 def percent(rate, interval=None):
-    """"0.02 % (0.00-0.07)" out of a rate and its interval."""
+    """ "0.02 % (0.00-0.07)" out of a rate and its interval."""
     text = f"{100 * rate:.2f} %"
     return f"{text} (95 % interval {100 * interval[0]:.2f}-{100 * interval[1]:.2f})" if interval else text
 
@@ -21,6 +21,7 @@ def figure_of(rows, columns, size):
     """(figure, axes (rows, columns)) of a size in inches."""
     # Agg draws without a display; the caller's own backend, say in a notebook, stays as it is.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
@@ -51,7 +52,13 @@ def draw_shares(axis, groups, title, label):
     """Histograms of non-members and members (two arrays) as shares, so that 5 members stand beside 5,000 others."""
     bins = np.histogram_bin_edges(np.concatenate(groups), 60)
     for values, color, name in zip(groups, (NON_MEMBER_COLOR, MEMBER_COLOR), ("non-members", "members"), strict=True):
-        axis.hist(values, bins, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.6,
-                  label=f"{name} ({len(values)})")
+        axis.hist(
+            values,
+            bins,
+            weights=np.full(len(values), 1 / len(values)),
+            color=color,
+            alpha=0.6,
+            label=f"{name} ({len(values)})",
+        )
     axis.set(title=title, xlabel=label, ylabel="share")
     axis.legend(fontsize=8)

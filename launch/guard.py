@@ -57,9 +57,14 @@ def start_guard(job, node):
     """Start a job's guard as a child of this process. Returns its Popen, for outcome_of and stop_guards."""
     wanted = json.dumps({**job, "parent": os.getpid(), "node": node})
     # A session of its own: Ctrl-C in a terminal reaches only the launcher, which then asks politely, once.
-    return subprocess.Popen([sys.executable, str(Path(__file__).resolve()), wanted], cwd=REPOSITORY,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).resolve()), wanted],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def outcome_of(process):
@@ -93,8 +98,12 @@ def guard(job):
     for wish in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wish, lambda *_: asked.append(time.monotonic()))
     before = read_record(job["record"])
-    record = {"command": job["command"], "start": job["start"], "node": job["node"],
-              "tries": before["tries"] + 1 if before.get("start") == job["start"] else 1}
+    record = {
+        "command": job["command"],
+        "start": job["start"],
+        "node": job["node"],
+        "tries": before["tries"] + 1 if before.get("start") == job["start"] else 1,
+    }
     _write_record(job["record"], record)
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
@@ -104,8 +113,12 @@ def guard(job):
             break
         time.sleep(5 * POLL_SECONDS)
     last = said.decode(errors="replace").strip().splitlines()[-1:]
-    record |= {"code": code, "seconds": time.monotonic() - started, "last": "".join(last)[:300],
-               "result": digest(job["result"]) if code == 0 else None}
+    record |= {
+        "code": code,
+        "seconds": time.monotonic() - started,
+        "last": "".join(last)[:300],
+        "result": digest(job["result"]) if code == 0 else None,
+    }
     _write_record(job["record"], record)
     print(json.dumps(record))
 
@@ -113,15 +126,24 @@ def guard(job):
 def _attempt(job, tries, asked):
     """Start the command once. Returns (exit code, the last 4 KB that it said)."""
     with open(job["log"], "ab") as log:
-        log.write(f"=== try {tries} on {job['node']}, {time.strftime('%F %T')}: {shlex.join(job['command'])}\n"
-                  .encode(errors="surrogateescape"))
+        log.write(
+            f"=== try {tries} on {job['node']}, {time.strftime('%F %T')}: {shlex.join(job['command'])}\n".encode(
+                errors="surrogateescape"
+            )
+        )
         log.flush()
         begin = log.tell()
         me = os.getpid()
         try:
-            child = subprocess.Popen(job["command"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                     env={**os.environ, **job["environment"]}, start_new_session=True,
-                                     preexec_fn=lambda: _die_with(me))
+            child = subprocess.Popen(
+                job["command"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **job["environment"]},
+                start_new_session=True,
+                preexec_fn=lambda: _die_with(me),
+            )
             code = _watch(child, job["parent"], asked)
         except OSError as error:
             log.write(f"error: can't start {job['command'][0]}: {error.strerror}\n".encode())

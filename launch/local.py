@@ -32,9 +32,14 @@ class Launcher:
 
     def _job(self, run, start):
         """What `guard` has to know, ready for JSON."""
-        return {"command": run.command, "result": run.result and str(run.result), "start": start,
-                "record": str(run.record), "log": str(run.log),
-                "environment": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(self.threads)}}
+        return {
+            "command": run.command,
+            "result": run.result and str(run.result),
+            "start": start,
+            "record": str(run.record),
+            "log": str(run.log),
+            "environment": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(self.threads)},
+        }
 
     def close(self):
         """Give back what was opened."""
@@ -76,5 +81,6 @@ def _cuda_devices():
         devices = [device for device in visible.split(",") if device.strip()]
     else:
         import torch
+
         devices = [str(device) for device in range(torch.cuda.device_count())]
     return devices if len(devices) > 1 else []

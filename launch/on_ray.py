@@ -28,7 +28,8 @@ class OnRay(Launcher):
         try:
             self._check_room({"CPU": args.cpus_per_run, "GPU": gpus}, own)
             self.task = self.ray.remote(execute).options(
-                num_cpus=args.cpus_per_run, num_gpus=gpus, max_retries=args.retries, scheduling_strategy="SPREAD")
+                num_cpus=args.cpus_per_run, num_gpus=gpus, max_retries=args.retries, scheduling_strategy="SPREAD"
+            )
         except ValueError as error:  # Ray's own limits: 1.5 GPUs is not possible
             raise UserError(f"Ray does not accept these resources ({first_line(error)})") from None
         self.threads = max(1, int(args.cpus_per_run))
@@ -39,11 +40,13 @@ class OnRay(Launcher):
         for name, amount in wanted.items():
             most = max((node["Resources"].get(name, 0) for node in self.ray.nodes() if node["Alive"]), default=0)
             if amount > most and own:
-                raise UserError(f"a run needs {amount:g} {name} and this machine has {most:g}; "
-                                  f"lower {name}S_PER_RUN")
+                raise UserError(f"a run needs {amount:g} {name} and this machine has {most:g}; lower {name}S_PER_RUN")
             if amount > most:
-                print(f"warning: a run needs {amount:g} {name}, the largest node has {most:g}; waiting for a larger "
-                      f"one (lower {name}S_PER_RUN if none will come)", file=sys.stderr)
+                print(
+                    f"warning: a run needs {amount:g} {name}, the largest node has {most:g}; waiting for a larger "
+                    f"one (lower {name}S_PER_RUN if none will come)",
+                    file=sys.stderr,
+                )
 
     def submit(self, jobs):
         self.tasks = {self.task.remote(job): run for run, job in jobs}
@@ -113,6 +116,7 @@ def _cluster_address():
 def execute(job):
     """The Ray task: one run under its guard. Returns its last record."""
     import ray
+
     process = start_guard(job, f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:6]}")
     try:
         while process.poll() is None:

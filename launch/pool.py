@@ -12,6 +12,7 @@ ray:   needs `pip install ray`. The cluster of RAY_ADDRESS, else one started her
        elsewhere and goes on from its progress file.
 Public: main. Exit code 1: some run failed; 2: bad input; 130: interrupted.
 """
+
 import argparse
 import hashlib
 import os
@@ -66,15 +67,29 @@ def _make_parser():
     parser.add_argument("commands", nargs="?", default="-", help="file with one command a line (default: stdin)")
     flag("--launcher", "LAUNCHER", "local", type=launcher, help="local or ray (default $LAUNCHER, else local)")
     flag("--jobs", "JOBS", "1", type=cli.number(int, 1), help="local: runs at once (default $JOBS, else 1)")
-    flag("--gpus_per_run", "GPUS_PER_RUN", None, type=cli.number(float, 0),
-         help="ray: 0.25 puts four runs on each GPU (default $GPUS_PER_RUN, else 1 where the cluster has GPUs)")
-    flag("--cpus_per_run", "CPUS_PER_RUN", "1", type=cli.number(float, above=0),
-         help="ray: cores of each run (default $CPUS_PER_RUN, else 1)")
-    flag("--retries", "RETRIES", "3", type=cli.number(int, 0),
-         help="ray: further starts of a run whose node or worker dies (default $RETRIES, else 3)")
+    flag(
+        "--gpus_per_run",
+        "GPUS_PER_RUN",
+        None,
+        type=cli.number(float, 0),
+        help="ray: 0.25 puts four runs on each GPU (default $GPUS_PER_RUN, else 1 where the cluster has GPUs)",
+    )
+    flag(
+        "--cpus_per_run",
+        "CPUS_PER_RUN",
+        "1",
+        type=cli.number(float, above=0),
+        help="ray: cores of each run (default $CPUS_PER_RUN, else 1)",
+    )
+    flag(
+        "--retries",
+        "RETRIES",
+        "3",
+        type=cli.number(int, 0),
+        help="ray: further starts of a run whose node or worker dies (default $RETRIES, else 3)",
+    )
     parser.add_argument("--logs", default="saved_res/logs", help="folder of logs and records")
     return parser
-
 
 
 @dataclass(frozen=True)
@@ -99,8 +114,7 @@ def read_runs(source, logs):
         try:
             words = tuple(shlex.split(line, comments=True))
         except ValueError as error:
-            raise UserError(f"line {number} of the commands can't be read ({error}); quote it as for a shell") \
-                from None
+            raise UserError(f"line {number} of the commands can't be read ({error}); quote it as for a shell") from None
         if words and words not in found:
             found[words] = _make_run(words, logs)
     if not found:
@@ -121,11 +135,12 @@ def _paths_of(words):
     """RunPaths of a train.py command; None for other commands, and for flags that train.py will refuse."""
     from dataset import recipe
     from experiment import flags
+
     place = next((place for place, word in enumerate(words) if Path(word).name == "train.py"), None)
     if place is None:
         return None
     try:
-        args = flags.make_parser("").parse_args(words[place + 1:])
+        args = flags.make_parser("").parse_args(words[place + 1 :])
         dataset = args.dataset or "cifar100"
         return flags.run_paths(args, dataset, args.net_type or recipe(dataset).net_type)
     except (UserError, SystemExit):
@@ -143,7 +158,6 @@ def is_finished(run):
     return found is not None and record.get("code") == 0 and record.get("result") == found
 
 
-
 class Progress:
     """What is known of each run: a line when it starts and ends, a table at the end."""
 
@@ -152,8 +166,9 @@ class Progress:
         self.start = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
         self.out = sys.stdout
         skipped = set(runs) - set(waiting)
-        self.rows = {run: {"run": run.name, "state": "finished before" if run in skipped else "not started"}
-                     for run in runs}
+        self.rows = {
+            run: {"run": run.name, "state": "finished before" if run in skipped else "not started"} for run in runs
+        }
         self.total, self.ended_number, self.failed = len(waiting), 0, []
         self._say(f"{len(runs)} runs, {len(skipped)} finished before")
 
@@ -171,8 +186,10 @@ class Progress:
         """Take up how a run ended: its last record, or {"problem": why there is none}."""
         code = outcome.get("code")
         reason = outcome.get("problem") or f"exit code {code}"
-        self.rows[run].update({name: outcome[name] for name in ("seconds", "node", "tries") if name in outcome},
-                              state="done" if code == 0 else f"failed ({reason})")
+        self.rows[run].update(
+            {name: outcome[name] for name in ("seconds", "node", "tries") if name in outcome},
+            state="done" if code == 0 else f"failed ({reason})",
+        )
         self.ended_number += 1
         if code != 0:
             self.failed.append(f"{run.name} ({reason}; log: {run.log})")
@@ -206,7 +223,3 @@ class Progress:
 
 def _cell(value):
     return "-" if value is None else f"{value:.0f}" if isinstance(value, float) else str(value)
-
-
-
-

@@ -31,8 +31,9 @@ def network_names() -> list[str]:
     return list(_NAMES)
 
 
-def build_network(net_type: str, num_classes: int, image_size: int = 32,
-                  weights: str | Path | None = None) -> nn.Module:
+def build_network(
+    net_type: str, num_classes: int, image_size: int = 32, weights: str | Path | None = None
+) -> nn.Module:
     """Build a network of the paper's Appendix A, in training mode, on the CPU, in float32.
 
     Args: net_type, one of network_names() or a WideResNet such as `wideresnet-16-4`, in any case; num_classes, at least
@@ -50,8 +51,10 @@ def build_network(net_type: str, num_classes: int, image_size: int = 32,
     if name == "resnet18_pretrained":
         arguments = {"weights": weights}
     elif weights not in (None, "random"):
-        raise UserError(f"network {net_type} has no pretrained weights, so {weights} can't be used; "
-                        "leave --pretrained_weights out, or take --net_type resnet18_pretrained")
+        raise UserError(
+            f"network {net_type} has no pretrained weights, so {weights} can't be used; "
+            "leave --pretrained_weights out, or take --net_type resnet18_pretrained"
+        )
     return importlib.import_module(f"networks.{name}").build(num_classes, **arguments)
 
 
@@ -70,14 +73,20 @@ def _resolve(name):
         raise UserError(f"unknown network {name!r}; {nearest}Known: {', '.join(_NAMES)}; or wideresnet-DEPTH-WIDTH")
     found = _WIDERESNET.fullmatch(name)
     if found is None:
-        raise UserError(f"unknown network {name!r}; did you mean wideresnet284? A WideResNet is written "
-                        f"wideresnet-DEPTH-WIDTH. Known: {', '.join(_NAMES)}")
+        raise UserError(
+            f"unknown network {name!r}; did you mean wideresnet284? A WideResNet is written "
+            f"wideresnet-DEPTH-WIDTH. Known: {', '.join(_NAMES)}"
+        )
     depth, width = (int(digits) for digits in found.groups() if digits is not None)
     if depth < 10 or depth % 6 != 4:
         below = max(10, depth - (depth - 4) % 6)
-        raise UserError(f"network {name!r}: a WideResNet's depth is 6n+4 (10, 16, 22, 28, 34, 40, ...), not {depth}; "
-                        f"take wideresnet-{below}-{max(width, 1)} or wideresnet-{below + 6}-{max(width, 1)}")
+        raise UserError(
+            f"network {name!r}: a WideResNet's depth is 6n+4 (10, 16, 22, 28, 34, 40, ...), not {depth}; "
+            f"take wideresnet-{below}-{max(width, 1)} or wideresnet-{below + 6}-{max(width, 1)}"
+        )
     if width < 1:
-        raise UserError(f"network {name!r}: a WideResNet's width is 1 or more, not {width}; "
-                        f"take wideresnet-{depth}-1 or wideresnet-{depth}-4")
+        raise UserError(
+            f"network {name!r}: a WideResNet's width is 1 or more, not {width}; "
+            f"take wideresnet-{depth}-1 or wideresnet-{depth}-4"
+        )
     return "wideresnet", {"depth": depth, "width": width}

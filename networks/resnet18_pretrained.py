@@ -49,8 +49,10 @@ def _downloaded():
     except (OSError, HTTPException, RuntimeError) as error:
         if getattr(error, "errno", None) in _OWN_TROUBLE:
             raise
-        raise UserError(f"ImageNet's ResNet-18 weights can't be downloaded ({error}); save {url} as {path}, or pass a "
-                        "copy with --pretrained_weights FILE") from None
+        raise UserError(
+            f"ImageNet's ResNet-18 weights can't be downloaded ({error}); save {url} as {path}, or pass a "
+            "copy with --pretrained_weights FILE"
+        ) from None
     return path
 
 
@@ -64,8 +66,10 @@ def _read(path):
             warnings.simplefilter("ignore")  # the error below says all that torch's warnings about odd pickles would
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything, from UnpicklingError and EOFError to KeyError
-        raise UserError(f"pretrained weights {path}: truncated, or not a plain state dict ({_first_line(error)}); "
-                        "nothing in it was run; get an undamaged copy, or the weights as .safetensors") from None
+        raise UserError(
+            f"pretrained weights {path}: truncated, or not a plain state dict ({_first_line(error)}); "
+            "nothing in it was run; get an undamaged copy, or the weights as .safetensors"
+        ) from None
 
 
 def _first_line(error):
@@ -76,11 +80,16 @@ def _first_line(error):
 def _matching(path, content, model):
     # -> the file's tensors for everything but the classifier, each checked against the model's.
     if not isinstance(content, dict) or not content:
-        raise UserError(f"pretrained weights {path}: holds {type(content).__name__} instead of a state dict; "
-                        "save model.state_dict() of torchvision's resnet18")
+        raise UserError(
+            f"pretrained weights {path}: holds {type(content).__name__} instead of a state dict; "
+            "save model.state_dict() of torchvision's resnet18"
+        )
     # Files from before PyTorch 0.4.1 lack the counters, which nothing reads, and the classifier is a new one.
-    wanted = {name: tensor for name, tensor in model.state_dict().items()
-              if not name.startswith("fc.") and not name.endswith("num_batches_tracked")}
+    wanted = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    }
     for name, tensor in wanted.items():
         trouble = _trouble(name, content, tensor.shape)
         if trouble:
@@ -88,8 +97,10 @@ def _matching(path, content, model):
     known = set(model.state_dict())
     for name in content:
         if name not in known:
-            raise UserError(f"pretrained weights {path}: {str(name)[:80]!r} is no key of torchvision's resnet18; "
-                            "give that network's weights")
+            raise UserError(
+                f"pretrained weights {path}: {str(name)[:80]!r} is no key of torchvision's resnet18; "
+                "give that network's weights"
+            )
     return {name: content[name] for name in wanted}
 
 

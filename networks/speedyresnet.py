@@ -25,8 +25,15 @@ class SpeedyResNet(nn.Module):
         super().__init__()
         stem, first, second, third = _WIDTHS
         self.features = nn.Sequential(
-            _unit(3, stem), _unit(stem, first, pool=True), _Pair(first), _unit(first, second, pool=True),
-            _unit(second, third, pool=True), _Pair(third), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+            _unit(3, stem),
+            _unit(stem, first, pool=True),
+            _Pair(first),
+            _unit(first, second, pool=True),
+            _unit(second, third, pool=True),
+            _Pair(third),
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+        )
         self.classifier = Classifier(third, num_classes)
 
     def forward(self, x):
@@ -46,5 +53,9 @@ class _Pair(nn.Module):
 
 def _unit(channels_in, channels_out, pool=False):
     # Pooling comes first, so that normalisation and ReLU pass over a quarter of the values.
-    return nn.Sequential(convolution(channels_in, channels_out, 3), *([nn.MaxPool2d(2)] if pool else []),
-                         nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        convolution(channels_in, channels_out, 3),
+        *([nn.MaxPool2d(2)] if pool else []),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(inplace=True),
+    )

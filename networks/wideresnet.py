@@ -51,9 +51,12 @@ class WideResNet(nn.Module):
             raise ValueError(f"depth {depth} must be 6n+4, width {width} at least 1")
         self.stem = cifar_stem(_STEM_CHANNELS)
         channels = [_STEM_CHANNELS] + [_STEM_CHANNELS * width * factor for factor in (1, 2, 4)]
-        self.stages = nn.Sequential(*[
-            _stage(channels[stage], channels[stage + 1], (depth - 4) // 6, 1 if stage == 0 else 2, dropout)
-            for stage in range(3)])
+        self.stages = nn.Sequential(
+            *[
+                _stage(channels[stage], channels[stage + 1], (depth - 4) // 6, 1 if stage == 0 else 2, dropout)
+                for stage in range(3)
+            ]
+        )
         self.bn = nn.BatchNorm2d(channels[-1])
         self.relu = nn.ReLU(inplace=True)
         self.classifier = Classifier(channels[-1], num_classes)

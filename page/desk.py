@@ -46,8 +46,11 @@ class Desk:
 
     def __init__(self, root):
         self.root = Path(root).resolve()
-        if self.root.exists() and not (self.root / MARKER).exists() and (
-                not self.root.is_dir() or any(path.name != ".lock" for path in self.root.iterdir())):
+        if (
+            self.root.exists()
+            and not (self.root / MARKER).exists()
+            and (not self.root.is_dir() or any(path.name != ".lock" for path in self.root.iterdir()))
+        ):
             raise UserError(f"--work_folder {root} has other things in it; name a folder that is new or empty")
         for name in ("", "uploads", "drafts", "protected", "checks"):
             private_folder(self.root / name)

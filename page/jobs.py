@@ -63,8 +63,10 @@ class Job:
             raise Cancelled
 
     def save(self):
-        kept = {name: getattr(self, name) for name in ("id", "kind", "title", "created", "details", "state", "message",
-                                                       "result")}
+        kept = {
+            name: getattr(self, name)
+            for name in ("id", "kind", "title", "created", "details", "state", "message", "result")
+        }
         files.write_json(self.folder / "job.json", kept)
 
 
@@ -87,8 +89,11 @@ class Jobs:
     def all(self, kind):
         """The jobs of a kind, the newest first."""
         with self._lock:
-            return sorted((job for job in self._jobs.values() if job.kind == kind),
-                          key=lambda job: (job.created, job.id), reverse=True)
+            return sorted(
+                (job for job in self._jobs.values() if job.kind == kind),
+                key=lambda job: (job.created, job.id),
+                reverse=True,
+            )
 
     def start(self, job_id, kind, title, details, work):
         """Run work(job) -> result dict in the background. An active job of this id is returned as it is."""
@@ -169,4 +174,3 @@ def _stored(path):
     if job.active:
         job.state = "interrupted"
     return job
-

@@ -14,22 +14,46 @@ from PIL import Image
 from kit.markup import Raw, element, join
 
 # What the command line calls --FLAG has a field with this name here: messages are the same for both.
-FLAGS = {"--img_blending_ratio": "“Blending ratio”", "--noise_norm": "“Noise norm”", "--holdout": "“Hold-out”",
-          "--data_folder": "“Photos”", "--format": "“File format”", "--quality": "“JPEG quality”",
-          "--originals": "“Original photos”", "--checkpoint": "“Model”", "--net_type": "“Architecture”",
-          "--label": "“Class of the photos”", "--alpha": "“Accept a wrong accusation in at most”",
-          "--max_queries": "“Most queries”", "--header": "“Header for the server”",
-          "--rate_limit": "“Requests a second”", "--input_size": "“Input size”", "--mean": "“Mean”", "--std": "“Std”",
-          "--label_only": "“The model only names a class”", "--query_batch": "“Images a request”",
-          "--batch_size": "“Images a request”"}
+FLAGS = {
+    "--img_blending_ratio": "“Blending ratio”",
+    "--noise_norm": "“Noise norm”",
+    "--holdout": "“Hold-out”",
+    "--data_folder": "“Photos”",
+    "--format": "“File format”",
+    "--quality": "“JPEG quality”",
+    "--originals": "“Original photos”",
+    "--checkpoint": "“Model”",
+    "--net_type": "“Architecture”",
+    "--label": "“Class of the photos”",
+    "--alpha": "“Accept a wrong accusation in at most”",
+    "--max_queries": "“Most queries”",
+    "--header": "“Header for the server”",
+    "--rate_limit": "“Requests a second”",
+    "--input_size": "“Input size”",
+    "--mean": "“Mean”",
+    "--std": "“Std”",
+    "--label_only": "“The model only names a class”",
+    "--query_batch": "“Images a request”",
+    "--batch_size": "“Images a request”",
+}
 # Advice about flags that the page has no field for.
-REWORDED = ((r"wait for it, or choose another --save_tag or --out", "wait for it"),
-            (r"; choose another (folder|name) with --out", "; choose another folder"),
-            (r"Use --record .* \(the old record is kept\)", "One record is enough"),
-            (r", or give --overwrite( for a new key)?", ""), (r"; lower --batch_size, or use --device cpu", ""),
-            (r"Ask the same, or choose another --out", "Ask the same"), (r"give more --selections, or ", "choose "))
-STATES = {"waiting": "Waiting for its turn", "running": "Running", "done": "Done", "failed": "Could not be done",
-          "cancelled": "Cancelled", "interrupted": "Interrupted"}
+REWORDED = (
+    (r"wait for it, or choose another --save_tag or --out", "wait for it"),
+    (r"; choose another (folder|name) with --out", "; choose another folder"),
+    (r"Use --record .* \(the old record is kept\)", "One record is enough"),
+    (r", or give --overwrite( for a new key)?", ""),
+    (r"; lower --batch_size, or use --device cpu", ""),
+    (r"Ask the same, or choose another --out", "Ask the same"),
+    (r"give more --selections, or ", "choose "),
+)
+STATES = {
+    "waiting": "Waiting for its turn",
+    "running": "Running",
+    "done": "Done",
+    "failed": "Could not be done",
+    "cancelled": "Cancelled",
+    "interrupted": "Interrupted",
+}
 
 CSS = """
 .mt { line-height: 1.55; overflow-wrap: anywhere; color: var(--body-text-color); }
@@ -97,16 +121,28 @@ document.addEventListener("keydown", event => {
 
 def theme():
     """System fonts alone (nothing is fetched from elsewhere), and colours with the contrast that WCAG AA asks for."""
-    look = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"],
-                             font_mono=["ui-monospace", "monospace"])
-    soft = {"body_text_color_subdued": "#4b5563", "block_info_text_color": "#4b5563",
-            "block_label_text_color": "#374151", "block_title_text_color": "#1f2937",
-            "input_placeholder_color": "#4b5563"}
-    dark = {"body_text_color_subdued_dark": "#c3c8d0", "block_info_text_color_dark": "#c3c8d0",
-            "block_label_text_color_dark": "#d5d9df", "block_title_text_color_dark": "#e5e7eb",
-            "input_placeholder_color_dark": "#c3c8d0"}
-    blue = {"button_primary_background_fill": "#0b5cad", "button_primary_background_fill_hover": "#094b8e",
-            "button_primary_text_color": "#ffffff"}
+    look = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    soft = {
+        "body_text_color_subdued": "#4b5563",
+        "block_info_text_color": "#4b5563",
+        "block_label_text_color": "#374151",
+        "block_title_text_color": "#1f2937",
+        "input_placeholder_color": "#4b5563",
+    }
+    dark = {
+        "body_text_color_subdued_dark": "#c3c8d0",
+        "block_info_text_color_dark": "#c3c8d0",
+        "block_label_text_color_dark": "#d5d9df",
+        "block_title_text_color_dark": "#e5e7eb",
+        "input_placeholder_color_dark": "#c3c8d0",
+    }
+    blue = {
+        "button_primary_background_fill": "#0b5cad",
+        "button_primary_background_fill_hover": "#094b8e",
+        "button_primary_text_color": "#ffffff",
+    }
     links = {"link_text_color": "#0b5cad", "link_text_color_dark": "#8ec1ff"}
     return look.set(**soft, **dark, **links, **blue, **{f"{name}_dark": value for name, value in blue.items()})
 
@@ -126,8 +162,12 @@ def shown(*parts):
 
 def notice(kind, *parts, **attributes):
     """A box; kind: good, bad, warn or info."""
-    return element("div", *(part if isinstance(part, Raw) else element("p", part) for part in parts),
-                   class_=f"box {kind}", **attributes)
+    return element(
+        "div",
+        *(part if isinstance(part, Raw) else element("p", part) for part in parts),
+        class_=f"box {kind}",
+        **attributes,
+    )
 
 
 def failed(message):
@@ -169,6 +209,7 @@ def figure(content, description, caption="", kind="png", class_=""):
     # With its size, the page keeps its place before it is decoded, and no button moves away under a pointer.
     with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
         width, height = picture.size
-    image = element("img", src=data_uri(content, kind), alt=description, width=width, height=height
-                    ).replace("></img>", ">")
+    image = element("img", src=data_uri(content, kind), alt=description, width=width, height=height).replace(
+        "></img>", ">"
+    )
     return element("figure", Raw(image), element("figcaption", caption) if caption else "", class_=class_)

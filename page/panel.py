@@ -26,8 +26,7 @@ class Panel:
 
     def __init__(self, desk, kind, title, empty, render, resume, typed=()):
         self._desk, self._kind, self._empty, self._render = desk, kind, empty, render
-        self.chosen = gr.Dropdown(self._choices(), value=None, label=title, interactive=True,
-                                  elem_id=f"{kind}-job")
+        self.chosen = gr.Dropdown(self._choices(), value=None, label=title, interactive=True, elem_id=f"{kind}-job")
         self.view = gr.HTML(look.shown(element("p", empty, class_="soft")), elem_id=f"{kind}-view")
         with gr.Row():
             self.stop = gr.Button("Cancel", visible=False, elem_id=f"{kind}-cancel")
@@ -76,9 +75,13 @@ class Panel:
     def _values(self, job_id):
         job = self._desk.jobs.get(job_id)
         markup = Raw(element("h2", job.title) + self._markup(job)) if job else element("p", self._empty, class_="soft")
-        return (gr.update(choices=self._choices(), value=job_id if job else None), look.shown(markup),
-                gr.update(visible=bool(job and job.active)),
-                gr.update(visible=bool(job and job.state in STOPPED)), self._state(job))
+        return (
+            gr.update(choices=self._choices(), value=job_id if job else None),
+            look.shown(markup),
+            gr.update(visible=bool(job and job.active)),
+            gr.update(visible=bool(job and job.state in STOPPED)),
+            self._state(job),
+        )
 
     def _tick(self, job_id, seen, request: gr.Request):
         # A question that was on its way while people chose another job must not bring the old one back. But a tab that
@@ -97,9 +100,14 @@ class Panel:
         return gr.update(choices=self._choices()), *self._values(job_id)[1:]
 
     def _choices(self):
-        return [(f"{job.title}, {job.created.replace('T', ' ')[:16]}"
-                 + ("" if job.state == "done" else f" ({look.STATES[job.state].lower()})"), job.id)
-                for job in self._desk.jobs.all(self._kind)]
+        return [
+            (
+                f"{job.title}, {job.created.replace('T', ' ')[:16]}"
+                + ("" if job.state == "done" else f" ({look.STATES[job.state].lower()})"),
+                job.id,
+            )
+            for job in self._desk.jobs.all(self._kind)
+        ]
 
     def _state(self, job):
         others = [(other.id, other.state) for other in self._desk.jobs.all(self._kind)]
@@ -115,15 +123,24 @@ class Panel:
             return _running(job)
         if job.state == "failed":
             return look.failed(job.message)
-        return look.notice("info", f"{look.STATES[job.state]}. Nothing is lost: what was done is kept, and “Go on” "
-                                   "takes it up where it stopped.", role="status")
+        return look.notice(
+            "info",
+            f"{look.STATES[job.state]}. Nothing is lost: what was done is kept, and “Go on” "
+            "takes it up where it stopped.",
+            role="status",
+        )
 
 
 def _running(job):
     label, done, total = job.progress
     amount = f"{label or look.STATES[job.state]}" + (f": {done:,} of {total:,}" if total else "")
     limits = {"max": total, "value": done} if total else {}
-    return Raw(element("p", f"{amount[:1].upper()}{amount[1:]}")  # no live region: it changes twice a second
-               + element("progress", aria_label=f"progress of {job.title}", **limits)
-               + element("p", "You may close this page: the work goes on as long as the program runs, and can be found "
-                              "again here.", class_="soft"))
+    return Raw(
+        element("p", f"{amount[:1].upper()}{amount[1:]}")  # no live region: it changes twice a second
+        + element("progress", aria_label=f"progress of {job.title}", **limits)
+        + element(
+            "p",
+            "You may close this page: the work goes on as long as the program runs, and can be found again here.",
+            class_="soft",
+        )
+    )

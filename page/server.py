@@ -21,10 +21,12 @@ import webbrowser
 from kit.errors import UserError
 from kit.files import atomic_path, lock_folder
 
-POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-          "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; media-src 'self' data: blob:; "
-          "worker-src 'self' blob:; frame-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; "
-          "frame-ancestors 'self'")
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; media-src 'self' data: blob:; "
+    "worker-src 'self' blob:; frame-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; "
+    "frame-ancestors 'self'"
+)
 # A report may come from a stranger: shown as a picture would be, without scripts, forms and links to the page.
 REPORT_POLICY = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 NEXT_PORTS = 20
@@ -45,8 +47,13 @@ class Guard:
         if not _is_local(headers.get("host", "")):
             await _answer(send, scope, 400, "This page answers to 127.0.0.1 and localhost only.")
         elif not first or not hmac.compare_digest(first[0].encode(), self.token.encode()):
-            await _answer(send, scope, 403, "Open the address that app.py printed, whole: the page holds secret "
-                                            "records, and is for whoever started it.")
+            await _answer(
+                send,
+                scope,
+                403,
+                "Open the address that app.py printed, whole: the page holds secret "
+                "records, and is for whoever started it.",
+            )
         elif not _from_here(headers, scope.get("method")):
             await _answer(send, scope, 403, "Other pages may not use this one.")
         else:
@@ -56,13 +63,23 @@ class Guard:
     def _with_headers(send):
         async def wrapped(message):
             if message["type"] == "http.response.start":
-                headers = [(name, value) for name, value in message.get("headers", [])
-                           if not name.lower().startswith(b"access-control-")]  # for nobody else
+                headers = [
+                    (name, value)
+                    for name, value in message.get("headers", [])
+                    if not name.lower().startswith(b"access-control-")
+                ]  # for nobody else
                 if not any(name.lower() == b"content-security-policy" for name, _ in headers):
                     headers.append((b"content-security-policy", POLICY.encode()))
-                message = {**message, "headers": [*headers, (b"referrer-policy", b"no-referrer"),
-                                                  (b"x-content-type-options", b"nosniff")]}
+                message = {
+                    **message,
+                    "headers": [
+                        *headers,
+                        (b"referrer-policy", b"no-referrer"),
+                        (b"x-content-type-options", b"nosniff"),
+                    ],
+                }
             await send(message)
+
         return wrapped
 
 
@@ -112,14 +129,29 @@ def make_app(desk, found, token, max_upload=4.0):
         path = found.report(number)
         if path is None:
             return PlainTextResponse("There is no such report.", 404)
-        return FileResponse(path, media_type="text/html",
-                            headers={"content-security-policy": REPORT_POLICY, "cache-control": "no-store"})
+        return FileResponse(
+            path,
+            media_type="text/html",
+            headers={"content-security-policy": REPORT_POLICY, "cache-control": "no-store"},
+        )
 
     blocks = build.build(desk, found)
     blocks.queue(default_concurrency_limit=8)
-    gr.mount_gradio_app(app, blocks, path=base, theme=look.theme(), css=look.CSS, head=look.HEAD, footer_links=[],
-                        run_history=False, ssr_mode=False, show_error=True, pwa=False, enable_monitoring=False,
-                        max_file_size=int(max_upload * 2**30))
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        path=base,
+        theme=look.theme(),
+        css=look.CSS,
+        head=look.HEAD,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        show_error=True,
+        pwa=False,
+        enable_monitoring=False,
+        max_file_size=int(max_upload * 2**30),
+    )
     app.add_middleware(Guard, token=token)
     return app
 
@@ -157,8 +189,10 @@ def serve(work_folder, runs_folders, port, max_upload, browser):
         listener = _socket(port)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/{token}/"
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
-        print(f"The page is at {address}\nIt is for you alone; your files stay in {work_folder}. Ctrl-C ends it.",
-              flush=True)
+        print(
+            f"The page is at {address}\nIt is for you alone; your files stay in {work_folder}. Ctrl-C ends it.",
+            flush=True,
+        )
         door = work_folder / "open-page.html"
         if browser:
             _write_door(door, address)
@@ -176,8 +210,11 @@ def _write_door(path, address):
     """A file, for its owner alone, that leads to the address: others can read what a browser was started with."""
     with atomic_path(path) as temporary:
         temporary.chmod(0o600)
-        temporary.write_text('<!DOCTYPE html><title>MembershipTracker</title>'
-                             f'<meta http-equiv="refresh" content="0;url={html.escape(address)}">', encoding="utf-8")
+        temporary.write_text(
+            "<!DOCTYPE html><title>MembershipTracker</title>"
+            f'<meta http-equiv="refresh" content="0;url={html.escape(address)}">',
+            encoding="utf-8",
+        )
     path.chmod(0o600)
 
 

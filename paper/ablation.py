@@ -36,14 +36,20 @@ def shown(figure, sign=""):
 def _line(group, named, paper_fpr=None, kind="set"):
     """One row of a table: `named` (a dict: what varies), then what the runs of a group gave."""
     false, total = ("false_positives", "non_members") if kind == "set" else ("instance_false", "instances")
-    return {**named, "runs": len(group), "users per run": "/".join(map(str, sorted(group["users"].unique()))),
-            "FPR@100%TPR": pooled(group[false], group[total]), "runs from-to": _spread(group[false] / group[total]),
-            "paper FPR": shown(paper_fpr), "AUC": f"{group[f'{kind}_auc'].mean():.4f}",
-            "detected": f"{group['detected'].sum()}/{group['users'].sum()}",
-            f"exact p <= {ALPHA:g}": _significant(group["exact_target"]),
-            "controls": _significant(group["exact_control"]),
-            "accuracy": f"{100 * group['accuracy'].mean():.2f}",
-            "data, network, size": " ".join(str(group[name].iloc[0]) for name in SAME[:3])}
+    return {
+        **named,
+        "runs": len(group),
+        "users per run": "/".join(map(str, sorted(group["users"].unique()))),
+        "FPR@100%TPR": pooled(group[false], group[total]),
+        "runs from-to": _spread(group[false] / group[total]),
+        "paper FPR": shown(paper_fpr),
+        "AUC": f"{group[f'{kind}_auc'].mean():.4f}",
+        "detected": f"{group['detected'].sum()}/{group['users'].sum()}",
+        f"exact p <= {ALPHA:g}": _significant(group["exact_target"]),
+        "controls": _significant(group["exact_control"]),
+        "accuracy": f"{100 * group['accuracy'].mean():.2f}",
+        "data, network, size": " ".join(str(group[name].iloc[0]) for name in SAME[:3]),
+    }
 
 
 def _spread(rates):
@@ -67,7 +73,8 @@ def _variant(run):
         return "unmarked"
     blend, noise = run["img_blending_ratio"] < 1, run["noise_injection_type"] != "none" and run["noise_norm"] > 0
     usual = (not blend or run["img_blending_ratio"] == 0.7) and (
-        not noise or (run["noise_injection_type"] == "perlin" and run["noise_norm"] == 8))
+        not noise or (run["noise_injection_type"] == "perlin" and run["noise_norm"] == 8)
+    )
     if not usual or (blend and run["ood_pattern"] != "color_stripes"):
         return None
     names = {(True, True): "blend and noise", (True, False): "blend only", (False, True): "noise only"}
@@ -89,19 +96,30 @@ def table_8(frame):
     frame = _many(_plain(frame)).copy()
     frame["variant"] = [_variant(run) for _, run in frame.iterrows()]
     frame = frame[frame.groupby("marked_samples_per_user")["variant"].transform("nunique") > 1]
-    return pd.DataFrame([_line(group, {"marking": variant, "samples": samples}, reported.TABLE_8.get((variant, samples)))
-                         for variant in ("blend and noise", "blend only", "noise only", "unmarked")
-                         for samples, group in frame[frame["variant"] == variant]
-                         .groupby("marked_samples_per_user", sort=True)])
+    return pd.DataFrame(
+        [
+            _line(group, {"marking": variant, "samples": samples}, reported.TABLE_8.get((variant, samples)))
+            for variant in ("blend and noise", "blend only", "noise only", "unmarked")
+            for samples, group in frame[frame["variant"] == variant].groupby("marked_samples_per_user", sort=True)
+        ]
+    )
 
 
 def table_9(frame):
     """Table 9: instance-based against set-based, by samples per user."""
     frame = _fully_marked(_many(_plain(frame)))
-    return pd.DataFrame([_line(group, {"inference": f"{kind}-based", "samples": samples},
-                               reported.TABLE_9.get((f"{kind}-based", samples)), kind)
-                         for kind in ("instance", "set")
-                         for samples, group in frame.groupby("marked_samples_per_user", sort=True)])
+    return pd.DataFrame(
+        [
+            _line(
+                group,
+                {"inference": f"{kind}-based", "samples": samples},
+                reported.TABLE_9.get((f"{kind}-based", samples)),
+                kind,
+            )
+            for kind in ("instance", "set")
+            for samples, group in frame.groupby("marked_samples_per_user", sort=True)
+        ]
+    )
 
 
 USUAL = {"img_blending_ratio": 0.7, "noise_injection_type": "perlin", "noise_norm": 8.0, "ood_pattern": "color_stripes"}
@@ -113,8 +131,12 @@ def marking_varied(frame, column):
     Only numbers of samples with which several values were tried: a comparison has at least two.
     """
     frame = _many(_plain(frame))
-    frame = frame[(frame["clean_train"] == 0) & (frame["img_blending_ratio"] < 1) & (frame["noise_norm"] > 0)
-                  & (frame["noise_injection_type"] != "none")]
+    frame = frame[
+        (frame["clean_train"] == 0)
+        & (frame["img_blending_ratio"] < 1)
+        & (frame["noise_norm"] > 0)
+        & (frame["noise_injection_type"] != "none")
+    ]
     for name in set(USUAL) - {column}:
         frame = frame[frame[name] == USUAL[name]]
     return frame[frame.groupby("marked_samples_per_user")[column].transform("nunique") > 1]
@@ -128,26 +150,43 @@ def outlier_name(source):
 
 def figure_12(frame):
     """Fig. 12: blending ratio and noise norm (whose figures the paper only draws: stronger is better)."""
-    return pd.DataFrame([_line(group, {"varied": column, "value": value, "samples": samples})
-                         for column in ("img_blending_ratio", "noise_norm")
-                         for (samples, value), group
-                         in marking_varied(frame, column).groupby(["marked_samples_per_user", column], sort=True)])
+    return pd.DataFrame(
+        [
+            _line(group, {"varied": column, "value": value, "samples": samples})
+            for column in ("img_blending_ratio", "noise_norm")
+            for (samples, value), group in marking_varied(frame, column).groupby(
+                ["marked_samples_per_user", column], sort=True
+            )
+        ]
+    )
 
 
 def figure_13(frame):
     """Fig. 13: where outlier features come from, by samples per user (0.00 at 20 and 25 samples in the paper)."""
     chosen = marking_varied(frame, "ood_pattern")
-    return pd.DataFrame([_line(group, {"outlier features": outlier_name(source), "samples": samples},
-                               0.0 if samples in (20, 25) else None)
-                         for (source, samples), group
-                         in chosen.groupby(["ood_pattern", "marked_samples_per_user"], sort=True)])
+    return pd.DataFrame(
+        [
+            _line(
+                group,
+                {"outlier features": outlier_name(source), "samples": samples},
+                0.0 if samples in (20, 25) else None,
+            )
+            for (source, samples), group in chosen.groupby(["ood_pattern", "marked_samples_per_user"], sort=True)
+        ]
+    )
 
 
 def noise_types(frame):
     """Appendix C.1.3: Perlin against uniform noise (the paper: Perlin is better), and Gabor noise."""
     chosen = marking_varied(frame, "noise_injection_type")
-    return pd.DataFrame([_line(group, {"noise": noise, "samples": samples}) for (noise, samples), group in
-                         chosen.groupby(["noise_injection_type", "marked_samples_per_user"], sort=False)])
+    return pd.DataFrame(
+        [
+            _line(group, {"noise": noise, "samples": samples})
+            for (noise, samples), group in chosen.groupby(
+                ["noise_injection_type", "marked_samples_per_user"], sort=False
+            )
+        ]
+    )
 
 
 def table_5(frame):
@@ -160,14 +199,23 @@ def table_5(frame):
     rows = []
     for users, some in frame.groupby("users", sort=False):
         which = "many" if len(counts) and users == counts.max() and users > 5 else "few"
-        rows += [_line(group, {"share used": share, "samples": samples}, reported.TABLE_5.get((share, which)))
-                 for (samples, share), group in sorted(some.groupby(["marked_samples_per_user", "used_share"]),
-                                                       key=lambda pair: -pair[0][1])]
+        rows += [
+            _line(group, {"share used": share, "samples": samples}, reported.TABLE_5.get((share, which)))
+            for (samples, share), group in sorted(
+                some.groupby(["marked_samples_per_user", "used_share"]), key=lambda pair: -pair[0][1]
+            )
+        ]
     return pd.DataFrame(rows)
 
 
-ABLATIONS = {"Table 8": table_8, "Table 9": table_9, "Figure 12": figure_12, "Figure 13": figure_13,
-             "Noise": noise_types, "Table 5": table_5}
+ABLATIONS = {
+    "Table 8": table_8,
+    "Table 9": table_9,
+    "Figure 12": figure_12,
+    "Figure 13": figure_13,
+    "Noise": noise_types,
+    "Table 5": table_5,
+}
 
 
 def countermeasures(frame):
@@ -177,13 +225,17 @@ def countermeasures(frame):
     for users, some in frame.groupby("users", sort=True):
         figures = reported.COUNTERMEASURES if users == 1 else reported.COUNTERMEASURES_MANY
         for (name, value), group in _by_countermeasure(some):
-            reference = some[(some["countermeasure"] == "none") & some["seed"].isin(group["seed"])
-                             & some["classes"].isin(group["classes"])]
+            reference = some[
+                (some["countermeasure"] == "none")
+                & some["seed"].isin(group["seed"])
+                & some["classes"].isin(group["classes"])
+            ]
             fpr, accuracy, drop = figures.get((name, value), (None,) * 3)
             line = _line(group, {"countermeasure": name, "setting": "-" if value is None else f"{value:g}"}, fpr)
             line["paper accuracy"] = shown(accuracy)
-            line["drop"] = f"{100 * (group['accuracy'].mean() - reference['accuracy'].mean()):+.2f}" \
-                if len(reference) else "-"
+            line["drop"] = (
+                f"{100 * (group['accuracy'].mean() - reference['accuracy'].mean()):+.2f}" if len(reference) else "-"
+            )
             line["paper drop"] = shown(drop, "+")
             line["more"] = _more(group["more"])
             rows.append(line)
@@ -206,6 +258,7 @@ def _by_countermeasure(frame):
     def place(item):
         (name, value), _ = item
         return known.index(name) if name in known else len(known), name, 0 if value is None else value
+
     return sorted(groups.items(), key=place)
 
 
@@ -219,8 +272,11 @@ def _more(dicts):
 def agreement(rows):
     """One sentence: of the pairs of rows, with as many users a run, that the paper's FPR orders, how many ours order
     in the same way."""
-    have = [(float(row["paper FPR"]), *_bounds(row["FPR@100%TPR"])[1:], row["users per run"])
-            for _, row in rows.iterrows() if row["paper FPR"] != "-" and row["FPR@100%TPR"] != "-"]
+    have = [
+        (float(row["paper FPR"]), *_bounds(row["FPR@100%TPR"])[1:], row["users per run"])
+        for _, row in rows.iterrows()
+        if row["paper FPR"] != "-" and row["FPR@100%TPR"] != "-"
+    ]
     same = opposite = open_ = 0
     for one, other in combinations(have, 2):
         if one[0] == other[0] or one[3] != other[3]:
@@ -234,8 +290,10 @@ def agreement(rows):
             open_ += 1
     if not same + opposite + open_:
         return "Order: the paper gives no figures that order these rows."
-    return (f"Order: of {same + opposite + open_} pairs of rows that the paper's figures order, ours order {same} in "
-            f"the same way and {opposite} the other way round; in {open_} the 95 % intervals overlap.")
+    return (
+        f"Order: of {same + opposite + open_} pairs of rows that the paper's figures order, ours order {same} in "
+        f"the same way and {opposite} the other way round; in {open_} the 95 % intervals overlap."
+    )
 
 
 def _bounds(text):

@@ -47,8 +47,9 @@ def stored_answers(folder):
     settings = {"scaled_loss": 0, "verdict_fpr": 1e-3, **stored.get("audit", stored)}
     signals = {group: {signal: arrays[f"{group}_{signal}"] for signal in SIGNALS} for group in ("target", "non_member")}
     signal = SIGNALS[settings["scaled_loss"] or 0]
-    return SimpleNamespace(signals=signals, settings=settings, signal=signal,
-                           losses=lambda group: signals[group][signal]), Path(folder).name
+    return SimpleNamespace(
+        signals=signals, settings=settings, signal=signal, losses=lambda group: signals[group][signal]
+    ), Path(folder).name
 
 
 def figure_5(args):
@@ -66,8 +67,14 @@ def figure_10(args):
         _, fpr, tpr = plots.roc_points(member.mean(axis=1), other.mean(axis=1))
         axes[0, 0].plot(fpr, tpr, label=f"{name}: {member.shape[1]} samples a user")
     axes[0, 0].plot([1e-5, 1], [1e-5, 1], color="grey", linewidth=0.8, linestyle=":")
-    axes[0, 0].set(xscale="log", yscale="log", xlabel="false positive rate", ylabel="true positive rate",
-                   xlim=(1e-4, 1.2), ylim=(1e-3, 1.2))
+    axes[0, 0].set(
+        xscale="log",
+        yscale="log",
+        xlabel="false positive rate",
+        ylabel="true positive rate",
+        xlim=(1e-4, 1.2),
+        ylim=(1e-3, 1.2),
+    )
     axes[0, 0].grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
     plots.save_figure(figure, args.out)
@@ -77,8 +84,11 @@ def figure_17(args):
     """The members' and non-members' losses without and with output noise, then users' averages with it."""
     (plain, _), (noisy, _) = (stored_answers(folder) for folder in args.runs[:2])
     figure, axes = plots.figure_of(1, 3, (13, 4))
-    panels = ((plain, False, "single samples, no defence"), (noisy, False, "single samples, output noise"),
-              (noisy, True, "users' average loss, output noise"))
+    panels = (
+        (plain, False, "single samples, no defence"),
+        (noisy, False, "single samples, output noise"),
+        (noisy, True, "users' average loss, output noise"),
+    )
     for axis, (answers, averaged, title) in zip(axes[0], panels, strict=True):
         groups = [answers.losses(group) for group in ("non_member", "target")]
         groups = [values.mean(axis=1) if averaged else values.ravel() for values in groups]
@@ -92,8 +102,16 @@ def pooled_points(frame, column):
     for value, group in frame.groupby(column, sort=True):
         false, total = group["false_positives"].sum(), group["non_members"].sum()
         low, high = clopper_pearson(false, total)
-        rows.append({"value": value, "fpr": 100 * false / total, "low": 100 * low, "high": 100 * high,
-                     "accuracy": 100 * group["accuracy"].mean(), "runs": len(group)})
+        rows.append(
+            {
+                "value": value,
+                "fpr": 100 * false / total,
+                "low": 100 * low,
+                "high": 100 * high,
+                "accuracy": 100 * group["accuracy"].mean(),
+                "runs": len(group),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -144,8 +162,11 @@ def figure_12(args):
     frame = tables.collect(args.res_folder)
     figure, axes = plots.figure_of(1, 2, (10, 4.2))
     drawn = 0
-    for axis, (column, label) in zip(axes[0], (("img_blending_ratio", "image blending ratio m (1: no blend)"),
-                                               ("noise_norm", "noise norm (1/255)")), strict=True):
+    for axis, (column, label) in zip(
+        axes[0],
+        (("img_blending_ratio", "image blending ratio m (1: no blend)"), ("noise_norm", "noise norm (1/255)")),
+        strict=True,
+    ):
         for samples, some in ablation.marking_varied(frame, column).groupby("marked_samples_per_user"):
             _draw_rate(axis, pooled_points(some, column), f"{samples} samples a user")
             drawn += 1
@@ -168,8 +189,15 @@ def figure_13(args):
     plots.save_figure(figure, args.out)
 
 
-FIGURES = {"marking": draw_marking, "5": figure_5, "7": figure_7, "10": figure_10, "12": figure_12, "13": figure_13,
-           "17": figure_17}
+FIGURES = {
+    "marking": draw_marking,
+    "5": figure_5,
+    "7": figure_7,
+    "10": figure_10,
+    "12": figure_12,
+    "13": figure_13,
+    "17": figure_17,
+}
 NEEDED_RUNS = {"5": 1, "10": 1, "17": 2}
 
 

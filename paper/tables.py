@@ -19,9 +19,15 @@ from paper.reported import COMPONENTS, MAIN
 
 # What tells the rows of each table apart; in the paper Tables 2, 6 and 7 are about CIFAR-100 only.
 ROWS = {"Table 1": "dataset", "Table 6": "net_type", "Table 7": "train_size", "Table 2": "users"}
-SWEEPS = {"single-target": ("Table 1", "Table 6", "Table 7"), "multi-target": ("Table 2",),
-          "components": ("Tables 8 and 9",), "ablation": tuple(ablation.ABLATIONS),
-          "countermeasures": ("Countermeasures",)}
+SWEEPS = {
+    "single-target": ("Table 1", "Table 6", "Table 7"),
+    "multi-target": ("Table 2",),
+    "components": ("Tables 8 and 9",),
+    "ablation": tuple(ablation.ABLATIONS),
+    "countermeasures": ("Countermeasures",),
+}
+
+
 def collect(res_folder):
     """Every finished run below a folder as a row of a DataFrame."""
     rows = []
@@ -30,26 +36,40 @@ def collect(res_folder):
             continue  # written by eval.py: the same model again
         result = files.read_json(path)
         training, audit = result["settings"]["training"], result["audit"]
-        rows.append({
-            **{name: training[name] for name in (*SAME, *MARKS, "seed", "clean_train")},
-            "used_share": training.get("used_share", 1.0), "countermeasure": training.get("countermeasure") or "none",
-            "classes": str([row["class"] for row in result["verdict"]["users"] if row["trained_on"]]),
-            "users": sum(row["trained_on"] for row in result["verdict"]["users"]),
-            "false_positives": audit["set"]["false_positives"], "non_members": audit["set"]["non_members"],
-            "instance_false": audit["instance"]["false_positives"], "instances": audit["instance"]["non_members"],
-            "set_auc": audit["set"]["auc"], "instance_auc": audit["instance"]["auc"],
-            "accuracy": result["accuracy"]["test"],
-            "detected": result["verdict"]["targets_detected"], "accused": result["verdict"]["controls_detected"],
-            "seconds": sum(result["seconds"].values()), "hardware": result["hardware"]["train"],
-            **{f"exact_{name}": [row.get("exact_p") for row in result["verdict"]["users"]
-                                 if row["trained_on"] == trained_on]
-               for name, trained_on in (("target", True), ("control", False))},
-            "more": {name: value for name, value in (result.get("countermeasure") or {}).items() if value is not None},
-        })
+        rows.append(
+            {
+                **{name: training[name] for name in (*SAME, *MARKS, "seed", "clean_train")},
+                "used_share": training.get("used_share", 1.0),
+                "countermeasure": training.get("countermeasure") or "none",
+                "classes": str([row["class"] for row in result["verdict"]["users"] if row["trained_on"]]),
+                "users": sum(row["trained_on"] for row in result["verdict"]["users"]),
+                "false_positives": audit["set"]["false_positives"],
+                "non_members": audit["set"]["non_members"],
+                "instance_false": audit["instance"]["false_positives"],
+                "instances": audit["instance"]["non_members"],
+                "set_auc": audit["set"]["auc"],
+                "instance_auc": audit["instance"]["auc"],
+                "accuracy": result["accuracy"]["test"],
+                "detected": result["verdict"]["targets_detected"],
+                "accused": result["verdict"]["controls_detected"],
+                "seconds": sum(result["seconds"].values()),
+                "hardware": result["hardware"]["train"],
+                **{
+                    f"exact_{name}": [
+                        row.get("exact_p") for row in result["verdict"]["users"] if row["trained_on"] == trained_on
+                    ]
+                    for name, trained_on in (("target", True), ("control", False))
+                },
+                "more": {
+                    name: value for name, value in (result.get("countermeasure") or {}).items() if value is not None
+                },
+            }
+        )
     if not rows:
         raise UserError(f"no finished run (*/result.json) below {res_folder}; run the sweep script first")
-    return pd.DataFrame(rows).drop_duplicates([*SAME, *MARKS, "seed", "clean_train", "classes", "used_share",
-                                               "countermeasure"])
+    return pd.DataFrame(rows).drop_duplicates(
+        [*SAME, *MARKS, "seed", "clean_train", "classes", "used_share", "countermeasure"]
+    )
 
 
 def summarize(marked, clean, table):
@@ -63,16 +83,24 @@ def summarize(marked, clean, table):
         accuracy = group["accuracy"].mean()
         drop = f"{100 * (accuracy - reference['accuracy'].mean()):+.2f}" if len(reference) else "no clean run"
         paper_fpr, paper_accuracy, paper_drop = MAIN[table].get(value, (None,) * 3)
-        rows.append({
-            ROWS[table]: value, "runs": len(group), "detected": f"{group['detected'].sum()}/{group['users'].sum()}",
-            "accused": f"{group['accused'].sum()}/{group['users'].sum()}",
-            "FPR@100%TPR": pooled(group["false_positives"], group["non_members"]), "paper FPR": shown(paper_fpr),
-            "unmarked, instance-based": pooled(reference["instance_false"], reference["instances"]),
-            "accuracy": f"{100 * accuracy:.2f}", "paper accuracy": shown(paper_accuracy),
-            "drop": drop, "paper drop": shown(paper_drop, "+"),
-            "data, network, size": " ".join(str(group[name].iloc[0]) for name in SAME[:3]),
-            "s/run": f"{group['seconds'].mean():.0f}", "hardware": ", ".join(sorted(group["hardware"].unique())),
-        })
+        rows.append(
+            {
+                ROWS[table]: value,
+                "runs": len(group),
+                "detected": f"{group['detected'].sum()}/{group['users'].sum()}",
+                "accused": f"{group['accused'].sum()}/{group['users'].sum()}",
+                "FPR@100%TPR": pooled(group["false_positives"], group["non_members"]),
+                "paper FPR": shown(paper_fpr),
+                "unmarked, instance-based": pooled(reference["instance_false"], reference["instances"]),
+                "accuracy": f"{100 * accuracy:.2f}",
+                "paper accuracy": shown(paper_accuracy),
+                "drop": drop,
+                "paper drop": shown(paper_drop, "+"),
+                "data, network, size": " ".join(str(group[name].iloc[0]) for name in SAME[:3]),
+                "s/run": f"{group['seconds'].mean():.0f}",
+                "hardware": ", ".join(sorted(group["hardware"].unique())),
+            }
+        )
     order = {value: place for place, value in enumerate(MAIN[table])}
     return pd.DataFrame(sorted(rows, key=lambda row: order.get(row[ROWS[table]], len(order))))
 
@@ -82,17 +110,24 @@ def summarize_components(frame):
     rows = []
     for (samples, clean, *same), group in frame.groupby(["marked_samples_per_user", "clean_train", *SAME, "users"]):
         by_set, by_instance = COMPONENTS.get((samples, not clean), (None, None))
-        rows.append({
-            "samples per user": samples, "marked": "no" if clean else "yes", "runs": len(group),
-            "users per run": group["users"].iloc[0],
-            "set-based FPR@100%TPR": pooled(group["false_positives"], group["non_members"]),
-            "paper, set-based": shown(by_set),
-            "instance-based FPR@100%TPR": pooled(group["instance_false"], group["instances"]),
-            "paper, instance-based": shown(by_instance), "set AUC": f"{group['set_auc'].mean():.4f}",
-            "instance AUC": f"{group['instance_auc'].mean():.4f}", "accuracy": f"{100 * group['accuracy'].mean():.2f}",
-            "data, network, size": " ".join(map(str, same[:3])), "s/run": f"{group['seconds'].mean():.0f}",
-            "hardware": ", ".join(sorted(group["hardware"].unique())),
-        })
+        rows.append(
+            {
+                "samples per user": samples,
+                "marked": "no" if clean else "yes",
+                "runs": len(group),
+                "users per run": group["users"].iloc[0],
+                "set-based FPR@100%TPR": pooled(group["false_positives"], group["non_members"]),
+                "paper, set-based": shown(by_set),
+                "instance-based FPR@100%TPR": pooled(group["instance_false"], group["instances"]),
+                "paper, instance-based": shown(by_instance),
+                "set AUC": f"{group['set_auc'].mean():.4f}",
+                "instance AUC": f"{group['instance_auc'].mean():.4f}",
+                "accuracy": f"{100 * group['accuracy'].mean():.2f}",
+                "data, network, size": " ".join(map(str, same[:3])),
+                "s/run": f"{group['seconds'].mean():.0f}",
+                "hardware": ", ".join(sorted(group["hardware"].unique())),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -102,8 +137,10 @@ def choose(frame, table):
         return frame[frame["users"] > 1]
     single = frame[frame["users"] == 1]
     usual = {name: recipe(name) for name in single["dataset"].unique()}
-    by_recipe = {setting: single[setting] == [getattr(usual[name], setting) for name in single["dataset"]]
-                 for setting in ("net_type", "train_size")}
+    by_recipe = {
+        setting: single[setting] == [getattr(usual[name], setting) for name in single["dataset"]]
+        for setting in ("net_type", "train_size")
+    }
     if table == "Table 1":
         return single[by_recipe["net_type"] & by_recipe["train_size"]]
     # The paper varies them on CIFAR-100; a small sweep has one data set only.
@@ -147,8 +184,10 @@ def main():
             parts[-1] += f"\n{ablation.agreement(rows)}\n"
     if not parts:
         raise UserError(f"no run below {args.res_folder} belongs to the {args.sweep} tables; run the sweep first")
-    parts.append("All rates in %; FPR@100%TPR set-based, pooled over runs, with its 95 % Clopper-Pearson "
-                 "interval; the paper's figures are for its own settings.\n")
+    parts.append(
+        "All rates in %; FPR@100%TPR set-based, pooled over runs, with its 95 % Clopper-Pearson "
+        "interval; the paper's figures are for its own settings.\n"
+    )
     text = "\n".join(parts)
     with files.atomic_path(Path(args.out or args.res_folder) / f"{args.sweep}.md") as path:
         path.write_text(text, encoding="utf-8")

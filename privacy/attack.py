@@ -18,8 +18,14 @@ from privacy.folds import ATTACKS, TITLES, folds, scores_of
 # What the sections ramia, duci and epsilon may hold, with defaults; attack None: the first of these that is run.
 SECTIONS = {
     "ramia": {"attack": None, "trim": None},
-    "duci": {"attack": None, "shares": (0.0, 0.25, 0.5, 0.75, 1.0), "sets": 20, "size": None, "models": 8,
-             "group": None},
+    "duci": {
+        "attack": None,
+        "shares": (0.0, 0.25, 0.5, 0.75, 1.0),
+        "sets": 20,
+        "size": None,
+        "models": 8,
+        "group": None,
+    },
     "epsilon": {"attack": None, "confidence": 0.95, "delta": 0.0},
 }
 _PREFERRED = ("lira_offline_fixed", "rmia_offline", "lira_offline", "reference", "population", "loss")
@@ -44,17 +50,26 @@ def run_attacks(signals, settings):
     scores, skipped = _all_scores(plan, names)
     is_member = np.stack([fold.is_member for fold in plan])
     options = {"fprs": tuple(settings["fprs"]), "seed": settings["seed"], "resamples": settings.get("resamples")}
-    attacks = [_summary(name, values, is_member, plan, options)
-               for name, values in tqdm(scores.items(), "evaluation", disable=None)]
+    attacks = [
+        _summary(name, values, is_member, plan, options)
+        for name, values in tqdm(scores.items(), "evaluation", disable=None)
+    ]
     headline = _headline(attacks)
     chosen = scores[headline["attack"]]
-    result = {"attacks": attacks, "skipped": skipped, "targets": [fold.target for fold in plan],
-              "references": [len(fold.references) for fold in plan], "records": int(is_member.shape[1]),
-              "population": int(signals.population_losses.shape[-1]), "queries": int(signals.losses.shape[1]),
-              "headline": headline, "verdict": _verdict(attacks),
-              "groups": risk.groups(signals, chosen, is_member, headline, settings),
-              "users": risk.users(signals, plan, settings),
-              "exposed": risk.exposed(signals, plan, chosen, is_member, headline)}
+    result = {
+        "attacks": attacks,
+        "skipped": skipped,
+        "targets": [fold.target for fold in plan],
+        "references": [len(fold.references) for fold in plan],
+        "records": int(is_member.shape[1]),
+        "population": int(signals.population_losses.shape[-1]),
+        "queries": int(signals.losses.shape[1]),
+        "headline": headline,
+        "verdict": _verdict(attacks),
+        "groups": risk.groups(signals, chosen, is_member, headline, settings),
+        "users": risk.users(signals, plan, settings),
+        "exposed": risk.exposed(signals, plan, chosen, is_member, headline),
+    }
     for name, run in (("ramia", risk.ramia), ("duci", risk.duci), ("epsilon", risk.epsilon)):
         section = _section(settings, name, scores)
         result[name] = None if section is None else run(signals, plan, scores, is_member, section, options)
@@ -79,19 +94,33 @@ def _all_scores(plan, names):
 
 def _summary(name, scores, is_member, plan, options):
     """One attack: each target, their mean and spread, and all of them under one threshold."""
-    targets = [{"target": fold.target, **({"a": fold.a, "a_tuned": fold.tuned} if name == "rmia_offline" else {}),
-                **_rates(row, inside, options)}
-               for fold, row, inside in zip(plan, scores, is_member, strict=True)]
-    curves = np.stack([_on_grid(*evaluation.roc(row, inside)[:2])
-                       for row, inside in zip(scores, is_member, strict=True)])
-    average = {"auc": _spread([row["auc"] for row in targets]),
-               "fpr_at_100_tpr": _spread([row["fpr_at_100_tpr"] for row in targets]),
-               "tpr_at_fpr": [{"fpr": fpr, **_spread([row["tpr_at_fpr"][place]["tpr"] for row in targets])}
-                              for place, fpr in enumerate(options["fprs"])]}
-    return {"name": name, "title": TITLES[name], "average": average,
-            "pooled": _rates(scores.ravel(), is_member.ravel(), options), "targets": targets,
-            "mean_roc": {"fpr": FPR_GRID.tolist(), "tpr": curves.mean(axis=0).tolist(),
-                         "std": curves.std(axis=0).tolist()}}
+    targets = [
+        {
+            "target": fold.target,
+            **({"a": fold.a, "a_tuned": fold.tuned} if name == "rmia_offline" else {}),
+            **_rates(row, inside, options),
+        }
+        for fold, row, inside in zip(plan, scores, is_member, strict=True)
+    ]
+    curves = np.stack(
+        [_on_grid(*evaluation.roc(row, inside)[:2]) for row, inside in zip(scores, is_member, strict=True)]
+    )
+    average = {
+        "auc": _spread([row["auc"] for row in targets]),
+        "fpr_at_100_tpr": _spread([row["fpr_at_100_tpr"] for row in targets]),
+        "tpr_at_fpr": [
+            {"fpr": fpr, **_spread([row["tpr_at_fpr"][place]["tpr"] for row in targets])}
+            for place, fpr in enumerate(options["fprs"])
+        ],
+    }
+    return {
+        "name": name,
+        "title": TITLES[name],
+        "average": average,
+        "pooled": _rates(scores.ravel(), is_member.ravel(), options),
+        "targets": targets,
+        "mean_roc": {"fpr": FPR_GRID.tolist(), "tpr": curves.mean(axis=0).tolist(), "std": curves.std(axis=0).tolist()},
+    }
 
 
 def _rates(scores, is_member, options):
@@ -115,20 +144,31 @@ def _on_grid(fpr, tpr):
 
 
 def _spread(values):
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-            "least": float(min(values)), "most": float(max(values))}
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "least": float(min(values)),
+        "most": float(max(values)),
+    }
 
 
 def _headline(attacks):
     """The strongest attack at 0.1 % FPR, or at the lowest rate that the records can show."""
     points = attacks[0]["pooled"]["tpr_at_fpr"]
-    shown = [place for place, point in enumerate(points) if point["resolved"] and point["fpr"] > 0] or \
-        [int(np.argmax([point["fpr"] for point in points]))]
+    shown = [place for place, point in enumerate(points) if point["resolved"] and point["fpr"] > 0] or [
+        int(np.argmax([point["fpr"] for point in points]))
+    ]
     place = min(shown, key=lambda number: (abs(points[number]["fpr"] - 1e-3) > 1e-12, points[number]["fpr"]))
     best = max(attacks, key=lambda one: (one["pooled"]["tpr_at_fpr"][place]["tpr"], one["pooled"]["auc"]))
-    return {"attack": best["name"], "title": best["title"], "auc": best["pooled"]["auc"],
-            "auc_interval": best["pooled"]["auc_interval"], "members": best["pooled"]["members"],
-            "non_members": best["pooled"]["non_members"], **best["pooled"]["tpr_at_fpr"][place]}
+    return {
+        "attack": best["name"],
+        "title": best["title"],
+        "auc": best["pooled"]["auc"],
+        "auc_interval": best["pooled"]["auc_interval"],
+        "members": best["pooled"]["members"],
+        "non_members": best["pooled"]["non_members"],
+        **best["pooled"]["tpr_at_fpr"][place],
+    }
 
 
 HIGH_RATIO, MODERATE_RATIO, MODERATE_AUC = 10.0, 2.0, 0.55
@@ -140,13 +180,23 @@ def _verdict(attacks):
     The ratio is the lower end of the TPR's 95 % interval over the upper end of the FPR's. "high": 10 and more;
     "moderate": 2 and more, or the lower end of an AUC's interval at 0.55 and more; "low": everything else.
     """
-    ratio, title, fpr = max((point["interval"][0] / point["fpr_interval"][1], one["title"], point["fpr"])
-                            for one in attacks for point in one["pooled"]["tpr_at_fpr"])
+    ratio, title, fpr = max(
+        (point["interval"][0] / point["fpr_interval"][1], one["title"], point["fpr"])
+        for one in attacks
+        for point in one["pooled"]["tpr_at_fpr"]
+    )
     auc = max(one["pooled"]["auc_interval"][0] for one in attacks)
-    level = "high" if ratio >= HIGH_RATIO else \
-        "moderate" if ratio >= MODERATE_RATIO or auc >= MODERATE_AUC else "low"
-    return {"level": level, "ratio": ratio, "attack": title, "fpr": fpr, "auc_at_least": auc,
-            "high_ratio": HIGH_RATIO, "moderate_ratio": MODERATE_RATIO, "moderate_auc": MODERATE_AUC}
+    level = "high" if ratio >= HIGH_RATIO else "moderate" if ratio >= MODERATE_RATIO or auc >= MODERATE_AUC else "low"
+    return {
+        "level": level,
+        "ratio": ratio,
+        "attack": title,
+        "fpr": fpr,
+        "auc_at_least": auc,
+        "high_ratio": HIGH_RATIO,
+        "moderate_ratio": MODERATE_RATIO,
+        "moderate_auc": MODERATE_AUC,
+    }
 
 
 def _between(value, low, high):
@@ -160,12 +210,26 @@ def _count(value):
 # What each of these settings must be: a test, and the same in words.
 _RULES = {
     "attack": (lambda value: value is None or isinstance(value, str), "the name of an attack"),
-    "trim": (lambda value: value is None or (isinstance(value, list | tuple) and len(value) == 2 and
-                                             all(_between(share, 0, 1) for share in value) and value[0] < value[1]),
-             "two quantiles in [0, 1], the lower one first"),
-    "shares": (lambda value: isinstance(value, list | tuple) and len(value) > 0 and
-               all(_between(share, 0, 1) for share in value), "a list of shares in [0, 1]"),
-    "sets": (_count, "a whole number above 0"), "models": (_count, "a whole number above 0"),
+    "trim": (
+        lambda value: (
+            value is None
+            or (
+                isinstance(value, list | tuple)
+                and len(value) == 2
+                and all(_between(share, 0, 1) for share in value)
+                and value[0] < value[1]
+            )
+        ),
+        "two quantiles in [0, 1], the lower one first",
+    ),
+    "shares": (
+        lambda value: (
+            isinstance(value, list | tuple) and len(value) > 0 and all(_between(share, 0, 1) for share in value)
+        ),
+        "a list of shares in [0, 1]",
+    ),
+    "sets": (_count, "a whole number above 0"),
+    "models": (_count, "a whole number above 0"),
     "size": (lambda value: value is None or _count(value), "a whole number above 0"),
     "group": (lambda value: value is None or isinstance(value, str), "the name of a grouping"),
     "confidence": (lambda value: _between(value, 0.5, 1 - 1e-9), "a number from 0.5 to below 1"),

@@ -146,6 +146,7 @@ def load(path):
 def dump(path, config):
     """Write a Config as YAML that `load` reads from any folder."""
     import yaml
+
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
@@ -165,6 +166,7 @@ def _read(path):
             if twice:
                 raise yaml.constructor.ConstructorError(None, None, f"{min(twice)!r} is given twice", node.start_mark)
             return super().construct_mapping(node, deep)
+
     try:
         return yaml.load(path.read_text(encoding="utf-8"), OnceLoader)  # a subclass of the safe loader
     except (FileNotFoundError, IsADirectoryError):
@@ -204,8 +206,10 @@ def _unknown(place):
 
 def _absolute(config):
     """Relative folders and files seen from here, so that a command started elsewhere finds them."""
+
     def full(text):
         return str(Path(text).expanduser().resolve())
+
     run = config.run.model_copy(update={"log_dir": full(config.run.log_dir)})
     data = config.data
     if data.data_dir is not None:

@@ -79,12 +79,14 @@ def _load(settings):
     name, folder = settings.dataset, settings.data_dir
     if name in dataset_names():
         data = load_dataset(name, folder, settings.image_size)
-        return Records(name, "images", data.images, data.labels, data.class_names, data.is_test.numpy(), {},
-                       data_fingerprint(data))
+        return Records(
+            name, "images", data.images, data.labels, data.class_names, data.is_test.numpy(), {}, data_fingerprint(data)
+        )
     if name in tabular.EMBEDDED:
         return _of_table(tabular.load_embedded(name))
     if name in TABLES:
         import importlib
+
         return _of_table(importlib.import_module(f"dataset.{name}").load(folder))
     if name == "table":
         if folder is None:
@@ -92,13 +94,20 @@ def _load(settings):
         return _of_table(tabular.load_file(folder, settings.label, settings.groups))
     if name == "agnews" or name.startswith("hf:"):
         from dataset import texts
-        found = texts.load_agnews(folder) if name == "agnews" else \
-            texts.load_hub(name[3:], folder, settings.label, settings.groups)
+
+        found = (
+            texts.load_agnews(folder)
+            if name == "agnews"
+            else texts.load_hub(name[3:], folder, settings.label, settings.groups)
+        )
         return _of_table(found) if isinstance(found, tabular.TableData) else _of_texts(found, settings)
     import difflib
+
     known = [*dataset_names(), *tabular.EMBEDDED, *TABLES, "table", "agnews", "hf:NAME"]
-    raise UserError(f"data.dataset {name!r} is unknown; did you mean {difflib.get_close_matches(name, known, 1, 0)[0]}?"
-                    f" There are {', '.join(known)}")
+    raise UserError(
+        f"data.dataset {name!r} is unknown; did you mean {difflib.get_close_matches(name, known, 1, 0)[0]}?"
+        f" There are {', '.join(known)}"
+    )
 
 
 class _MarkedStore:
@@ -135,13 +144,22 @@ def _with_marked_users(records, settings, seed):
     users = draw_target_users(labels, train, classes, samples, derive_key(seed, "marked users"))
     owners, numbers = (index.ravel() for index in np.indices(users.samples.shape))
     rows = users.samples.ravel()
-    marked = mark_images(records.inputs[rows], users.key, owners, numbers,
-                         Marking(settings.img_blending_ratio, noise_norm=settings.noise_norm))
+    marked = mark_images(
+        records.inputs[rows],
+        users.key,
+        owners,
+        numbers,
+        Marking(settings.img_blending_ratio, noise_norm=settings.noise_norm),
+    )
     group = np.full(len(records), "", dtype=object)
     group[rows] = [f"user {owner}" for owner in owners]
     fingerprint = hashlib.sha256(json.dumps([records.fingerprint, digest_of(rows, marked.numpy())]).encode())
-    return replace(records, inputs=_MarkedStore(records.inputs, rows, marked), fingerprint=fingerprint.hexdigest()[:16],
-                   groups={**records.groups, "user": group.astype(str)})
+    return replace(
+        records,
+        inputs=_MarkedStore(records.inputs, rows, marked),
+        fingerprint=fingerprint.hexdigest()[:16],
+        groups={**records.groups, "user": group.astype(str)},
+    )
 
 
 def digest_of(*arrays):
@@ -157,9 +175,16 @@ def digest_of(*arrays):
 def _of_table(table):
     features = None if table.features is None else torch.from_numpy(table.features)
     labels = torch.from_numpy(table.labels)
-    return Records(table.name, "labels" if features is None else "table", features, labels, table.class_names,
-                   np.zeros(len(labels), dtype=bool), table.groups,
-                   digest_of(table.labels, *([] if features is None else [table.features])))
+    return Records(
+        table.name,
+        "labels" if features is None else "table",
+        features,
+        labels,
+        table.class_names,
+        np.zeros(len(labels), dtype=bool),
+        table.groups,
+        digest_of(table.labels, *([] if features is None else [table.features])),
+    )
 
 
 def _of_texts(found, settings):
@@ -168,31 +193,42 @@ def _of_texts(found, settings):
         inputs, vocabulary, kind = *_tokens(found.texts, settings), "tokens"
     else:
         from sklearn.feature_extraction.text import HashingVectorizer
+
         counts = HashingVectorizer(n_features=settings.features, alternate_sign=False).transform(found.texts)
         inputs, vocabulary, kind = torch.from_numpy(counts.toarray().astype(np.float32)), 0, "table"
-    return Records(found.name, kind, inputs, torch.from_numpy(found.labels), found.class_names,
-                   np.zeros(len(found.labels), dtype=bool), found.groups, digest_of(found.labels, inputs.numpy()),
-                   vocabulary)
+    return Records(
+        found.name,
+        kind,
+        inputs,
+        torch.from_numpy(found.labels),
+        found.class_names,
+        np.zeros(len(found.labels), dtype=bool),
+        found.groups,
+        digest_of(found.labels, inputs.numpy()),
+        vocabulary,
+    )
 
 
 def _tokens(texts, settings):
     """(int64 (N, L) with PAD after the end, number of tokens that there are)."""
     if settings.tokenizer == "bytes":
-        coded, vocabulary = [list(text.encode()[:settings.max_length]) for text in texts], BYTES
+        coded, vocabulary = [list(text.encode()[: settings.max_length]) for text in texts], BYTES
     else:
         transformers = optional("transformers", f"data.tokenizer {settings.tokenizer} (bytes needs nothing)")
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(settings.tokenizer)
         except (OSError, ValueError) as error:
-            raise UserError(f"data.tokenizer {settings.tokenizer} can't be loaded ({str(error).splitlines()[0]}); give "
-                            "a name of the Hugging Face hub, a folder, or bytes") from None
+            raise UserError(
+                f"data.tokenizer {settings.tokenizer} can't be loaded ({str(error).splitlines()[0]}); give "
+                "a name of the Hugging Face hub, a folder, or bytes"
+            ) from None
         coded = tokenizer(list(texts), truncation=True, max_length=settings.max_length)["input_ids"]
         vocabulary = len(tokenizer)
     tokens = torch.full((len(coded), max(2, max(map(len, coded)))), PAD, dtype=torch.int64)
     for row, text in enumerate(coded):
         if len(text) < 2:
             raise UserError(f"text {row} has fewer than two tokens, so there is nothing to predict; leave it out")
-        tokens[row, :len(text)] = torch.tensor(text)
+        tokens[row, : len(text)] = torch.tensor(text)
     return tokens, vocabulary
 
 
@@ -208,8 +244,10 @@ def plan(config, records):
     train, test = np.flatnonzero(~records.is_test), np.flatnonzero(records.is_test)
     size = wanted or (len(train) if len(test) else len(train) * 4 // 5)
     if size > len(train):
-        raise UserError(f"data.size {size} is more than the {len(train)} records of {records.name} that are no test "
-                        "records; lower it")
+        raise UserError(
+            f"data.size {size} is more than the {len(train)} records of {records.name} that are no test "
+            "records; lower it"
+        )
     drawn = key_generator(seed, "pool").permutation(train)
     owners = _owners(records)
     if owners is not None:  # records of users first, because it is they who are audited
@@ -245,10 +283,12 @@ def plan_of_memberships(path, models, records, config, covered, population=None)
         free = key_generator(config.run.random_seed, "population").permutation(np.flatnonzero(~trained & covered))
         # Where every record has a model that has not seen it, nobody is needed as a non-member.
         always_in = matrix[:, trained & covered].all(axis=0).any()
-        population = free[:len(free) // 2] if always_in else free
+        population = free[: len(free) // 2] if always_in else free
     elif trained[population].any():
-        raise UserError(f"{path}: {int(trained[population].sum())} records of the population are some model's training "
-                        "records; leave them out of population.npy")
+        raise UserError(
+            f"{path}: {int(trained[population].sum())} records of the population are some model's training "
+            "records; leave them out of population.npy"
+        )
     rest = covered.copy()
     rest[population] = False
     if not matrix[:, rest & trained].all(axis=0).any():
@@ -261,28 +301,35 @@ def _read_matrix(path, models, records):
     try:
         matrix = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; models from elsewhere need it: bool (models, records), which was "
-                        "trained on which") from None
+        raise UserError(
+            f"{path} does not exist; models from elsewhere need it: bool (models, records), which was trained on which"
+        ) from None
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} is no array ({str(error).splitlines()[0]}); save it with numpy.save, bool (models, "
-                        "records)") from None
+        raise UserError(
+            f"{path} is no array ({str(error).splitlines()[0]}); save it with numpy.save, bool (models, records)"
+        ) from None
     if matrix.shape != (models, records) or not np.isin(matrix, (0, 1)).all():
-        raise UserError(f"{path} is {matrix.dtype} {matrix.shape}; it must be bool, ({models} models, {records} "
-                        "records of the data set)")
+        raise UserError(
+            f"{path} is {matrix.dtype} {matrix.shape}; it must be bool, ({models} models, {records} "
+            "records of the data set)"
+        )
     return matrix.astype(bool)
 
 
 def _audited(pool, config):
     wanted = config.audit.data_size or len(pool)
     if wanted > len(pool):
-        raise UserError(f"audit.data_size {wanted} is more than the {len(pool)} records that there are to audit; lower "
-                        "it")
+        raise UserError(
+            f"audit.data_size {wanted} is more than the {len(pool)} records that there are to audit; lower it"
+        )
     return np.sort(key_generator(config.run.random_seed, "audited").permutation(pool)[:wanted])
 
 
 def _population(outside, default, config):
     wanted = config.audit.population_size or min(default, len(outside))
     if not 1 <= wanted <= len(outside):
-        raise UserError(f"a population of {wanted} is wanted and {len(outside)} records are left that no model is "
-                        "trained on; lower audit.population_size or data.size")
+        raise UserError(
+            f"a population of {wanted} is wanted and {len(outside)} records are left that no model is "
+            "trained on; lower audit.population_size or data.size"
+        )
     return np.sort(outside[:wanted])

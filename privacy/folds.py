@@ -26,10 +26,17 @@ ATTACKS = {
     "lira_offline_fixed": lambda fold: lira.offline(fold.scaled, fold.reference_scaled, fold.membership, "fixed"),
     "lira_online_fixed": lambda fold: lira.online(fold.scaled, fold.reference_scaled, fold.membership, "fixed"),
 }
-TITLES = {"loss": "LOSS", "population": "Attack P (population)", "reference": "Attack R (reference)",
-          "rmia_offline": "RMIA, offline", "rmia_online": "RMIA, online", "lira_offline": "LiRA, offline",
-          "lira_online": "LiRA, online", "lira_offline_fixed": "LiRA, offline, fixed variance",
-          "lira_online_fixed": "LiRA, online, fixed variance"}
+TITLES = {
+    "loss": "LOSS",
+    "population": "Attack P (population)",
+    "reference": "Attack R (reference)",
+    "rmia_offline": "RMIA, offline",
+    "rmia_online": "RMIA, online",
+    "lira_offline": "LiRA, offline",
+    "lira_online": "LiRA, online",
+    "lira_offline_fixed": "LiRA, offline, fixed variance",
+    "lira_online_fixed": "LiRA, online, fixed variance",
+}
 # Of RMIA's a where no model is left to tune it on: the middle.
 _DEFAULT_A = 0.5
 
@@ -62,14 +69,19 @@ class Fold:
     def population_losses(self):
         """Of the target, (Q, Z)."""
         losses = self.signals.population_losses[self.target]
-        return losses if self.query is None else losses[self.query:self.query + 1]
+        return losses if self.query is None else losses[self.query : self.query + 1]
 
     @property
     def rmia(self):
         """Arguments of RMIA; the population is asked for as it is, one query a record."""
         population_losses = self.signals.population_losses[:, 0]
-        return (self.losses, self.reference_losses, self.membership, population_losses[self.target],
-                population_losses[self.references])
+        return (
+            self.losses,
+            self.reference_losses,
+            self.membership,
+            population_losses[self.target],
+            population_losses[self.references],
+        )
 
     def others(self, limit):
         """Up to `limit` folds with another model as target, for tuning: none of them looks at this fold's target.
@@ -84,13 +96,14 @@ class Fold:
         found = []
         for model in rows[:limit]:
             complement = (inside[self.references] != inside[model]).all(axis=1)
-            found.append(replace(self, target=int(model),
-                                 references=self.references[(self.references != model) & ~complement]))
+            found.append(
+                replace(self, target=int(model), references=self.references[(self.references != model) & ~complement])
+            )
         return [fold for fold in found if len(fold.references)]
 
     def matched(self, others):
         """This fold with as many references as the folds of `others` have, so that rates measured there hold here."""
-        return replace(self, references=self.references[:min(len(other.references) for other in others)])
+        return replace(self, references=self.references[: min(len(other.references) for other in others)])
 
 
 def folds(signals, settings):
@@ -111,18 +124,21 @@ def folds(signals, settings):
         fold = Fold(signals, one.target, references, np.array(left_out, dtype=np.int64), settings["gamma"])
         given = settings.get("a")
         tuned = _tuned_a(fold) if given is None else None
-        yield replace(fold, a=float(_DEFAULT_A if given is None else given) if tuned is None else tuned,
-                      tuned=tuned is not None)
+        yield replace(
+            fold, a=float(_DEFAULT_A if given is None else given) if tuned is None else tuned, tuned=tuned is not None
+        )
 
 
 def _enough(inside, fold, wanted):
     rows = inside[fold.references]
     least = np.minimum(rows.cumsum(axis=0), (~rows).cumsum(axis=0)).min(axis=1)
     if not len(least) or least[-1] < wanted:
-        raise UserError(f"num_ref_models {wanted} needs {wanted} models trained on each record, and as many that were "
-                        f"not, beside target {fold.target} and its complement; there are {max(least, default=0)}: "
-                        "train more models or lower num_ref_models")
-    return fold.references[:int(np.argmax(least >= wanted)) + 1]
+        raise UserError(
+            f"num_ref_models {wanted} needs {wanted} models trained on each record, and as many that were "
+            f"not, beside target {fold.target} and its complement; there are {max(least, default=0)}: "
+            "train more models or lower num_ref_models"
+        )
+    return fold.references[: int(np.argmax(least >= wanted)) + 1]
 
 
 def _tuned_a(fold):
@@ -131,8 +147,9 @@ def _tuned_a(fold):
     for other in fold.others(1):
         rows = np.array([other.target, *other.references])
         try:
-            return rmia.tune_a(signals.losses[rows], signals.membership[rows], signals.population_losses[rows, 0],
-                               gamma=fold.gamma)
+            return rmia.tune_a(
+                signals.losses[rows], signals.membership[rows], signals.population_losses[rows, 0], gamma=fold.gamma
+            )
         except UserError:
             return None  # not every record has an OUT model among so few
     return None
@@ -151,13 +168,17 @@ def levels_of(name, fold, seed):
     it as for an audited record drawn from the seed. Attacks that look at IN models have no such level: UserError.
     """
     if "online" in name:
-        raise UserError(f"{name} needs models that were trained on a record, and none was trained on the population; "
-                        "choose an attack without IN models")
+        raise UserError(
+            f"{name} needs models that were trained on a record, and none was trained on the population; "
+            "choose an attack without IN models"
+        )
     signals, count = fold.signals, fold.signals.population_losses.shape[-1]
     drawn = utils.key_generator(seed, "stand-ins").integers(0, signals.membership.shape[1], count)
-    stand_in = SimpleNamespace(losses=signals.population_losses, scaled=signals.population_scaled,
-                               membership=signals.membership[:, drawn], population_losses=signals.population_losses)
+    stand_in = SimpleNamespace(
+        losses=signals.population_losses,
+        scaled=signals.population_scaled,
+        membership=signals.membership[:, drawn],
+        population_losses=signals.population_losses,
+    )
     outside = np.sort(scores_of(name, replace(fold, signals=stand_in)))
     return np.searchsorted(outside, scores_of(name, fold), side="left") / count
-
-

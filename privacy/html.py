@@ -21,34 +21,50 @@ SHOWN_IMAGES = 24
 def render(results, context, figures, image_of=None):
     """The page as text. results: of `run_attacks` without arrays; context: see `report.write_report`; figures:
     {"linear" | "log": {"light" | "dark": PNG bytes}}; image_of: None, or function row -> uint8 tensor (3, H, W)."""
-    sections = [("words", "What the numbers mean", _in_words(results)),
-                ("do", "What to do", _what_to_do(results)),
-                ("audited", "What was audited", _audited(results, context)),
-                ("attacks", "How well each attack works", _attacks(results, figures)),
-                ("exposed", "The most exposed records", _exposed(results, image_of)),
-                ("groups", "Who bears the risk", _groups(results)),
-                ("beyond", "Beyond single records", _beyond(results)),
-                ("limits", "What this audit can't say", _limits(results)),
-                ("data", "How to repeat it", _repeat(results, context))]
+    sections = [
+        ("words", "What the numbers mean", _in_words(results)),
+        ("do", "What to do", _what_to_do(results)),
+        ("audited", "What was audited", _audited(results, context)),
+        ("attacks", "How well each attack works", _attacks(results, figures)),
+        ("exposed", "The most exposed records", _exposed(results, image_of)),
+        ("groups", "Who bears the risk", _groups(results)),
+        ("beyond", "Beyond single records", _beyond(results)),
+        ("limits", "What this audit can't say", _limits(results)),
+        ("data", "How to repeat it", _repeat(results, context)),
+    ]
     title = f"Privacy audit: {_plain(context.get('model_name', 'models'))} on {_plain(context.get('dataset', 'data'))}"
-    links = element("nav", element("ul", *(element("li", element("a", name, href=f"#{place}"))
-                                           for place, name, _ in sections)), aria_label="Contents")
-    body = join(element("h1", title),
-                element("p", "Can somebody who may ask the model questions find out whose records it was trained on?",
-                        class_="soft"),
-                _verdict(results), links,
-                *(element("section", element("h2", name, id=place), content, aria_labelledby=place)
-                  for place, name, content in sections))
+    links = element(
+        "nav",
+        element("ul", *(element("li", element("a", name, href=f"#{place}")) for place, name, _ in sections)),
+        aria_label="Contents",
+    )
+    body = join(
+        element("h1", title),
+        element(
+            "p", "Can somebody who may ask the model questions find out whose records it was trained on?", class_="soft"
+        ),
+        _verdict(results),
+        links,
+        *(
+            element("section", element("h2", name, id=place), content, aria_labelledby=place)
+            for place, name, content in sections
+        ),
+    )
     return document(title, body)
 
 
 def _verdict(results):
     verdict = results["verdict"]
     level = verdict["level"]
-    return element("div", element("p", element("span", LEVELS[level], class_="level")),
-                   element("p", _worked(results), class_="worked"),
-                   element("p", _why(verdict, results["headline"]), class_="soft"),
-                   class_=f"verdict {level}", role="note", aria_label="Verdict")
+    return element(
+        "div",
+        element("p", element("span", LEVELS[level], class_="level")),
+        element("p", _worked(results), class_="worked"),
+        element("p", _why(verdict, results["headline"]), class_="soft"),
+        class_=f"verdict {level}",
+        role="note",
+        aria_label="Verdict",
+    )
 
 
 def _worked(results):
@@ -65,13 +81,17 @@ def _worked(results):
 def _why(verdict, head):
     ratio, fpr = f"{verdict['ratio']:.1f}", _percent(verdict["fpr"])
     if verdict["level"] == "low":
-        return (f"No attack is certain to call members {verdict['moderate_ratio']:g} times as often as non-members, "
-                f"and no AUC is certain to be {verdict['moderate_auc']:g} or more (95 % intervals). These records "
-                f"don't exclude that up to {_per(head['interval'][1], 1000)} of 1,000 members are found at this "
-                "threshold.")
+        return (
+            f"No attack is certain to call members {verdict['moderate_ratio']:g} times as often as non-members, "
+            f"and no AUC is certain to be {verdict['moderate_auc']:g} or more (95 % intervals). These records "
+            f"don't exclude that up to {_per(head['interval'][1], 1000)} of 1,000 members are found at this "
+            "threshold."
+        )
     if verdict["ratio"] >= verdict["moderate_ratio"]:
-        return (f"{verdict['attack']} calls members at least {ratio} times as often as non-members, at a threshold for "
-                f"{fpr} false positives, with both 95 % intervals taken at their worse end.")
+        return (
+            f"{verdict['attack']} calls members at least {ratio} times as often as non-members, at a threshold for "
+            f"{fpr} false positives, with both 95 % intervals taken at their worse end."
+        )
     sure = _percent(verdict["auc_at_least"])
     return f"The best attack ranks a member above a non-member in at least {sure} of pairs (95 % interval)."
 
@@ -90,14 +110,17 @@ def _in_words(results):
         "A model that gives nothing away would have as many of its members called members as of the others: "
         f"{_per(head['fpr'], 1000) if head['fpr'] else 0} of 1,000 here. What counts is the left end of the curves "
         "below, where almost nobody is accused wrongly: an attack that is sure about a few people harms these people, "
-        "even if it knows nothing about all others."]
-    rule = ("The verdict follows a fixed rule. For every attack and every rate of false positives, the lower end of "
-            "the 95 % interval of the share of members found is divided by the upper end of that of the share of "
-            f"non-members called members. {verdict['high_ratio']:g} and more is a high risk: of those whom the attack "
-            f"calls members, at least {_share_right(verdict['high_ratio'])} are, where every second record is one. "
-            f"{verdict['moderate_ratio']:g} and more is a moderate risk, and so is an AUC whose interval begins at "
-            f"{verdict['moderate_auc']:g} or above. Everything else: no substantial leak found, by these attacks and "
-            f"on these records. Here the largest ratio is {verdict['ratio']:.2f}.")
+        "even if it knows nothing about all others.",
+    ]
+    rule = (
+        "The verdict follows a fixed rule. For every attack and every rate of false positives, the lower end of "
+        "the 95 % interval of the share of members found is divided by the upper end of that of the share of "
+        f"non-members called members. {verdict['high_ratio']:g} and more is a high risk: of those whom the attack "
+        f"calls members, at least {_share_right(verdict['high_ratio'])} are, where every second record is one. "
+        f"{verdict['moderate_ratio']:g} and more is a moderate risk, and so is an AUC whose interval begins at "
+        f"{verdict['moderate_auc']:g} or above. Everything else: no substantial leak found, by these attacks and "
+        f"on these records. Here the largest ratio is {verdict['ratio']:.2f}."
+    )
     return join(*(element("p", text) for text in paragraphs), element("p", rule))
 
 
@@ -106,47 +129,72 @@ def _share_right(ratio):
 
 
 def _what_to_do(results):
-    fewer = ["Train for fewer epochs, or stop when the loss on held-out records no longer falls; use weight decay, "
-             "augmentation and, where there are any, more records. The gap between training and test accuracy is the "
-             "first thing to close.",
-             "Remove duplicates, and where they are not needed, records that are one of a kind (see the most exposed).",
-             "Let the model answer with the class alone, or with rounded probabilities; this makes attacks weaker but "
-             "does not end them.",
-             "For a promise rather than a measurement: train with differential privacy (DP-SGD) and audit again."]
+    fewer = [
+        "Train for fewer epochs, or stop when the loss on held-out records no longer falls; use weight decay, "
+        "augmentation and, where there are any, more records. The gap between training and test accuracy is the "
+        "first thing to close.",
+        "Remove duplicates, and where they are not needed, records that are one of a kind (see the most exposed).",
+        "Let the model answer with the class alone, or with rounded probabilities; this makes attacks weaker but "
+        "does not end them.",
+        "For a promise rather than a measurement: train with differential privacy (DP-SGD) and audit again.",
+    ]
     steps = {
-        "high": ["Treat the model as personal data: a person's membership can be shown from its answers. Do not "
-                 "publish it or its unrestricted interface as it is.",
-                 "Carry out, or bring up to date, the data protection impact assessment (in the European Union: "
-                 "Article 35 GDPR) with these numbers.", *fewer],
-        "moderate": ["Decide with the numbers for the groups below whether the purpose bears this risk, and write the "
-                     "decision down in the data protection impact assessment.", *fewer],
-        "low": ["Keep this report with the documentation of the model. It speaks about this procedure, these records "
-                "and these attacks; audit again when any of them changes.",
-                "Look at single groups and records below all the same: an average can hide a few who are exposed.",
-                "No finding is no proof. Where the data are sensitive, ask for differential privacy (DP-SGD), which "
-                "bounds what any attack can do."]}
+        "high": [
+            "Treat the model as personal data: a person's membership can be shown from its answers. Do not "
+            "publish it or its unrestricted interface as it is.",
+            "Carry out, or bring up to date, the data protection impact assessment (in the European Union: "
+            "Article 35 GDPR) with these numbers.",
+            *fewer,
+        ],
+        "moderate": [
+            "Decide with the numbers for the groups below whether the purpose bears this risk, and write the "
+            "decision down in the data protection impact assessment.",
+            *fewer,
+        ],
+        "low": [
+            "Keep this report with the documentation of the model. It speaks about this procedure, these records "
+            "and these attacks; audit again when any of them changes.",
+            "Look at single groups and records below all the same: an average can hide a few who are exposed.",
+            "No finding is no proof. Where the data are sensitive, ask for differential privacy (DP-SGD), which "
+            "bounds what any attack can do.",
+        ],
+    }
     return element("ol", *(element("li", text) for text in steps[results["verdict"]["level"]]))
 
 
 def _audited(results, context):
     accuracy = context.get("accuracy") or []
     means = {side: [one[side] for one in accuracy if one.get(side) is not None] for side in ("train", "test")}
-    facts = [("Data set", _plain(context.get("dataset", "not given"))),
-             ("Model", _plain(context.get("model_name", "not given"))),
-             ("Models in all", context.get("models", "not given")),
-             ("Audited as targets", f"{len(results['targets'])}, each attacked with "
-                                    f"{_range(results['references'])} other models as references"),
-             ("Records asked about", f"{results['records']:,}, of which each target was trained on "
-                                     f"{_range([one['members'] for one in results['attacks'][0]['targets']])}"),
-             ("Further records that no model was trained on", f"{results['population']:,}"),
-             ("Questions a record and model", results["queries"])]
+    facts = [
+        ("Data set", _plain(context.get("dataset", "not given"))),
+        ("Model", _plain(context.get("model_name", "not given"))),
+        ("Models in all", context.get("models", "not given")),
+        (
+            "Audited as targets",
+            f"{len(results['targets'])}, each attacked with {_range(results['references'])} other models as references",
+        ),
+        (
+            "Records asked about",
+            f"{results['records']:,}, of which each target was trained on "
+            f"{_range([one['members'] for one in results['attacks'][0]['targets']])}",
+        ),
+        ("Further records that no model was trained on", f"{results['population']:,}"),
+        ("Questions a record and model", results["queries"]),
+    ]
     if all(means.values()):
-        facts += [("Accuracy, training records", _percent(sum(means["train"]) / len(means["train"]))),
-                  ("Accuracy, other records", _percent(sum(means["test"]) / len(means["test"])))]
-    text = ("Many models were trained in the same way on different halves of the records, so that for each of them it "
+        facts += [
+            ("Accuracy, training records", _percent(sum(means["train"]) / len(means["train"]))),
+            ("Accuracy, other records", _percent(sum(means["test"]) / len(means["test"]))),
+        ]
+    text = (
+        (
+            "Many models were trained in the same way on different halves of the records, so that for each of them it "
             "is known who was in and who was not. Each target is attacked in turn; the attacker has models of the same "
-            "kind, but never the target's training list.") if not context.get("outside") else \
-        "The models were trained elsewhere; their training lists were given. Each target is attacked in turn."
+            "kind, but never the target's training list."
+        )
+        if not context.get("outside")
+        else "The models were trained elsewhere; their training lists were given. Each target is attacked in turn."
+    )
     return join(element("p", text), _facts(facts))
 
 
@@ -154,37 +202,82 @@ def _attacks(results, figures):
     rates = [point["fpr"] for point in results["attacks"][0]["pooled"]["tpr_at_fpr"]]
     head = ["Attack", "AUC", *(f"Found at {_percent(fpr)} FPR" for fpr in rates), "FPR when all are found"]
     ordered = sorted(results["attacks"], key=lambda one: -one["pooled"]["auc"])
-    pooled = [[one["title"], _auc(one["pooled"]),
-               *(_rate(point["tpr"], point["interval"]) for point in one["pooled"]["tpr_at_fpr"]),
-               _rate(one["pooled"]["fpr_at_100_tpr"], one["pooled"]["fpr_interval"])]
-              for one in ordered]
-    mean = [[one["title"], _mean(one["average"]["auc"], 1, 4),
-             *(_mean(point) for point in one["average"]["tpr_at_fpr"]), _mean(one["average"]["fpr_at_100_tpr"])]
-            for one in ordered]
-    parts = [element("p", "AUC is the probability that the attack ranks a member above a non-member: 0.5 is guessing, "
-                          "1 is certainty. Found is the share of members called members, FPR (false positive rate) "
-                          "that of non-members called members."),
-             table("All targets under one threshold, with 95 % intervals (AUC: bootstrap; rates: Clopper-Pearson)",
-                   head, pooled)]
-    coarse = [fpr for fpr, point in zip(rates, ordered[0]["pooled"]["tpr_at_fpr"], strict=True)
-              if not point["resolved"] and fpr]
+    pooled = [
+        [
+            one["title"],
+            _auc(one["pooled"]),
+            *(_rate(point["tpr"], point["interval"]) for point in one["pooled"]["tpr_at_fpr"]),
+            _rate(one["pooled"]["fpr_at_100_tpr"], one["pooled"]["fpr_interval"]),
+        ]
+        for one in ordered
+    ]
+    mean = [
+        [
+            one["title"],
+            _mean(one["average"]["auc"], 1, 4),
+            *(_mean(point) for point in one["average"]["tpr_at_fpr"]),
+            _mean(one["average"]["fpr_at_100_tpr"]),
+        ]
+        for one in ordered
+    ]
+    parts = [
+        element(
+            "p",
+            "AUC is the probability that the attack ranks a member above a non-member: 0.5 is guessing, "
+            "1 is certainty. Found is the share of members called members, FPR (false positive rate) "
+            "that of non-members called members.",
+        ),
+        table(
+            "All targets under one threshold, with 95 % intervals (AUC: bootstrap; rates: Clopper-Pearson)",
+            head,
+            pooled,
+        ),
+    ]
+    coarse = [
+        fpr
+        for fpr, point in zip(rates, ordered[0]["pooled"]["tpr_at_fpr"], strict=True)
+        if not point["resolved"] and fpr
+    ]
     if coarse:
-        parts.append(element("p", f"{ordered[0]['pooled']['non_members']:,} non-members are too few for rates of "
-                                  f"{', '.join(map(_percent, coarse))}: these columns equal that of 0 %.",
-                             class_="soft"))
+        parts.append(
+            element(
+                "p",
+                f"{ordered[0]['pooled']['non_members']:,} non-members are too few for rates of "
+                f"{', '.join(map(_percent, coarse))}: these columns equal that of 0 %.",
+                class_="soft",
+            )
+        )
     if len(results["targets"]) > 1:
-        parts.append(table(f"Each target by itself: mean and standard deviation over {len(results['targets'])} targets",
-                           head, mean))
+        parts.append(
+            table(
+                f"Each target by itself: mean and standard deviation over {len(results['targets'])} targets", head, mean
+            )
+        )
     described = "; ".join(f"{one['title']} AUC {one['average']['auc']['mean']:.3f}" for one in ordered)
-    captions = {"log": "Logarithmic axes: the left end is what counts. The dotted line is guessing.",
-                "linear": "The same curves in linear axes."}
-    parts.append(element("div", *(picture(figures[scale]["light"], figures[scale]["dark"],
-                                          f"ROC curves of all attacks, {scale} axes. {described}.", caption)
-                                  for scale, caption in captions.items()), class_="pair"))
+    captions = {
+        "log": "Logarithmic axes: the left end is what counts. The dotted line is guessing.",
+        "linear": "The same curves in linear axes.",
+    }
+    parts.append(
+        element(
+            "div",
+            *(
+                picture(
+                    figures[scale]["light"],
+                    figures[scale]["dark"],
+                    f"ROC curves of all attacks, {scale} axes. {described}.",
+                    caption,
+                )
+                for scale, caption in captions.items()
+            ),
+            class_="pair",
+        )
+    )
     if results["skipped"]:
         parts.append(element("p", "Left out because they can't run on these models and records:"))
-        parts.append(element("ul", *(element("li", f"{TITLES[name]}: {reason}")
-                                     for name, reason in results["skipped"].items())))
+        parts.append(
+            element("ul", *(element("li", f"{TITLES[name]}: {reason}") for name, reason in results["skipped"].items()))
+        )
     return join(*parts)
 
 
@@ -192,47 +285,95 @@ def _exposed(results, image_of):
     rows, head = results["exposed"], results["headline"]
     if not rows:
         return element("p", "No audited record was in a target's training set.")
-    text = element("p", f"The records that {head['title']} tells from non-members most surely. The level is the share "
-                        "of all non-members that look at least as much like a member (median over the models that were "
-                        "trained on the record). Also a model that gives nothing away has a top of this list: what is "
-                        "telling is a record that is found in most models that were trained on it, and in none of the "
-                        "others.")
+    text = element(
+        "p",
+        f"The records that {head['title']} tells from non-members most surely. The level is the share "
+        "of all non-members that look at least as much like a member (median over the models that were "
+        "trained on the record). Also a model that gives nothing away has a top of this list: what is "
+        "telling is a record that is found in most models that were trained on it, and in none of the "
+        "others.",
+    )
     if image_of is None:
-        return join(text, table("Most exposed records; row is the record's place in the data set",
-                                ["Row", "Class", "Found in", "False alarms in", "Level", "Loss if in", "Loss if out"],
-                                [[row["record"], row["class"], f"{row['found_in']} of {row['models_in']}",
-                                  f"{row['found_out']} of {row['models_out']}",
-                                  _percent(row["false_positive_level"], 3), _number(row["loss_in"]),
-                                  _number(row["loss_out"])] for row in rows]))
-    cards = [element("li", small_image(_png(image_of(row["record"])), f"Record {row['record']}, class {row['class']}"),
-                     element("strong", row["class"]), element("span", f"row {row['record']}"),
-                     element("span", f"found in {row['found_in']} of {row['models_in']}"),
-                     element("span", f"false alarms {row['found_out']} of {row['models_out']}"),
-                     element("span", f"level {_percent(row['false_positive_level'], 3)}"),
-                     element("span", f"loss {_number(row['loss_in'])} in, {_number(row['loss_out'])} out"))
-             for row in rows[:SHOWN_IMAGES]]
-    return join(text, element("ul", *cards, class_="cards"),
-                element("p", "This page shows training records: it is as confidential as they are.", class_="soft"))
+        return join(
+            text,
+            table(
+                "Most exposed records; row is the record's place in the data set",
+                ["Row", "Class", "Found in", "False alarms in", "Level", "Loss if in", "Loss if out"],
+                [
+                    [
+                        row["record"],
+                        row["class"],
+                        f"{row['found_in']} of {row['models_in']}",
+                        f"{row['found_out']} of {row['models_out']}",
+                        _percent(row["false_positive_level"], 3),
+                        _number(row["loss_in"]),
+                        _number(row["loss_out"]),
+                    ]
+                    for row in rows
+                ],
+            ),
+        )
+    cards = [
+        element(
+            "li",
+            small_image(_png(image_of(row["record"])), f"Record {row['record']}, class {row['class']}"),
+            element("strong", row["class"]),
+            element("span", f"row {row['record']}"),
+            element("span", f"found in {row['found_in']} of {row['models_in']}"),
+            element("span", f"false alarms {row['found_out']} of {row['models_out']}"),
+            element("span", f"level {_percent(row['false_positive_level'], 3)}"),
+            element("span", f"loss {_number(row['loss_in'])} in, {_number(row['loss_out'])} out"),
+        )
+        for row in rows[:SHOWN_IMAGES]
+    ]
+    return join(
+        text,
+        element("ul", *cards, class_="cards"),
+        element("p", "This page shows training records: it is as confidential as they are.", class_="soft"),
+    )
 
 
 def _groups(results):
     head = results["headline"]
-    parts = [element("p", f"{head['title']} at the one threshold for all that lets {_percent(head['fpr'])} of "
-                          "non-members pass. Groups differ in how many of their members are found, and in how many of "
-                          "their non-members are called members by mistake. With many groups the highest number is "
-                          "partly chance: look at the intervals.")]
+    parts = [
+        element(
+            "p",
+            f"{head['title']} at the one threshold for all that lets {_percent(head['fpr'])} of "
+            "non-members pass. Groups differ in how many of their members are found, and in how many of "
+            "their non-members are called members by mistake. With many groups the highest number is "
+            "partly chance: look at the intervals.",
+        )
+    ]
     for one in results["groups"]:
         shown = one["rows"][:SHOWN_GROUPS]
-        rows = [[f"{row['value']}{' *' if row['small'] else ''}", f"{row['records']:,}",
-                 _rate(row["tpr"], row["tpr_interval"]), _rate(row["fpr"], row["fpr_interval"]), _auc(row)]
-                for row in shown]
+        rows = [
+            [
+                f"{row['value']}{' *' if row['small'] else ''}",
+                f"{row['records']:,}",
+                _rate(row["tpr"], row["tpr_interval"]),
+                _rate(row["fpr"], row["fpr_interval"]),
+                _auc(row),
+            ]
+            for row in shown
+        ]
         more = f" The {SHOWN_GROUPS} highest of {len(one['rows'])} are shown." if len(shown) < len(one["rows"]) else ""
         parts.append(element("h3", f"By {one['name']}"))
-        parts.append(table(f"Risk by {one['name']}, with 95 % intervals, the most exposed first.{more}",
-                           ["Group", "Records", "Members found", "Non-members called members", "AUC"], rows))
+        parts.append(
+            table(
+                f"Risk by {one['name']}, with 95 % intervals, the most exposed first.{more}",
+                ["Group", "Records", "Members found", "Non-members called members", "AUC"],
+                rows,
+            )
+        )
         if any(row["small"] for row in shown):
-            parts.append(element("p", "* Fewer than 30 records, or than 30 cases on a side: too few for a conclusion "
-                                      "about this group alone.", class_="soft"))
+            parts.append(
+                element(
+                    "p",
+                    "* Fewer than 30 records, or than 30 cases on a side: too few for a conclusion "
+                    "about this group alone.",
+                    class_="soft",
+                )
+            )
     return join(*parts)
 
 
@@ -245,21 +386,46 @@ def _beyond(results):
 def _epsilon(found):
     if found is None:
         return None
-    rows = [[f"Model {row['target']}", f"{row['epsilon']:.2f}", f"{row['provable']:.2f}", f"{best['correct']} of "
-             f"{best['guesses']}"] for row in found["rows"]
-            for best in [max(row["tests"], key=lambda test: test["epsilon"])]]
+    rows = [
+        [
+            f"Model {row['target']}",
+            f"{row['epsilon']:.2f}",
+            f"{row['provable']:.2f}",
+            f"{best['correct']} of {best['guesses']}",
+        ]
+        for row in found["rows"]
+        for best in [max(row["tests"], key=lambda test: test["epsilon"])]
+    ]
     sure = _percent(found["confidence"], 0)
-    text = ("Differential privacy limits what any attack can learn by a number epsilon: around 1 is strong, above 10 "
-            "says little. An audit can't show that a model is private, but it can refute claims. ")
-    text += (f"With {sure} confidence, the training procedure is not differentially private with any epsilon below "
-             f"{found['epsilon']:.2f} (delta {found['delta']:g}). ") if found["epsilon"] else \
-        f"At {sure} confidence, this audit refutes no epsilon at all (delta {found['delta']:g}). "
-    text += (f"Counted are the right guesses of {found['title']} on each target's one run (Steinke, Nasr and "
-             "Jagielski, 2023); the bound is the highest of all targets, corrected for having tried them all.")
-    return join(element("h3", "A lower bound on epsilon"), element("p", text),
-                _folded(len(rows), table(f"Lower bound of each target by itself, at {sure} confidence; provable is "
-                                         "what would have been shown if every guess had been right",
-                                         ["Target", "Epsilon is at least", "Provable", "Right guesses"], rows)))
+    text = (
+        "Differential privacy limits what any attack can learn by a number epsilon: around 1 is strong, above 10 "
+        "says little. An audit can't show that a model is private, but it can refute claims. "
+    )
+    text += (
+        (
+            f"With {sure} confidence, the training procedure is not differentially private with any epsilon below "
+            f"{found['epsilon']:.2f} (delta {found['delta']:g}). "
+        )
+        if found["epsilon"]
+        else f"At {sure} confidence, this audit refutes no epsilon at all (delta {found['delta']:g}). "
+    )
+    text += (
+        f"Counted are the right guesses of {found['title']} on each target's one run (Steinke, Nasr and "
+        "Jagielski, 2023); the bound is the highest of all targets, corrected for having tried them all."
+    )
+    return join(
+        element("h3", "A lower bound on epsilon"),
+        element("p", text),
+        _folded(
+            len(rows),
+            table(
+                f"Lower bound of each target by itself, at {sure} confidence; provable is "
+                "what would have been shown if every guess had been right",
+                ["Target", "Epsilon is at least", "Provable", "Right guesses"],
+                rows,
+            ),
+        ),
+    )
 
 
 def _ramia(found):
@@ -268,17 +434,33 @@ def _ramia(found):
     title = element("h3", "Changed copies of a record (range membership)")
     if "skipped" in found:
         return join(title, element("p", found["skipped"]))
-    names = {"record": "The record itself", "one_point": "One changed copy",
-             "range": f"{found['points']} changed copies together"}
-    rows = [[name, _auc(found[kind]),
-             *(_rate(point["tpr"], point["interval"]) for point in found[kind]["tpr_at_fpr"])]
-            for kind, name in names.items()]
-    return join(title, element("p", "Somebody who holds not the record but a changed copy of it (shifted, mirrored, "
-                                    "perturbed) can still ask whether anything like it was used. Scores of several "
-                                    "copies are averaged (RaMIA, Tao and Shokri, 2024)."),
-                table(f"{found['title']} with what the attacker holds, 95 % intervals",
-                      ["Attacker holds", "AUC", *(f"Found at {_percent(point['fpr'])} FPR"
-                                                  for point in found["range"]["tpr_at_fpr"])], rows))
+    names = {
+        "record": "The record itself",
+        "one_point": "One changed copy",
+        "range": f"{found['points']} changed copies together",
+    }
+    rows = [
+        [name, _auc(found[kind]), *(_rate(point["tpr"], point["interval"]) for point in found[kind]["tpr_at_fpr"])]
+        for kind, name in names.items()
+    ]
+    return join(
+        title,
+        element(
+            "p",
+            "Somebody who holds not the record but a changed copy of it (shifted, mirrored, "
+            "perturbed) can still ask whether anything like it was used. Scores of several "
+            "copies are averaged (RaMIA, Tao and Shokri, 2024).",
+        ),
+        table(
+            f"{found['title']} with what the attacker holds, 95 % intervals",
+            [
+                "Attacker holds",
+                "AUC",
+                *(f"Found at {_percent(point['fpr'])} FPR" for point in found["range"]["tpr_at_fpr"]),
+            ],
+            rows,
+        ),
+    )
 
 
 def _duci(found):
@@ -287,26 +469,62 @@ def _duci(found):
     title = element("h3", "How much of a data set was used")
     if "skipped" in found:
         return join(title, element("p", found["skipped"]))
-    rows = [[_percent(row["share"], 0), "-" if row["mean"] is None else _percent(row["mean"], 1),
-             "-" if row["error"] is None else f"{100 * row['error']:.1f} points", f"{100 * row['width']:.1f} points",
-             _percent(row["covered"], 1)] for row in found["rows"]]
-    parts = [title, element("p", "From guesses about single records, corrected for their known error rates, one can "
-                                 "estimate which share of a whole data set a model was trained on (DUCI, Tong and "
-                                 "others, 2024). Here on data sets for which the share is known, drawn from the "
-                                 "audited records."),
-             table(f"Estimates by {found['title']}: {found['rows'][0]['sets']:,} data sets of "
-                   f"{found['rows'][0]['size']:,} records for each share",
-                   ["Share used", "Mean estimate", "Mean error", "Width of 95 % interval", "Intervals that hold it"],
-                   rows)]
+    rows = [
+        [
+            _percent(row["share"], 0),
+            "-" if row["mean"] is None else _percent(row["mean"], 1),
+            "-" if row["error"] is None else f"{100 * row['error']:.1f} points",
+            f"{100 * row['width']:.1f} points",
+            _percent(row["covered"], 1),
+        ]
+        for row in found["rows"]
+    ]
+    parts = [
+        title,
+        element(
+            "p",
+            "From guesses about single records, corrected for their known error rates, one can "
+            "estimate which share of a whole data set a model was trained on (DUCI, Tong and "
+            "others, 2024). Here on data sets for which the share is known, drawn from the "
+            "audited records.",
+        ),
+        table(
+            f"Estimates by {found['title']}: {found['rows'][0]['sets']:,} data sets of "
+            f"{found['rows'][0]['size']:,} records for each share",
+            ["Share used", "Mean estimate", "Mean error", "Width of 95 % interval", "Intervals that hold it"],
+            rows,
+        ),
+    ]
     if found["models"] < 2:
-        parts.append(element("p", "The attack's error rates are known from one model only, so that the intervals leave "
-                                  "out how much models differ.", class_="soft"))
+        parts.append(
+            element(
+                "p",
+                "The attack's error rates are known from one model only, so that the intervals leave "
+                "out how much models differ.",
+                class_="soft",
+            )
+        )
     if found["groups"]:
-        parts.append(_folded(len(found["groups"]), table(
-            "Estimates for the groups of the data", ["Group", "Target", "Records", "Used", "Estimate", "95 % interval"],
-            [[row["value"], row["target"], row["records"], _percent(row["true"], 1),
-              "-" if row["share"] is None else _percent(row["share"], 1), _between(row["interval"])]
-             for row in found["groups"]])))
+        parts.append(
+            _folded(
+                len(found["groups"]),
+                table(
+                    "Estimates for the groups of the data",
+                    ["Group", "Target", "Records", "Used", "Estimate", "95 % interval"],
+                    [
+                        [
+                            row["value"],
+                            row["target"],
+                            row["records"],
+                            _percent(row["true"], 1),
+                            "-" if row["share"] is None else _percent(row["share"], 1),
+                            _between(row["interval"]),
+                        ]
+                        for row in found["groups"]
+                    ],
+                ),
+            )
+        )
     return join(*parts)
 
 
@@ -315,69 +533,140 @@ def _users(found):
         return None
     audit, parts = found["audit"], [element("h3", "Users with several records")]
     if audit is None:
-        parts.append(element("p", f"{found['users']} users are known, but no model was trained on all records of some "
-                                  "and on none of others; nothing can be compared."))
+        parts.append(
+            element(
+                "p",
+                f"{found['users']} users are known, but no model was trained on all records of some "
+                "and on none of others; nothing can be compared.",
+            )
+        )
     else:
-        rates = "; ".join(f"at {_percent(point['fpr'])} false positives {_percent(point['tpr'])} "
-                          f"({_between(point['interval'])})" for point in audit["tpr_at_fpr"])
-        parts.append(element("p", f"A user's records together say more than one alone. Judged by their mean loss "
-                                  f"(set-based membership inference), {audit['members']:,} cases of users whose "
-                                  f"records were used are told from {audit['non_members']:,} of users whose records "
-                                  f"were not: AUC {audit['auc']:.4f}; users found {rates}. To find all of them, "
-                                  f"{_percent(audit['fpr_at_100_tpr'])} of the others "
-                                  f"({_between(audit['fpr_interval'])}) would be accused."))
-    rows = [[row["user"], row["records"], f"{row['models_in']} / {row['models_out']}", _number(row["loss_in"]),
-             _number(row["loss_out"])] for row in found["rows"][:SHOWN_GROUPS]]
+        rates = "; ".join(
+            f"at {_percent(point['fpr'])} false positives {_percent(point['tpr'])} ({_between(point['interval'])})"
+            for point in audit["tpr_at_fpr"]
+        )
+        parts.append(
+            element(
+                "p",
+                f"A user's records together say more than one alone. Judged by their mean loss "
+                f"(set-based membership inference), {audit['members']:,} cases of users whose "
+                f"records were used are told from {audit['non_members']:,} of users whose records "
+                f"were not: AUC {audit['auc']:.4f}; users found {rates}. To find all of them, "
+                f"{_percent(audit['fpr_at_100_tpr'])} of the others "
+                f"({_between(audit['fpr_interval'])}) would be accused.",
+            )
+        )
+    rows = [
+        [
+            row["user"],
+            row["records"],
+            f"{row['models_in']} / {row['models_out']}",
+            _number(row["loss_in"]),
+            _number(row["loss_out"]),
+        ]
+        for row in found["rows"][:SHOWN_GROUPS]
+    ]
     more = f" The first {SHOWN_GROUPS} of {found['users']} are shown." if found["users"] > SHOWN_GROUPS else ""
-    parts.append(table(f"Users, the largest difference first.{more}",
-                       ["User", "Records", "Models in / out", "Mean loss if in", "Mean loss if out"], rows))
+    parts.append(
+        table(
+            f"Users, the largest difference first.{more}",
+            ["User", "Records", "Models in / out", "Mean loss if in", "Mean loss if out"],
+            rows,
+        )
+    )
     if found["in_part"]:
-        parts.append(element("p", f"{found['in_part']:,} pairs of user and model were left out because the model was "
-                                  "trained on part of the user's records.", class_="soft"))
+        parts.append(
+            element(
+                "p",
+                f"{found['in_part']:,} pairs of user and model were left out because the model was "
+                "trained on part of the user's records.",
+                class_="soft",
+            )
+        )
     return join(*parts)
 
 
 def _limits(results):
-    points = ["Attacks show a lower bound of the risk: a better attack may find more, and none finding anything is no "
-              "proof of safety.",
-              "What was audited is a training procedure, by models trained with it on parts of these records. A model "
-              "trained on more records, or for longer, leaks less or more.",
-              "Members and non-members come from the same data set. Records of other origin, duplicates and people "
-              "with several records are not covered.",
-              "The attacker here can train models of the same kind on records of the same kind. Many can't; some can.",
-              f"The strongest of {len(results['attacks'])} attacks was picked after seeing the results, which makes "
-              "the risk look slightly higher than a single attack would.",
-              "Rates over all targets count each pair of record and model as a case of its own; the same record in "
-              "several models is not quite a new case, so that intervals are somewhat too narrow. All targets share "
-              "one threshold; the mean over targets gives each its own."]
+    points = [
+        "Attacks show a lower bound of the risk: a better attack may find more, and none finding anything is no "
+        "proof of safety.",
+        "What was audited is a training procedure, by models trained with it on parts of these records. A model "
+        "trained on more records, or for longer, leaks less or more.",
+        "Members and non-members come from the same data set. Records of other origin, duplicates and people "
+        "with several records are not covered.",
+        "The attacker here can train models of the same kind on records of the same kind. Many can't; some can.",
+        f"The strongest of {len(results['attacks'])} attacks was picked after seeing the results, which makes "
+        "the risk look slightly higher than a single attack would.",
+        "Rates over all targets count each pair of record and model as a case of its own; the same record in "
+        "several models is not quite a new case, so that intervals are somewhat too narrow. All targets share "
+        "one threshold; the mean over targets gives each its own.",
+    ]
     if results["epsilon"] is not None:
-        points.append("The bound on epsilon takes each record's membership for a coin of its own. Where exactly half "
-                      "of the records are used, that holds but for a small correction.")
+        points.append(
+            "The bound on epsilon takes each record's membership for a coin of its own. Where exactly half "
+            "of the records are used, that holds but for a small correction."
+        )
     return element("ul", *(element("li", text) for text in points))
 
 
 def _repeat(results, context):
     known = ("dataset", "model_name", "models", "accuracy", "config", "seconds", "versions", "hardware", "outside")
-    facts = [(name.capitalize(), _plain(context[name])) for name in ("hardware", "versions", "seconds")
-             if name in context]
-    facts += [(name.replace("_", " ").capitalize(), _plain(value)) for name, value in context.items()
-              if name not in known]
+    facts = [
+        (name.capitalize(), _plain(context[name])) for name in ("hardware", "versions", "seconds") if name in context
+    ]
+    facts += [
+        (name.replace("_", " ").capitalize(), _plain(value)) for name, value in context.items() if name not in known
+    ]
     parts = [_facts(facts)] if facts else []
     if "config" in context:
-        parts.append(element("details", element("summary", "Configuration"), element("pre", json.dumps(
-            context["config"], indent=2, ensure_ascii=False))))
+        parts.append(
+            element(
+                "details",
+                element("summary", "Configuration"),
+                element("pre", json.dumps(context["config"], indent=2, ensure_ascii=False)),
+            )
+        )
     accuracy = {one.get("model"): one for one in context.get("accuracy") or []}
     best = next(one for one in results["attacks"] if one["name"] == results["headline"]["attack"])
-    rows = [[f"Model {row['target']}", row["members"], row["non_members"], f"{row['auc']:.4f}",
-             *(_percent(point["tpr"]) for point in row["tpr_at_fpr"]),
-             *(_percent(value) if (value := accuracy.get(row["target"], {}).get(side)) is not None else "-"
-               for side in ("train", "test"))] for row in best["targets"]]
-    parts.append(_folded(len(rows), table(f"{best['title']} on each target", [
-        "Target", "Members", "Non-members", "AUC", *(f"Found at {_percent(point['fpr'])} FPR"
-                                                     for point in best["pooled"]["tpr_at_fpr"]),
-        "Training accuracy", "Test accuracy"], rows)))
-    parts.append(element("p", "Every number is in result.json, the scores of each target in exp/TARGET/scores.npz, "
-                              "beside this page.", class_="soft"))
+    rows = [
+        [
+            f"Model {row['target']}",
+            row["members"],
+            row["non_members"],
+            f"{row['auc']:.4f}",
+            *(_percent(point["tpr"]) for point in row["tpr_at_fpr"]),
+            *(
+                _percent(value) if (value := accuracy.get(row["target"], {}).get(side)) is not None else "-"
+                for side in ("train", "test")
+            ),
+        ]
+        for row in best["targets"]
+    ]
+    parts.append(
+        _folded(
+            len(rows),
+            table(
+                f"{best['title']} on each target",
+                [
+                    "Target",
+                    "Members",
+                    "Non-members",
+                    "AUC",
+                    *(f"Found at {_percent(point['fpr'])} FPR" for point in best["pooled"]["tpr_at_fpr"]),
+                    "Training accuracy",
+                    "Test accuracy",
+                ],
+                rows,
+            ),
+        )
+    )
+    parts.append(
+        element(
+            "p",
+            "Every number is in result.json, the scores of each target in exp/TARGET/scores.npz, beside this page.",
+            class_="soft",
+        )
+    )
     return join(*parts)
 
 

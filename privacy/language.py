@@ -24,24 +24,38 @@ def build(vocabulary, length, settings):
         width, depth = settings["hidden"][0], len(settings["hidden"])
         if width % 32 or len(set(settings["hidden"])) > 1:
             raise UserError(f"train.hidden {settings['hidden']}: gpt2 has layers of one width, a multiple of 32")
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-            vocab_size=vocabulary, n_positions=length, n_embd=width, n_layer=depth, n_head=width // 32))
+        model = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                vocab_size=vocabulary, n_positions=length, n_embd=width, n_layer=depth, n_head=width // 32
+            )
+        )
     else:
         try:
             model = transformers.GPT2LMHeadModel.from_pretrained(settings["pretrained"], use_safetensors=True)
         except (OSError, ValueError) as error:
             problem = str(error).splitlines()[0]
-            raise UserError(f"train.pretrained {settings['pretrained']} can't be loaded ({problem}); give a name of "
-                            "the Hugging Face hub or a folder") from None
+            raise UserError(
+                f"train.pretrained {settings['pretrained']} can't be loaded ({problem}); give a name of "
+                "the Hugging Face hub or a folder"
+            ) from None
         if vocabulary > model.config.vocab_size:
-            raise UserError(f"data.tokenizer has {vocabulary} tokens and train.pretrained {model.config.vocab_size}; "
-                            "take the tokenizer that belongs to the model")
+            raise UserError(
+                f"data.tokenizer has {vocabulary} tokens and train.pretrained {model.config.vocab_size}; "
+                "take the tokenizer that belongs to the model"
+            )
     if settings["peft_type"] is None:
         return model
     peft = optional("peft", "train.peft_type lora")
-    return peft.get_peft_model(model, peft.LoraConfig(
-        r=settings["lora_rank"], lora_alpha=2 * settings["lora_rank"], target_modules=["c_attn"], fan_in_fan_out=True,
-        task_type="CAUSAL_LM"))
+    return peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=settings["lora_rank"],
+            lora_alpha=2 * settings["lora_rank"],
+            target_modules=["c_attn"],
+            fan_in_fan_out=True,
+            task_type="CAUSAL_LM",
+        ),
+    )
 
 
 class LanguageModel:
@@ -60,8 +74,11 @@ class LanguageModel:
         losses, right = token_losses(self._model, tokens)
         counts = (tokens[:, 1:] != PAD).sum(dim=1)
         mean = (losses.double().sum(dim=1) / counts).cpu()
-        return {"cross_entropy": mean, "scaled_loss": torch.from_numpy(-scaled_from_losses(mean.numpy())),
-                "correct": (2 * right.sum(dim=1) > counts).double().cpu()}
+        return {
+            "cross_entropy": mean,
+            "scaled_loss": torch.from_numpy(-scaled_from_losses(mean.numpy())),
+            "correct": (2 * right.sum(dim=1) > counts).double().cpu(),
+        }
 
 
 def token_losses(model, tokens):

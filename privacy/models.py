@@ -60,14 +60,18 @@ def build(name, records, settings):
         return _users_own(name, classes, records.shape)
     if records.kind == "tokens":
         if name != "gpt2":
-            raise UserError(f"train.model_name {name} is no language model; tokens need gpt2 or module:function, or "
-                            "set data.tokenize to false")
+            raise UserError(
+                f"train.model_name {name} is no language model; tokens need gpt2 or module:function, or "
+                "set data.tokenize to false"
+            )
         return language.build(records.vocabulary, records.shape[0], settings)
     if name == "mlp":
         return mlp.build(classes, math.prod(records.shape), tuple(settings["hidden"]))
     if records.kind != "images":
-        raise UserError(f"train.model_name {name} needs {'tokens' if name == 'gpt2' else 'images'}, and "
-                        f"{records.name} has {records.kind}; take mlp or module:function")
+        raise UserError(
+            f"train.model_name {name} needs {'tokens' if name == 'gpt2' else 'images'}, and "
+            f"{records.name} has {records.kind}; take mlp or module:function"
+        )
     return _image_network(name, classes, records.shape[-1])
 
 
@@ -99,8 +103,10 @@ def _users_own(name, classes, shape):
             module = importlib.import_module(place)
         model = getattr(module, function)(classes, shape)
     except (ImportError, AttributeError, FileNotFoundError) as error:
-        raise UserError(f"train.model_name {name} can't be called ({error}); give module:function or "
-                        "path/to/file.py:function, a function of (num_classes, shape)") from None
+        raise UserError(
+            f"train.model_name {name} can't be called ({error}); give module:function or "
+            "path/to/file.py:function, a function of (num_classes, shape)"
+        ) from None
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"train.model_name {name} returned {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -134,6 +140,7 @@ def _table_query(model, mean, std, device):
     @torch.inference_mode()
     def query(inputs):
         return model((inputs.to(device) - mean) / std).float()
+
     return query
 
 
@@ -142,8 +149,10 @@ class Suspected:
 
     def __init__(self, suspect, classes):
         if suspect.classes not in (None, classes):
-            raise UserError(f"{suspect.name} has {suspect.classes} classes and the data set {classes}; they must be "
-                            "the same, in the same order")
+            raise UserError(
+                f"{suspect.name} has {suspect.classes} classes and the data set {classes}; they must be "
+                "the same, in the same order"
+            )
         self._suspect = suspect
 
     def answers(self, records, rows, query="identity"):
@@ -173,12 +182,21 @@ class StoredLogits:
         logits = arrays["logits"]
         self.rows = arrays.get("records", np.arange(len(records)))
         self._logits, self._path = logits[None] if logits.ndim == 2 else logits, path
-        if self._logits.ndim != 3 or self._logits.shape[1:] != (len(self.rows), len(records.class_names)) or \
-                logits.dtype.kind != "f":
-            raise UserError(f"{path} has logits {logits.dtype} {logits.shape} for {len(self.rows)} records; they must "
-                            f"be floats (records, {len(records.class_names)} classes), or have the queries first")
-        if self.rows.dtype.kind not in "iu" or self.rows.min() < 0 or self.rows.max() >= len(records) or \
-                len(np.unique(self.rows)) < len(self.rows):
+        if (
+            self._logits.ndim != 3
+            or self._logits.shape[1:] != (len(self.rows), len(records.class_names))
+            or logits.dtype.kind != "f"
+        ):
+            raise UserError(
+                f"{path} has logits {logits.dtype} {logits.shape} for {len(self.rows)} records; they must "
+                f"be floats (records, {len(records.class_names)} classes), or have the queries first"
+            )
+        if (
+            self.rows.dtype.kind not in "iu"
+            or self.rows.min() < 0
+            or self.rows.max() >= len(records)
+            or len(np.unique(self.rows)) < len(self.rows)
+        ):
             raise UserError(f"{path}: records must be distinct rows from 0 to {len(records) - 1} of the data set")
         self._place = np.full(len(records), -1)
         self._place[self.rows] = np.arange(len(self.rows))
@@ -195,8 +213,10 @@ class StoredLogits:
 
 def _checked(logits, labels, name="the model"):
     if not torch.isfinite(logits).all():
-        raise UserError(f"{name} gave logits that are not finite for {int((~torch.isfinite(logits)).any(1).sum())} of "
-                        f"{len(logits)} records; is its file damaged?")
+        raise UserError(
+            f"{name} gave logits that are not finite for {int((~torch.isfinite(logits)).any(1).sum())} of "
+            f"{len(logits)} records; is its file damaged?"
+        )
     return utils.sample_signals(logits, labels)
 
 
@@ -229,5 +249,7 @@ def open_outside(entry, folder, records, audit):
     if records.kind != "images":
         raise UserError(f"{path}: models from elsewhere are opened for images only; store the logits in a .npz file")
     overrides = {("size" if name == "input_size" else name): entry[name] for name in PREPROCESSING if name in entry}
-    return Suspected(opened.open_model(path, entry.get("model_name"), audit.device, audit.precision, overrides,
-                                      audit.batch_size), len(records.class_names))
+    return Suspected(
+        opened.open_model(path, entry.get("model_name"), audit.device, audit.precision, overrides, audit.batch_size),
+        len(records.class_names),
+    )

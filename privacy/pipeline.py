@@ -66,13 +66,22 @@ def run(config, stop_after="report"):
         if last < 1:
             return None, clock
         with clock.stage("models"):
-            plan, sources, targets, queries, outside = \
+            plan, sources, targets, queries, outside = (
                 _outside(config, records) if training.is_outside(_models(config)) else _own(config, records)
+            )
         if last < 2:
             return None, clock
         with clock.stage("signals"):
-            found, accuracies = signals.collect(sources, records, plan, targets, queries, config.audit.batch_size,
-                                                folder / "signals", config.audit.precision)
+            found, accuracies = signals.collect(
+                sources,
+                records,
+                plan,
+                targets,
+                queries,
+                config.audit.batch_size,
+                folder / "signals",
+                config.audit.precision,
+            )
         if last < 3:
             return None, clock
         return _judge(config, records, found, accuracies, outside, clock, last), clock
@@ -81,6 +90,7 @@ def run(config, stop_after="report"):
 def _check_names(config):
     """What the attacks would refuse, said before hours of training."""
     from privacy.attack import ATTACKS, SECTIONS
+
     _known(_attacks(config.audit.algorithm), ATTACKS, "audit.algorithm")
     for section, known in SECTIONS.items():
         _known(getattr(config.audit, section), known, f"audit.{section}")
@@ -95,13 +105,19 @@ def _known(names, known, field):
 
 def _judge(config, records, found, accuracies, outside, clock, last):
     from privacy.attack import run_attacks
+
     with clock.stage("audit"):
         results = run_attacks(found, _audit_settings(config))
     if last >= 4:
         from privacy.report import write_report
+
         with clock.stage("report"):
-            write_report(Path(config.run.log_dir) / config.audit.report_log, found, results,
-                         _context(config, records, found, accuracies, outside, clock))
+            write_report(
+                Path(config.run.log_dir) / config.audit.report_log,
+                found,
+                results,
+                _context(config, records, found, accuracies, outside, clock),
+            )
     return results
 
 
@@ -111,8 +127,10 @@ def _models(config):
 
 def _with_training(config):
     if config.train is None:
-        raise UserError("the config has no section train, and there are no models from elsewhere (models_metadata.json "
-                        f"in {_models(config)}); give one or the other")
+        raise UserError(
+            "the config has no section train, and there are no models from elsewhere (models_metadata.json "
+            f"in {_models(config)}); give one or the other"
+        )
     return config
 
 
@@ -129,26 +147,39 @@ def _outside(config, records):
     """Models from elsewhere: (plan, sources, targets, queries, their entries)."""
     folder = _models(config)
     entries, targets = training.read_outside(folder)
-    stored = {place: models.StoredLogits(folder / entry["model_path"], records) for place, entry in enumerate(entries)
-              if entry["model_path"].lower().endswith(".npz")}
+    stored = {
+        place: models.StoredLogits(folder / entry["model_path"], records)
+        for place, entry in enumerate(entries)
+        if entry["model_path"].lower().endswith(".npz")
+    }
     covered = np.ones(len(records), dtype=bool)
     for one in stored.values():
         covered &= np.isin(np.arange(len(records)), one.rows)
     rows = folder / "population.npy"
-    plan = data.plan_of_memberships(folder / "memberships.npy", len(entries), records, config, covered,
-                                    _population_rows(rows, covered) if rows.exists() else None)
+    plan = data.plan_of_memberships(
+        folder / "memberships.npy",
+        len(entries),
+        records,
+        config,
+        covered,
+        _population_rows(rows, covered) if rows.exists() else None,
+    )
     queries = _queries(config, records)
     if stored:
         # Which queries were stored, only their maker knows; what all of them have is used.
         counts = {one.queries for one in stored.values()}
         if len(stored) < len(entries) and (counts != {1} or len(queries) > 1):
-            raise UserError("models and stored logits together can have the query identity alone: set audit.queries "
-                            "to [identity] and store logits (records, classes)")
+            raise UserError(
+                "models and stored logits together can have the query identity alone: set audit.queries "
+                "to [identity] and store logits (records, classes)"
+            )
         queries = min(counts) if len(stored) == len(entries) else queries
     if records.kind == "labels" and len(stored) < len(entries):
         raise UserError(f"{config.data.data_dir} has labels alone, so every model needs stored logits (.npz)")
-    sources = [signals.Source(folder / entry["model_path"], _opener(entry, folder, records, config, queries))
-               for entry in entries]
+    sources = [
+        signals.Source(folder / entry["model_path"], _opener(entry, folder, records, config, queries))
+        for entry in entries
+    ]
     return plan, sources, list(range(len(entries))) if targets is None else targets, queries, entries
 
 
@@ -160,6 +191,7 @@ def _opener(entry, folder, records, config, queries):
             return training.open_own(path, records, config)[0]
         model = models.open_outside(entry, folder, records, config.audit)
         return _Numbered(model, queries) if isinstance(model, models.StoredLogits) else model
+
     return open_it
 
 
@@ -179,8 +211,15 @@ def _population_rows(path, covered):
         rows = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError):
         raise UserError(f"{path} is no array; save the rows of the population with numpy.save") from None
-    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or rows.min() < 0 or \
-            rows.max() >= len(covered) or not covered[rows].all() or len(np.unique(rows)) < len(rows):
+    if (
+        rows.ndim != 1
+        or rows.dtype.kind not in "iu"
+        or not len(rows)
+        or rows.min() < 0
+        or rows.max() >= len(covered)
+        or not covered[rows].all()
+        or len(np.unique(rows)) < len(rows)
+    ):
         raise UserError(f"{path} must be distinct rows of the data set, whole numbers that every model has answers for")
     return rows.astype(np.int64)
 
@@ -190,8 +229,9 @@ def _queries(config, records):
     chosen = config.audit.queries
     if records.kind != "images":
         if chosen is not None and chosen != ["identity"]:
-            raise UserError(f"audit.queries {chosen} are for images, and {records.name} has {records.kind}; leave them "
-                            "out")
+            raise UserError(
+                f"audit.queries {chosen} are for images, and {records.name} has {records.kind}; leave them out"
+            )
         return ["identity"]
     return list(QUERIES[:2]) if chosen is None else chosen
 
@@ -199,14 +239,24 @@ def _queries(config, records):
 def _audit_settings(config):
     """What `privacy.audit.run_attacks` wants, from the section audit."""
     audit = config.audit
-    return {"attacks": _attacks(audit.algorithm), "num_ref_models": audit.num_ref_models, "gamma": audit.gamma,
-            "a": audit.offline_a, "fprs": audit.fprs, "seed": config.run.random_seed, "ramia": audit.ramia,
-            "duci": audit.duci, "epsilon": audit.epsilon, "groups": audit.groups}
+    return {
+        "attacks": _attacks(audit.algorithm),
+        "num_ref_models": audit.num_ref_models,
+        "gamma": audit.gamma,
+        "a": audit.offline_a,
+        "fprs": audit.fprs,
+        "seed": config.run.random_seed,
+        "ramia": audit.ramia,
+        "duci": audit.duci,
+        "epsilon": audit.epsilon,
+        "groups": audit.groups,
+    }
 
 
 def _attacks(wanted):
     """Names of attacks: "all", or also a family, as in Privacy Meter: RMIA stands for rmia_offline and rmia_online."""
     from privacy.attack import ATTACKS
+
     names = []
     for name in [wanted] if isinstance(wanted, str) else wanted:
         lower = name.lower()
@@ -228,17 +278,33 @@ def _context(config, records, found, accuracies, outside, clock):
     """Everything that a report says about how its numbers came about; ready for JSON."""
     count, inside = len(found.membership), found.membership.sum(axis=1)
     device = utils.choose_device(config.audit.device)
-    trained = [] if outside is not None else [
-        training.read_record(training.model_path(_models(config), number)) for number in range(count)]
+    trained = (
+        []
+        if outside is not None
+        else [training.read_record(training.model_path(_models(config), number)) for number in range(count)]
+    )
     public = _without_folders(config)
-    return {"config": public, "dataset": records.name, "kind": records.kind,
-            "model_name": public["train"]["model_name"] if outside is None else
-            sorted({str(entry.get("model_name") or Path(entry["model_path"]).suffix[1:]) for entry in outside}),
-            "models": count, "targets": len(found.target_ids), "records": len(found.records),
-            "population": len(found.population_labels), "members_audited": [int(number) for number in inside],
-            "outside": outside is not None, "accuracy": accuracies,
-            "train_seconds": [record["train_seconds"] for record in trained],
-            "seconds": {name: round(seconds, 2) for name, seconds in clock.seconds.items()},
-            "hardware": {"train": sorted({record["hardware"] for record in trained}), "audit": hardware_name(device)},
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-                         "membershiptracker": environment.VERSION}}
+    return {
+        "config": public,
+        "dataset": records.name,
+        "kind": records.kind,
+        "model_name": public["train"]["model_name"]
+        if outside is None
+        else sorted({str(entry.get("model_name") or Path(entry["model_path"]).suffix[1:]) for entry in outside}),
+        "models": count,
+        "targets": len(found.target_ids),
+        "records": len(found.records),
+        "population": len(found.population_labels),
+        "members_audited": [int(number) for number in inside],
+        "outside": outside is not None,
+        "accuracy": accuracies,
+        "train_seconds": [record["train_seconds"] for record in trained],
+        "seconds": {name: round(seconds, 2) for name, seconds in clock.seconds.items()},
+        "hardware": {"train": sorted({record["hardware"] for record in trained}), "audit": hardware_name(device)},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "membershiptracker": environment.VERSION,
+        },
+    }

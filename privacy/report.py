@@ -22,13 +22,29 @@ from kit.plots import figure_of, png_of, save_figure
 from privacy import html
 
 # Families of attacks have a colour; the line says which member of the family.
-STYLES = {"loss": ("#767676", "-"), "population": ("#8c6d1f", "-"), "reference": ("#2c8a4b", "-"),
-          "rmia_offline": ("#2f74c0", "--"), "rmia_online": ("#2f74c0", "-"),
-          "lira_offline": ("#c2571a", "--"), "lira_online": ("#c2571a", "-"),
-          "lira_offline_fixed": ("#a33ea1", "--"), "lira_online_fixed": ("#a33ea1", "-")}
+STYLES = {
+    "loss": ("#767676", "-"),
+    "population": ("#8c6d1f", "-"),
+    "reference": ("#2c8a4b", "-"),
+    "rmia_offline": ("#2f74c0", "--"),
+    "rmia_online": ("#2f74c0", "-"),
+    "lira_offline": ("#c2571a", "--"),
+    "lira_online": ("#c2571a", "-"),
+    "lira_offline_fixed": ("#a33ea1", "--"),
+    "lira_online_fixed": ("#a33ea1", "-"),
+}
 INKS = {"light": ("#ffffff", "#1b1f24"), "dark": ("#161b22", "#e6e8eb")}
-AVERAGE_COLUMNS = ("attack", "targets", "auc_mean", "auc_std", "auc_pooled", "auc_pooled_low", "auc_pooled_high",
-                   "fpr_at_100_tpr_mean", "fpr_at_100_tpr_pooled")
+AVERAGE_COLUMNS = (
+    "attack",
+    "targets",
+    "auc_mean",
+    "auc_std",
+    "auc_pooled",
+    "auc_pooled_low",
+    "auc_pooled_high",
+    "fpr_at_100_tpr_mean",
+    "fpr_at_100_tpr_pooled",
+)
 
 
 def write_report(folder, signals, results, context):
@@ -49,8 +65,9 @@ def write_report(folder, signals, results, context):
     for scale, name in (("linear", "ROC_average.png"), ("log", "ROC_log_average.png")):
         save_figure(_average_figure(results, scale), folder / name)
     write_json(folder / "result.json", {**numbers, "context": context})
-    figures = {scale: {ink: png_of(_average_figure(results, scale, ink)) for ink in INKS}
-               for scale in ("linear", "log")}
+    figures = {
+        scale: {ink: png_of(_average_figure(results, scale, ink)) for ink in INKS} for scale in ("linear", "log")
+    }
     text = html.render(numbers, context, figures, signals.image_of)
     with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -68,8 +85,9 @@ def _write_target(folder, results, signals, place, scores, is_member):
 
 
 def _average_figure(results, scale, ink="light"):
-    curves = {one["name"]: tuple(np.array(one["mean_roc"][side]) for side in ("fpr", "tpr"))
-              for one in results["attacks"]}
+    curves = {
+        one["name"]: tuple(np.array(one["mean_roc"][side]) for side in ("fpr", "tpr")) for one in results["attacks"]
+    }
     labels = {one["name"]: f"{one['title']}, AUC {one['average']['auc']['mean']:.3f}" for one in results["attacks"]}
     count = len(results["targets"])
     title = f"Mean of {count} target models" if count > 1 else f"Model {results['targets'][0]} as target"
@@ -88,9 +106,13 @@ def _figure(curves, labels, title, scale, non_members, ink="light"):
         color, line = STYLES[name]
         axis.plot(fpr, tpr, line, color=color, linewidth=1.6, label=labels[name])
     axis.plot([1e-6, 1], [1e-6, 1], ":", color=pen, linewidth=1, label="guessing")
-    axis.set(xscale=scale, yscale=scale, title=title,
-             xlabel="false positive rate (non-members called members)",
-             ylabel="true positive rate (members found)")
+    axis.set(
+        xscale=scale,
+        yscale=scale,
+        title=title,
+        xlabel="false positive rate (non-members called members)",
+        ylabel="true positive rate (members found)",
+    )
     if scale == "log":
         axis.set(xlim=(least, 1.2), ylim=(least, 1.2))
     figure.set_facecolor(paper)
@@ -101,39 +123,70 @@ def _figure(curves, labels, title, scale, non_members, ink="light"):
     for spine in axis.spines.values():
         spine.set_color(pen)
     axis.grid(alpha=0.25, color=pen)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False,
-                  labelcolor=pen)
+    figure.legend(
+        *axis.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        fontsize=8,
+        frameon=False,
+        labelcolor=pen,
+    )
     return figure
 
 
 def _corners(fpr, tpr):
     """The points where a step curve turns: tens of thousands of points look no different."""
     keep = np.ones(len(fpr), dtype=bool)
-    keep[1:-1] = ~(((fpr[1:-1] == fpr[:-2]) & (fpr[1:-1] == fpr[2:])) |
-                   ((tpr[1:-1] == tpr[:-2]) & (tpr[1:-1] == tpr[2:])))
+    keep[1:-1] = ~(
+        ((fpr[1:-1] == fpr[:-2]) & (fpr[1:-1] == fpr[2:])) | ((tpr[1:-1] == tpr[:-2]) & (tpr[1:-1] == tpr[2:]))
+    )
     return fpr[keep], tpr[keep]
 
 
 def _average_row(one):
     pooled, average = one["pooled"], one["average"]
-    values = (one["name"], len(one["targets"]), average["auc"]["mean"], average["auc"]["std"], pooled["auc"],
-              *pooled["auc_interval"], average["fpr_at_100_tpr"]["mean"], pooled["fpr_at_100_tpr"])
+    values = (
+        one["name"],
+        len(one["targets"]),
+        average["auc"]["mean"],
+        average["auc"]["std"],
+        pooled["auc"],
+        *pooled["auc_interval"],
+        average["fpr_at_100_tpr"]["mean"],
+        pooled["fpr_at_100_tpr"],
+    )
     row = dict(zip(AVERAGE_COLUMNS, values, strict=True))
     for mean, point in zip(average["tpr_at_fpr"], pooled["tpr_at_fpr"], strict=True):
         name = f"tpr_at_{100 * point['fpr']:g}%_fpr"
-        row |= {f"{name}_mean": mean["mean"], f"{name}_std": mean["std"], f"{name}_pooled": point["tpr"],
-                f"{name}_pooled_low": point["interval"][0], f"{name}_pooled_high": point["interval"][1]}
+        row |= {
+            f"{name}_mean": mean["mean"],
+            f"{name}_std": mean["std"],
+            f"{name}_pooled": point["tpr"],
+            f"{name}_pooled_low": point["interval"][0],
+            f"{name}_pooled_high": point["interval"][1],
+        }
     return row
 
 
 def _target_row(name, found):
-    row = {"attack": name, "a": found.get("a"), "members": found["members"], "non_members": found["non_members"],
-           "auc": found["auc"], "auc_low": found["auc_interval"][0], "auc_high": found["auc_interval"][1]}
+    row = {
+        "attack": name,
+        "a": found.get("a"),
+        "members": found["members"],
+        "non_members": found["non_members"],
+        "auc": found["auc"],
+        "auc_low": found["auc_interval"][0],
+        "auc_high": found["auc_interval"][1],
+    }
     for point in found["tpr_at_fpr"]:
         rate = f"tpr_at_{100 * point['fpr']:g}%_fpr"
         row |= {rate: point["tpr"], f"{rate}_low": point["interval"][0], f"{rate}_high": point["interval"][1]}
-    return {**row, "fpr_at_100_tpr": found["fpr_at_100_tpr"], "fpr_at_100_tpr_low": found["fpr_interval"][0],
-            "fpr_at_100_tpr_high": found["fpr_interval"][1]}
+    return {
+        **row,
+        "fpr_at_100_tpr": found["fpr_at_100_tpr"],
+        "fpr_at_100_tpr_low": found["fpr_interval"][0],
+        "fpr_at_100_tpr_high": found["fpr_interval"][1],
+    }
 
 
 def _write_csv(path, rows):

@@ -28,8 +28,13 @@ def groups(signals, scores, is_member, headline, settings):
     bootstrap), and small: fewer than SMALL_GROUP distinct records. Rates are None where a side is empty. The highest
     TPR comes first.
     """
-    named = {"class": [signals.class_names[label] if label < len(signals.class_names) else label
-                       for label in signals.labels.tolist()], **signals.groups}
+    named = {
+        "class": [
+            signals.class_names[label] if label < len(signals.class_names) else label
+            for label in signals.labels.tolist()
+        ],
+        **signals.groups,
+    }
     wanted = settings.get("groups") or [name for name in named if name not in OWNERS]
     unknown = [name for name in wanted if name not in named]
     if unknown:
@@ -38,8 +43,10 @@ def groups(signals, scores, is_member, headline, settings):
     tables = []
     for name in dict.fromkeys(["class", *wanted]):
         values = np.asarray(named[name]).astype(str)
-        found = [_group(value, values == value, scores, is_member, threshold, settings["seed"])
-                 for value in np.unique(values)]
+        found = [
+            _group(value, values == value, scores, is_member, threshold, settings["seed"])
+            for value in np.unique(values)
+        ]
         tables.append({"name": name, "rows": sorted(found, key=lambda row: (-(row["tpr"] or 0), row["value"]))})
     return tables
 
@@ -47,12 +54,19 @@ def groups(signals, scores, is_member, headline, settings):
 def _group(value, chosen, scores, is_member, threshold, seed):
     scores, inside = scores[:, chosen].ravel(), is_member[:, chosen].ravel()
     members, others = int(inside.sum()), int((~inside).sum())
-    row = {"value": str(value), "records": int(chosen.sum()), "members": members, "non_members": others,
-           "small": bool(chosen.sum() < SMALL_GROUP or min(members, others) < SMALL_GROUP)}
+    row = {
+        "value": str(value),
+        "records": int(chosen.sum()),
+        "members": members,
+        "non_members": others,
+        "small": bool(chosen.sum() < SMALL_GROUP or min(members, others) < SMALL_GROUP),
+    }
     for name, side in (("tpr", inside), ("fpr", ~inside)):
         hits, total = int((scores[side] > threshold).sum()), int(side.sum())
-        row |= {name: hits / total if total else None,
-                f"{name}_interval": utils.clopper_pearson(hits, total) if total else None}
+        row |= {
+            name: hits / total if total else None,
+            f"{name}_interval": utils.clopper_pearson(hits, total) if total else None,
+        }
     if members and others:
         found = evaluation.evaluate(scores, inside, fprs=(), resamples=200, seed=seed)
         return {**row, "auc": found["auc"], "auc_interval": found["auc_interval"]}
@@ -83,14 +97,27 @@ def users(signals, plan, settings):
             else:
                 in_part += 1
     member, other = (np.concatenate([*losses[side].values(), []])[:, None] for side in (True, False))
-    rows = [{"user": user, "records": int((owners == user).sum()), "models_in": len(losses[True][user]),
-             "models_out": len(losses[False][user]),
-             "loss_in": float(np.mean(losses[True][user])) if losses[True][user] else None,
-             "loss_out": float(np.mean(losses[False][user])) if losses[False][user] else None} for user in known]
+    rows = [
+        {
+            "user": user,
+            "records": int((owners == user).sum()),
+            "models_in": len(losses[True][user]),
+            "models_out": len(losses[False][user]),
+            "loss_in": float(np.mean(losses[True][user])) if losses[True][user] else None,
+            "loss_out": float(np.mean(losses[False][user])) if losses[False][user] else None,
+        }
+        for user in known
+    ]
     rows.sort(key=lambda row: row["loss_in"] - row["loss_out"] if row["models_in"] and row["models_out"] else np.inf)
-    return {"group": name, "users": len(known), "in_part": in_part, "rows": rows,
-            "audit": utils.membership_inference(member, other, fprs=tuple(settings["fprs"]))
-            if len(member) and len(other) else None}
+    return {
+        "group": name,
+        "users": len(known),
+        "in_part": in_part,
+        "rows": rows,
+        "audit": utils.membership_inference(member, other, fprs=tuple(settings["fprs"]))
+        if len(member) and len(other)
+        else None,
+    }
 
 
 def exposed(signals, plan, scores, is_member, headline, count=EXPOSED):
@@ -117,12 +144,21 @@ def exposed(signals, plan, scores, is_member, headline, count=EXPOSED):
     order = known[np.lexsort((gaps, means, medians))][:count]
     median_of = dict(zip(known.tolist(), medians.tolist(), strict=True))
     names = signals.class_names
-    return [{"record": int(signals.records[place]), "label": (label := int(signals.labels[place])),
-             "class": str(names[label]) if label < len(names) else str(label),
-             "models_in": int(models_in[place]), "found_in": int(found_in[place]),
-             "models_out": len(plan) - int(models_in[place]), "found_out": int(found_out[place]),
-             "false_positive_level": median_of[place], "loss_in": _mean(losses[:, place], is_member[:, place]),
-             "loss_out": _mean(losses[:, place], ~is_member[:, place])} for place in order.tolist()]
+    return [
+        {
+            "record": int(signals.records[place]),
+            "label": (label := int(signals.labels[place])),
+            "class": str(names[label]) if label < len(names) else str(label),
+            "models_in": int(models_in[place]),
+            "found_in": int(found_in[place]),
+            "models_out": len(plan) - int(models_in[place]),
+            "found_out": int(found_out[place]),
+            "false_positive_level": median_of[place],
+            "loss_in": _mean(losses[:, place], is_member[:, place]),
+            "loss_out": _mean(losses[:, place], ~is_member[:, place]),
+        }
+        for place in order.tolist()
+    ]
 
 
 def _mean(values, chosen):
@@ -139,22 +175,34 @@ def ramia(signals, plan, scores, is_member, section, options):
     """
     queries = signals.losses.shape[1]
     if queries < 3:
-        return {"skipped": "A range is sampled by asking about changed copies of a record: audit.queries needs three "
-                           f"or more, and there is only {queries}."}
+        return {
+            "skipped": "A range is sampled by asking about changed copies of a record: audit.queries needs three "
+            f"or more, and there is only {queries}."
+        }
     kinds, trims = {"range": [], "one_point": [], "record": []}, []
     for fold in plan:
         points = _points(fold, section["attack"])
         trim, other = section["trim"], fold.others(1)
         if trim is None:
-            trim = ranges.tune_trim(_points(other[0], section["attack"])[1:], other[0].is_member) if other else (0., 1.)
+            trim = (
+                ranges.tune_trim(_points(other[0], section["attack"])[1:], other[0].is_member) if other else (0.0, 1.0)
+            )
         trims.append([float(share) for share in trim])
         kinds["range"].append(ranges.range_score(points[1:], *trim))
         kinds["one_point"].append(points[1])
         kinds["record"].append(points[0])
-    return {"attack": section["attack"], "title": TITLES[section["attack"]], "points": queries - 1, "trims": trims,
-            **{kind: evaluation.evaluate(np.concatenate(rows), is_member.ravel(), options["fprs"],
-                                         options["resamples"] or 200, options["seed"])
-               for kind, rows in kinds.items()}}
+    return {
+        "attack": section["attack"],
+        "title": TITLES[section["attack"]],
+        "points": queries - 1,
+        "trims": trims,
+        **{
+            kind: evaluation.evaluate(
+                np.concatenate(rows), is_member.ravel(), options["fprs"], options["resamples"] or 200, options["seed"]
+            )
+            for kind, rows in kinds.items()
+        },
+    }
 
 
 def _points(fold, attack):
@@ -188,17 +236,32 @@ def duci(signals, plan, scores, is_member, section, options):
         for share in section["shares"]:
             for number in range(section["sets"]):
                 rows = _data_set(fold.is_member, share, section["size"], options["seed"], fold.target, number)
-                estimates[share].append({"size": len(rows), **cardinality.usage(
-                    int(guess[rows].sum()), len(rows), calibration, population)})
-        named += [] if owners is None else [
-            {"value": str(value), "records": int(rows.sum()), "target": fold.target,
-             "true": float(fold.is_member[rows].mean()),
-             **{key: found[key] for key in ("share", "interval")}}
-            for value in np.unique(owners) for rows in [owners == value]
-            for found in [cardinality.usage(int(guess[rows].sum()), int(rows.sum()), calibration, population)]]
-    return {"attack": section["attack"], "title": TITLES[section["attack"]], "models": len(calibration),
-            "groups": named,
-            "rows": [_usage_row(share, found) for share, found in estimates.items()]}
+                estimates[share].append(
+                    {"size": len(rows), **cardinality.usage(int(guess[rows].sum()), len(rows), calibration, population)}
+                )
+        named += (
+            []
+            if owners is None
+            else [
+                {
+                    "value": str(value),
+                    "records": int(rows.sum()),
+                    "target": fold.target,
+                    "true": float(fold.is_member[rows].mean()),
+                    **{key: found[key] for key in ("share", "interval")},
+                }
+                for value in np.unique(owners)
+                for rows in [owners == value]
+                for found in [cardinality.usage(int(guess[rows].sum()), int(rows.sum()), calibration, population)]
+            ]
+        )
+    return {
+        "attack": section["attack"],
+        "title": TITLES[section["attack"]],
+        "models": len(calibration),
+        "groups": named,
+        "rows": [_usage_row(share, found) for share, found in estimates.items()],
+    }
 
 
 def _data_set(is_member, share, size, seed, target, number):
@@ -210,19 +273,25 @@ def _data_set(is_member, share, size, seed, target, number):
     used = round(share * size)
     if used > len(sides[0]) or size - used > len(sides[1]):
         raise UserError(f"duci.size {size} is more than the {least} records that target {target} has on a side")
-    return np.concatenate([draws.choice(side, count, replace=False)
-                           for side, count in zip(sides, (used, size - used), strict=True)])
+    return np.concatenate(
+        [draws.choice(side, count, replace=False) for side, count in zip(sides, (used, size - used), strict=True)]
+    )
 
 
 def _usage_row(share, found):
     true = round(share * found[0]["size"]) / found[0]["size"]
     known = [one["share"] for one in found if one["share"] is not None]
     low, high = np.array([one["interval"] for one in found]).T
-    return {"share": true, "size": found[0]["size"], "sets": len(found), "no_answer": len(found) - len(known),
-            "mean": float(np.mean(known)) if known else None,
-            "error": float(np.mean(np.abs(np.array(known) - true))) if known else None,
-            "covered": float(np.mean((low <= true + 1e-9) & (true - 1e-9 <= high))),
-            "width": float(np.mean(high - low))}
+    return {
+        "share": true,
+        "size": found[0]["size"],
+        "sets": len(found),
+        "no_answer": len(found) - len(known),
+        "mean": float(np.mean(known)) if known else None,
+        "error": float(np.mean(np.abs(np.array(known) - true))) if known else None,
+        "covered": float(np.mean((low <= true + 1e-9) & (true - 1e-9 <= high))),
+        "width": float(np.mean(high - low)),
+    }
 
 
 def epsilon(signals, plan, scores, is_member, section, options):
@@ -232,11 +301,23 @@ def epsilon(signals, plan, scores, is_member, section, options):
     training procedure: the highest over all targets, each at a confidence that all of them hold together (Bonferroni).
     """
     rows = scores[section["attack"]]
-    found = [{"target": fold.target, **one_run.audit(row, inside, section["delta"], section["confidence"],
-                                                     seed=options["seed"])}
-             for fold, row, inside in zip(plan, rows, is_member, strict=True)]
+    found = [
+        {
+            "target": fold.target,
+            **one_run.audit(row, inside, section["delta"], section["confidence"], seed=options["seed"]),
+        }
+        for fold, row, inside in zip(plan, rows, is_member, strict=True)
+    ]
     together = 1 - (1 - section["confidence"]) / len(plan)
-    bound = max(one_run.audit(row, inside, section["delta"], together, seed=options["seed"])["epsilon"]
-                for row, inside in zip(rows, is_member, strict=True))
-    return {"attack": section["attack"], "title": TITLES[section["attack"]], "epsilon": bound,
-            "delta": section["delta"], "confidence": section["confidence"], "rows": found}
+    bound = max(
+        one_run.audit(row, inside, section["delta"], together, seed=options["seed"])["epsilon"]
+        for row, inside in zip(rows, is_member, strict=True)
+    )
+    return {
+        "attack": section["attack"],
+        "title": TITLES[section["attack"]],
+        "epsilon": bound,
+        "delta": section["delta"],
+        "confidence": section["confidence"],
+        "rows": found,
+    }

@@ -58,12 +58,19 @@ def collect(sources, records, plan, targets, queries, batch_size, folder, precis
     Raises UserError for files that were made with other settings.
     """
     asked = list(queries) if not isinstance(queries, int) else list(range(queries))
-    shapes = {"": (len(sources), len(asked), len(plan.audited)),
-              "population_": (len(sources), len(asked), len(plan.population))}
+    shapes = {
+        "": (len(sources), len(asked), len(plan.audited)),
+        "population_": (len(sources), len(asked), len(plan.population)),
+    }
     arrays = {side + name: np.empty(shapes[side], dtype=np.float32) for side in SIDES for name in ("losses", "scaled")}
     correct = {side: np.empty((len(sources), shapes[side][2]), dtype=bool) for side in SIDES}
-    wanted = {"data": records.fingerprint, "audited": digest_of(plan.audited), "precision": precision,
-              "population": digest_of(plan.population), "queries": list(map(str, asked))}
+    wanted = {
+        "data": records.fingerprint,
+        "audited": digest_of(plan.audited),
+        "precision": precision,
+        "population": digest_of(plan.population),
+        "queries": list(map(str, asked)),
+    }
     for number, source in enumerate(tqdm(sources, "signals", disable=None)):
         stored = _of_model(Path(folder) / f"model_{number}.npz", source, records, plan, asked, batch_size, wanted)
         for name, values in arrays.items():
@@ -71,16 +78,26 @@ def collect(sources, records, plan, targets, queries, batch_size, folder, precis
         for side in SIDES:
             correct[side][number] = stored[f"{side}correct"]
     membership = plan.memberships[:, plan.audited]
-    accuracies = [{"model": number, "train": float(hits[inside].mean()) if inside.any() else None,
-                   "test": float(others.mean())} for number, (hits, inside, others) in
-                  enumerate(zip(correct[""], membership, correct["population_"], strict=True))]
+    accuracies = [
+        {"model": number, "train": float(hits[inside].mean()) if inside.any() else None, "test": float(others.mean())}
+        for number, (hits, inside, others) in enumerate(
+            zip(correct[""], membership, correct["population_"], strict=True)
+        )
+    ]
     labels = records.labels.numpy()
     image_of = None if records.kind != "images" else lambda row: records.inputs[np.array([row])][0]
-    return Signals(**arrays, correct=correct[""], membership=membership, labels=labels[plan.audited],
-                   population_labels=labels[plan.population], records=plan.audited,
-                   class_names=list(records.class_names),
-                   groups={name: values[plan.audited] for name, values in records.groups.items()},
-                   target_ids=list(targets), image_of=image_of), accuracies
+    return Signals(
+        **arrays,
+        correct=correct[""],
+        membership=membership,
+        labels=labels[plan.audited],
+        population_labels=labels[plan.population],
+        records=plan.audited,
+        class_names=list(records.class_names),
+        groups={name: values[plan.audited] for name, values in records.groups.items()},
+        target_ids=list(targets),
+        image_of=image_of,
+    ), accuracies
 
 
 def _of_model(path, source, records, plan, queries, batch_size, wanted):
@@ -88,8 +105,12 @@ def _of_model(path, source, records, plan, queries, batch_size, wanted):
     wanted = {"model": model_digest(source.path), **wanted}
     if path.exists():
         stored = files.read_arrays(path)
-        files.check_same_settings(_settings_of(stored), wanted, path,
-                                 hint="Use the same settings, or another run.log_dir, or delete the folder signals")
+        files.check_same_settings(
+            _settings_of(stored),
+            wanted,
+            path,
+            hint="Use the same settings, or another run.log_dir, or delete the folder signals",
+        )
         return stored
     model, found = source.open(), {}
     for side, rows in (("", plan.audited), ("population_", plan.population)):

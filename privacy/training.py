@@ -71,9 +71,19 @@ def train_one(config, records, plan, number, folder):
         path, rows = model_path(folder, number), torch.from_numpy(plan.members(number))
         fit = _fit_images if records.kind == "images" else _fit_table if records.kind == "table" else _fit_tokens
         mean, std, history = fit(model, records, rows, settings, device, path.with_suffix(".progress"))
-        files.save_model(path, _weights(model), {
-            "kind": FORMAT, "settings": settings, "mean": mean, "std": std, "history": history,
-            "train_seconds": time.monotonic() - started, "hardware": hardware_name(device)})
+        files.save_model(
+            path,
+            _weights(model),
+            {
+                "kind": FORMAT,
+                "settings": settings,
+                "mean": mean,
+                "std": std,
+                "history": history,
+                "train_seconds": time.monotonic() - started,
+                "hardware": hardware_name(device),
+            },
+        )
         path.with_suffix(".progress").unlink(missing_ok=True)
 
 
@@ -114,12 +124,17 @@ def open_own(path, records, config):
             raise KeyError(f"{len(_weights(model).keys() ^ tensors.keys())} names of tensors differ")
         model.load_state_dict(tensors, strict=False)
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold the network it names ({str(error).splitlines()[0]}); get an undamaged "
-                        "copy, or delete it to train it again") from None
+        raise UserError(
+            f"{path} does not hold the network it names ({str(error).splitlines()[0]}); get an undamaged "
+            "copy, or delete it to train it again"
+        ) from None
     if records.kind == "tokens":
         return language.LanguageModel(model, device), record
-    precision = utils.choose_precision(config.audit.precision, device) if config.audit.precision != "auto" \
+    precision = (
+        utils.choose_precision(config.audit.precision, device)
+        if config.audit.precision != "auto"
         else settings["precision"]
+    )
     return models.Network(model, records.kind, record["mean"], record["std"], device, precision), record
 
 
@@ -128,9 +143,11 @@ def _check_no_code(path, settings, config):
     wanted = (None, None) if config.train is None else (config.train.model_name, config.train.pretrained)
     name, pretrained = settings.get("net_type"), settings.get("pretrained")
     if (models.is_users_own(str(name)) and name != wanted[0]) or pretrained not in (None, wanted[1]):
-        raise UserError(f"{path} asks for code or weights from elsewhere ({str(name)[:60]!r}, "
-                        f"{str(pretrained)[:60]!r}); where you trust them, name them in train.model_name and "
-                        "train.pretrained")
+        raise UserError(
+            f"{path} asks for code or weights from elsewhere ({str(name)[:60]!r}, "
+            f"{str(pretrained)[:60]!r}); where you trust them, name them in train.model_name and "
+            "train.pretrained"
+        )
 
 
 def _weights(model):
@@ -144,19 +161,36 @@ def _weights(model):
 # Settings
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def _settings(config, records, plan, number, device):
     """Everything that decides a model's weights, flat and ready for JSON, under the names of train.py."""
     train = config.train
     precision = utils.choose_precision(train.precision, device) if records.kind == "images" else "float32"
     return {
-        "dataset": records.name, "data": records.fingerprint, "shape": list(records.shape), "number": number,
-        "members": digest_of(plan.members(number)), "net_type": train.model_name, "code": _code_digest(train),
-        "image_size": records.shape[-1], "epoch": train.epochs, "lr": train.learning_rate,
-        "batch_size": train.batch_size, "momentum": train.momentum, "weight_decay": train.weight_decay,
-        "optimizer": train.optimizer, "schedule": train.schedule, "crop_padding": train.crop_padding,
-        "hidden": train.hidden, "pretrained": train.pretrained, "peft_type": train.peft_type,
-        "lora_rank": train.lora_rank, "precision": precision, "device": device.type,
-        "seed": int.from_bytes(utils.derive_key(config.run.random_seed, "model", number)[:6], "little")}
+        "dataset": records.name,
+        "data": records.fingerprint,
+        "shape": list(records.shape),
+        "number": number,
+        "members": digest_of(plan.members(number)),
+        "net_type": train.model_name,
+        "code": _code_digest(train),
+        "image_size": records.shape[-1],
+        "epoch": train.epochs,
+        "lr": train.learning_rate,
+        "batch_size": train.batch_size,
+        "momentum": train.momentum,
+        "weight_decay": train.weight_decay,
+        "optimizer": train.optimizer,
+        "schedule": train.schedule,
+        "crop_padding": train.crop_padding,
+        "hidden": train.hidden,
+        "pretrained": train.pretrained,
+        "peft_type": train.peft_type,
+        "lora_rank": train.lora_rank,
+        "precision": precision,
+        "device": device.type,
+        "seed": int.from_bytes(utils.derive_key(config.run.random_seed, "model", number)[:6], "little"),
+    }
 
 
 def _code_digest(train):
@@ -187,14 +221,16 @@ def _recipe(settings, mean, std):
 # Training
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def _fit_images(model, records, rows, settings, device, progress):
     """`utils.train_model` with crop and flip; returns (mean, std, history)."""
     if settings["optimizer"] != "SGD":
         raise UserError(f"train.optimizer {settings['optimizer']} is for tables and texts; images are trained with SGD")
     images = records.inputs[rows]
     mean, std = utils.channel_statistics(images)
-    history = utils.train_model(model, images, records.labels[rows], _recipe(settings, mean, std), device, progress,
-                                settings)
+    history = utils.train_model(
+        model, images, records.labels[rows], _recipe(settings, mean, std), device, progress, settings
+    )
     return mean, std, history
 
 
@@ -207,6 +243,7 @@ def _fit_table(model, records, rows, settings, device, _progress):
 
     def loss_of(chosen):
         return torch.nn.functional.cross_entropy(model(features[chosen]).float(), labels[chosen])
+
     history = _fit(model, loss_of, len(rows), settings, device)
     return mean.tolist(), std.tolist(), history
 
@@ -217,6 +254,7 @@ def _fit_tokens(model, records, rows, settings, device, _progress):
     def loss_of(chosen):
         losses, _ = language.token_losses(model, tokens[chosen])
         return losses.sum() / (tokens[chosen][:, 1:] != PAD).sum()
+
     return [], [], _fit(model, loss_of, len(rows), settings, device)
 
 
@@ -228,12 +266,15 @@ def _fit(model, loss_of, count, settings, device):
     """
     recipe = _recipe(settings, (), ())
     trained = [value for value in model.to(device).train().parameters() if value.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay) \
-        if settings["optimizer"] == "AdamW" else \
-        torch.optim.SGD(trained, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    optimizer = (
+        torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        if settings["optimizer"] == "AdamW"
+        else torch.optim.SGD(trained, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    )
     history = []
-    for epoch in tqdm(range(recipe.epoch), "training", disable=True if count * recipe.epoch < 200_000 else None,
-                      leave=False):
+    for epoch in tqdm(
+        range(recipe.epoch), "training", disable=True if count * recipe.epoch < 200_000 else None, leave=False
+    ):
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(epoch)
         order = torch.from_numpy(utils.key_generator(recipe.seed, "epoch", epoch).permutation(count)).to(device)
@@ -246,8 +287,9 @@ def _fit(model, loss_of, count, settings, device):
                 optimizer.step()
                 total += loss.detach() * len(chosen)
         if not np.isfinite(mean := float(total) / count):
-            raise UserError(f"training diverged in epoch {epoch + 1} (loss {mean}); lower train.learning_rate (now "
-                            f"{recipe.lr})")
+            raise UserError(
+                f"training diverged in epoch {epoch + 1} (loss {mean}); lower train.learning_rate (now {recipe.lr})"
+            )
         history.append({"epoch": epoch + 1, "loss": mean})
     return history
 
@@ -263,19 +305,25 @@ def _launch(config, missing, folder):
     with files.atomic_path(folder / "commands.txt") as temporary:
         temporary.write_text("".join(shlex.join([*command, str(number)]) + "\n" for number in missing))
     path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # for module:function
-    code = subprocess.run([sys.executable, REPOSITORY / "launch.py", folder / "commands.txt", "--logs",
-                           folder / "logs"], check=False, env={**os.environ, "PYTHONPATH": path}).returncode
+    code = subprocess.run(
+        [sys.executable, REPOSITORY / "launch.py", folder / "commands.txt", "--logs", folder / "logs"],
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    ).returncode
     left = [number for number in missing if not model_path(folder, number).exists()]
     if left:
         if code in (130, -2):
             raise KeyboardInterrupt
-        raise UserError(f"{len(left)} of {len(missing)} models were not trained (model {left[0]}, ...); see "
-                        f"{folder / 'logs'}, then start the same command again")
+        raise UserError(
+            f"{len(left)} of {len(missing)} models were not trained (model {left[0]}, ...); see "
+            f"{folder / 'logs'}, then start the same command again"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Files beside the models
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 def _write_memberships(path, matrix):
     """memberships.npy: bool (models, records of the data set). More models go on where fewer ended."""
@@ -285,10 +333,14 @@ def _write_memberships(path, matrix):
         except (ValueError, EOFError, OSError):
             raise UserError(f"{path} is damaged; delete it and run the command again") from None
         common = min(len(stored), len(matrix)) if stored.ndim == 2 else 0
-        if stored.ndim != 2 or stored.shape[1] != matrix.shape[1] or not np.array_equal(stored[:common],
-                                                                                        matrix[:common]):
-            raise UserError(f"{path} was made with other settings: other records or another run.random_seed or "
-                            f"data.size. {HINT}")
+        if (
+            stored.ndim != 2
+            or stored.shape[1] != matrix.shape[1]
+            or not np.array_equal(stored[:common], matrix[:common])
+        ):
+            raise UserError(
+                f"{path} was made with other settings: other records or another run.random_seed or data.size. {HINT}"
+            )
         if len(stored) >= len(matrix):
             return
     with files.atomic_path(path) as temporary:
@@ -300,11 +352,18 @@ def _write_metadata(config, folder, numbers, plan):
     entries = []
     for number in numbers:
         record = read_record(model_path(folder, number))
-        entries.append({
-            "model_idx": number, "model_path": model_path(folder, number).name,
-            "model_name": config.train.model_name, "train_size": int(plan.memberships[number].sum()),
-            "train_loss": record["history"][-1]["loss"], "seconds": record["train_seconds"],
-            "hardware": record["hardware"], "settings": record["settings"]})
+        entries.append(
+            {
+                "model_idx": number,
+                "model_path": model_path(folder, number).name,
+                "model_name": config.train.model_name,
+                "train_size": int(plan.memberships[number].sum()),
+                "train_loss": record["history"][-1]["loss"],
+                "seconds": record["train_seconds"],
+                "hardware": record["hardware"],
+                "settings": record["settings"],
+            }
+        )
     files.write_json(Path(folder) / "models_metadata.json", {"made_by": MADE_BY, "models": entries})
 
 
@@ -319,11 +378,17 @@ def read_outside(folder):
     path = Path(folder) / "models_metadata.json"
     content = _metadata(path)
     entries, targets = content.get("models"), content.get("targets")
-    if not isinstance(entries, list) or not entries or not all(
-            isinstance(entry, dict) and isinstance(entry.get("model_path"), str) for entry in entries):
+    if (
+        not isinstance(entries, list)
+        or not entries
+        or not all(isinstance(entry, dict) and isinstance(entry.get("model_path"), str) for entry in entries)
+    ):
         raise UserError(f'{path} needs "models": a list of {{"model_path": FILE, ...}}')
-    if targets is not None and not (isinstance(targets, list) and targets and all(
-            isinstance(one, int) and 0 <= one < len(entries) for one in targets)):
+    if targets is not None and not (
+        isinstance(targets, list)
+        and targets
+        and all(isinstance(one, int) and 0 <= one < len(entries) for one in targets)
+    ):
         raise UserError(f'{path}: "targets" must be a list of numbers from 0 to {len(entries) - 1}')
     return entries, targets
 

@@ -35,19 +35,22 @@ class Options:
     verdict_fpr: float = 1e-3
 
 
-def open_suspect(checkpoint, net_type=None, device="auto", precision="auto", overrides=None, batch_size=64,
-                 server=None):
+def open_suspect(
+    checkpoint, net_type=None, device="auto", precision="auto", overrides=None, batch_size=64, server=None
+):
     """The model that a path or an address names, as a `Suspect`.
 
     overrides: see `models.open_model`; server: keyword arguments of `protocol.open_server` beside these.
     """
     if not checkpoint:
-        raise UserError("--checkpoint is missing; give the model: a run folder, a file, or "
-                        "http(s)://host/v2/models/NAME")
+        raise UserError(
+            "--checkpoint is missing; give the model: a run folder, a file, or http(s)://host/v2/models/NAME"
+        )
     if str(checkpoint).startswith(("http://", "https://")):
         return open_server(str(checkpoint), overrides=overrides, batch_size=batch_size, **(server or {}))
-    return opened.open_model(checkpoint, net_type=net_type, device=device, precision=precision, overrides=overrides,
-                             batch_size=batch_size)
+    return opened.open_model(
+        checkpoint, net_type=net_type, device=device, precision=precision, overrides=overrides, batch_size=batch_size
+    )
 
 
 def resolve_label(text, suspect):
@@ -94,27 +97,37 @@ class Case:
     def settings(self):
         """What decides the result beside record, model and answers: a JSON-ready dict."""
         options = self.options
-        return {"keys": self.plan.keys, "selections": self.plan.selections, "alpha": options.alpha,
-                "audit_seed": options.audit_seed, "label": self.label, "label_only": options.label_only,
-                "top_k": options.top_k}
+        return {
+            "keys": self.plan.keys,
+            "selections": self.plan.selections,
+            "alpha": options.alpha,
+            "audit_seed": options.audit_seed,
+            "label": self.label,
+            "label_only": options.label_only,
+            "top_k": options.top_k,
+        }
 
     def describe(self):
         """Two lines for people: the model, and what asking it will take."""
         suspect, plan = self.suspect, self.plan
-        return (f"model: {suspect.name}, {suspect.classes or 'unknown number of'} classes; "
-                f"{suspect.preprocessing.describe()}\n"
-                f"queries: {plan.queries} ({plan.photos} photos x {plan.keys + 1} keys)"
-                + (f" + {self.aside} for Algorithm 1" if self.strangers else "")
-                + f"; smallest p that can come out: {plan.smallest_p:.2g}")
+        return (
+            f"model: {suspect.name}, {suspect.classes or 'unknown number of'} classes; "
+            f"{suspect.preprocessing.describe()}\n"
+            f"queries: {plan.queries} ({plan.photos} photos x {plan.keys + 1} keys)"
+            + (f" + {self.aside} for Algorithm 1" if self.strangers else "")
+            + f"; smallest p that can come out: {plan.smallest_p:.2g}"
+        )
 
     def run(self):
         """Ask what is not answered yet, judge, write all files: the dict of result.json. Resumes from `folder`."""
         photos = user_audit.Photos(self.originals, self.suspect.preprocessing.size)
         with files.lock_folder(self.folder):
-            order, digests, answers = user_audit.ask_grid(self.record, photos, self.suspect, self.plan.keys,
-                                                          self.options.audit_seed, self.folder, self.bank)
-            result, grid, _ = user_audit.judge(self.record.batches, self.record.selection_key, self.settings, order,
-                                               answers, self.suspect.classes)
+            order, digests, answers = user_audit.ask_grid(
+                self.record, photos, self.suspect, self.plan.keys, self.options.audit_seed, self.folder, self.bank
+            )
+            result, grid, _ = user_audit.judge(
+                self.record.batches, self.record.selection_key, self.settings, order, answers, self.suspect.classes
+            )
             if self.strangers:
                 result["algorithm_1"] = self._beside(photos, order, answers)
             self._write(photos.side, result, grid, order, digests, answers)
@@ -126,29 +139,54 @@ class Case:
         others = user_audit.ask_out_world(world, users, self.record, self.suspect, self.folder / "out_world", self.bank)
         own_queries = [photo.number * (self.plan.keys + 1) for photo in self.record.photos if photo.published]
         own = user_audit.rows_of(answers, order, own_queries)
-        found = user_audit.algorithm_1(*(user_audit.limit_answers(some, options.label_only, options.top_k)
-                                         for some in (own, others)), users, self.label, options.verdict_fpr,
-                                       self.suspect.classes, options.label_only)
+        found = user_audit.algorithm_1(
+            *(user_audit.limit_answers(some, options.label_only, options.top_k) for some in (own, others)),
+            users,
+            self.label,
+            options.verdict_fpr,
+            self.suspect.classes,
+            options.label_only,
+        )
         found["near_duplicates"] = user_audit.near_duplicates(photos, world)
         if found["near_duplicates"]:
-            print(f"warning: {found['near_duplicates']} of the user's photos have near-duplicates among the strangers' "
-                  "images, so that Algorithm 1's verdict can't be trusted; remove them", file=sys.stderr)
+            print(
+                f"warning: {found['near_duplicates']} of the user's photos have near-duplicates among the strangers' "
+                "images, so that Algorithm 1's verdict can't be trusted; remove them",
+                file=sys.stderr,
+            )
         return found
 
     def _write(self, side, result, grid, order, digests, answers):
         """Plot, evidence bundle and result.json, the last."""
         record, suspect = self.record, self.suspect
-        document = {"record": records.public_part(record, len(record.batches)), "commitment": record.commitments[-1],
-                    "selection_key": record.selection_key, "audit": self.settings, "classes": suspect.classes,
-                    "model": suspect.identity,
-                    "preprocessing": {name: getattr(suspect.preprocessing, name) for name in
-                                      ("size", "resize", "mean", "std", "white", "interpolation", "source")},
-                    "result": result, "versions": environment.software_versions()}
+        document = {
+            "record": records.public_part(record, len(record.batches)),
+            "commitment": record.commitments[-1],
+            "selection_key": record.selection_key,
+            "audit": self.settings,
+            "classes": suspect.classes,
+            "model": suspect.identity,
+            "preprocessing": {
+                name: getattr(suspect.preprocessing, name)
+                for name in ("size", "resize", "mean", "std", "white", "interpolation", "source")
+            },
+            "result": result,
+            "versions": environment.software_versions(),
+        }
         report.draw_grid(grid, result, self.folder / "grid.png")
         evidence.write_bundle(self.folder / "evidence.zip", document, order, digests, answers)
-        files.write_json(self.folder / "result.json", {
-            **result, "audit": self.settings, "model": suspect.identity, "commitment": record.commitments[-1],
-            "evidence": record.evidence, "working_size": side, "versions": document["versions"]})
+        files.write_json(
+            self.folder / "result.json",
+            {
+                **result,
+                "audit": self.settings,
+                "model": suspect.identity,
+                "commitment": record.commitments[-1],
+                "evidence": record.evidence,
+                "working_size": side,
+                "versions": document["versions"],
+            },
+        )
 
 
 def read_finished(record_path):
@@ -173,10 +211,18 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
     count = options.num_of_non_member_user if out_world else 0
     aside, most = count * published, options.max_queries
     if most is not None and most <= aside:
-        raise UserError(f"Algorithm 1 alone needs {aside} queries ({count} strangers x {published} images), and "
-                        f"--max_queries allows {most}; lower --num_of_non_member_user, or allow more")
-    plan = exact.plan_grid(len(originals), [(batch.published, batch.photos) for batch in record.batches],
-                             options.alpha, options.keys, options.selections, most and most - aside)
+        raise UserError(
+            f"Algorithm 1 alone needs {aside} queries ({count} strangers x {published} images), and "
+            f"--max_queries allows {most}; lower --num_of_non_member_user, or allow more"
+        )
+    plan = exact.plan_grid(
+        len(originals),
+        [(batch.published, batch.photos) for batch in record.batches],
+        options.alpha,
+        options.keys,
+        options.selections,
+        most and most - aside,
+    )
     strangers = (out_world, user_audit.draw_out_world(out_world, record, count, label)) if out_world else None
     name = "".join(letter if letter.isalnum() else "-" for letter in suspect.name).strip("-")
     folder = Path(folder or records.record_file(record_path).resolve().parent / f"audit-{name}")

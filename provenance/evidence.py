@@ -44,8 +44,9 @@ class AnswerLog:
         folder = Path(folder)
         self.path, self._settings_path = folder / "answers.bin", folder / "audit.json"
         if self._settings_path.exists():
-            check_same_settings(read_json(self._settings_path), settings, folder,
-                                hint="Ask the same, or choose another --out")
+            check_same_settings(
+                read_json(self._settings_path), settings, folder, hint="Ask the same, or choose another --out"
+            )
         elif self.path.exists():
             raise UserError(f"{self.path} has no audit.json beside it; delete it or choose another --out")
         self.blocks = self._read() if self.path.exists() else {}
@@ -58,9 +59,9 @@ class AnswerLog:
         while len(content) - end >= _HEAD.size:
             magic, batch, rows, values, classes = _HEAD.unpack_from(content, end)
             stop = end + _HEAD.size + rows * (32 + 4 * values + 4 * classes)
-            if magic != _MAGIC or content[stop:stop + _CHECK.size] != _CHECK.pack(zlib.crc32(content[end:stop])):
+            if magic != _MAGIC or content[stop : stop + _CHECK.size] != _CHECK.pack(zlib.crc32(content[end:stop])):
                 break
-            blocks[batch] = _unpack(content[end + _HEAD.size:stop], rows, values, classes)
+            blocks[batch] = _unpack(content[end + _HEAD.size : stop], rows, values, classes)
             end = stop + _CHECK.size
         if end < len(content):
             # What a kill tore off. Everything before it has been checked and stays.
@@ -71,12 +72,20 @@ class AnswerLog:
     def add(self, batch, digests, answers):
         """Append the answers of a batch: digests uint8 (n, 32), `Answers` of n rows. On disk when this returns."""
         values, classes = answers.values, answers.classes
-        block = b"".join([
-            _HEAD.pack(_MAGIC, batch, len(answers), 0 if values is None else values.shape[1],
-                       0 if classes is None else classes.shape[1]),
-            np.ascontiguousarray(digests, dtype=np.uint8).tobytes(),
-            b"" if values is None else np.ascontiguousarray(values, dtype="<f4").tobytes(),
-            b"" if classes is None else np.ascontiguousarray(classes, dtype="<i4").tobytes()])
+        block = b"".join(
+            [
+                _HEAD.pack(
+                    _MAGIC,
+                    batch,
+                    len(answers),
+                    0 if values is None else values.shape[1],
+                    0 if classes is None else classes.shape[1],
+                ),
+                np.ascontiguousarray(digests, dtype=np.uint8).tobytes(),
+                b"" if values is None else np.ascontiguousarray(values, dtype="<f4").tobytes(),
+                b"" if classes is None else np.ascontiguousarray(classes, dtype="<i4").tobytes(),
+            ]
+        )
         with open(self.path, "ab") as file:
             start = file.tell()
             try:
@@ -92,8 +101,10 @@ class AnswerLog:
         """All answers in the order of their batches: (digests uint8 (N, 32), Answers)."""
         ordered = [self.blocks[batch] for batch in sorted(self.blocks)]
         digests = np.concatenate([digests for digests, _ in ordered])
-        shapes = {tuple(None if array is None else array.shape[1] for array in (answers.values, answers.classes))
-                  for _, answers in ordered}
+        shapes = {
+            tuple(None if array is None else array.shape[1] for array in (answers.values, answers.classes))
+            for _, answers in ordered
+        }
         if len(shapes) > 1:
             raise UserError(f"the model answered in different shapes ({sorted(map(str, shapes))}); it can't be audited")
         values, classes = ([getattr(answers, name) for _, answers in ordered] for name in ("values", "classes"))
@@ -103,8 +114,9 @@ class AnswerLog:
 def _unpack(body, rows, values, classes):
     digests = np.frombuffer(body, np.uint8, rows * 32).reshape(rows, 32)
     numbers = np.frombuffer(body, "<f4", rows * values, rows * 32).reshape(rows, values) if values else None
-    named = np.frombuffer(body, "<i4", rows * classes, rows * (32 + 4 * values)).reshape(rows, classes) \
-        if classes else None
+    named = (
+        np.frombuffer(body, "<i4", rows * classes, rows * (32 + 4 * values)).reshape(rows, classes) if classes else None
+    )
     return digests, Answers(numbers, named)
 
 
@@ -114,9 +126,12 @@ def write_bundle(path, document, order, digests, answers):
     arrays |= {name: getattr(answers, name) for name in ("values", "classes") if getattr(answers, name) is not None}
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    members = {"bundle.json": (json.dumps({"format": BUNDLE_FORMAT, **document}, indent=2, allow_nan=False,
-                                          ensure_ascii=False) + "\n").encode(),
-               "answers.npz": content.getvalue()}
+    members = {
+        "bundle.json": (
+            json.dumps({"format": BUNDLE_FORMAT, **document}, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        ).encode(),
+        "answers.npz": content.getvalue(),
+    }
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)  # no clock: same audit, same bytes
@@ -140,8 +155,20 @@ def read_bundle(path):
         if document.get("format") != BUNDLE_FORMAT:
             raise ValueError(f"it has no {BUNDLE_FORMAT} inside")
         answers, order, digests = _checked_arrays(arrays)
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, RuntimeError, RecursionError,
-            NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        RecursionError,
+        NotImplementedError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise UserError(f"{path} is not an evidence bundle of eval.py ({error}); get an undamaged copy") from None
     return document, order, digests, answers
 
@@ -157,11 +184,17 @@ def _checked_arrays(arrays):
     answers = Answers(values, classes)
     if values is not None and (values.dtype != np.float32 or 0 in values.shape or not np.isfinite(values).all()):
         raise ValueError("its answers are not finite float32 numbers")
-    if classes is not None and (classes.dtype != np.int32 or 0 in classes.shape
-                                or not -1 <= classes.min() <= classes.max() < MAX_CLASSES):
+    if classes is not None and (
+        classes.dtype != np.int32 or 0 in classes.shape or not -1 <= classes.min() <= classes.max() < MAX_CLASSES
+    ):
         raise ValueError("its classes are not class numbers")
-    if order.dtype != np.int64 or order.shape != (len(answers),) or digests.dtype != np.uint8 \
-            or digests.shape != (len(answers), 32) or not np.array_equal(np.sort(order), np.arange(len(answers))):
+    if (
+        order.dtype != np.int64
+        or order.shape != (len(answers),)
+        or digests.dtype != np.uint8
+        or digests.shape != (len(answers), 32)
+        or not np.array_equal(np.sort(order), np.arange(len(answers)))
+    ):
         raise ValueError("its arrays don't fit together")
     return answers, order, digests
 
@@ -210,15 +243,24 @@ def check_document(document, answers, where):
         checked = _Document.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{where} is not as eval.py writes it: {'.'.join(map(str, first['loc']))}: {first['msg']}; "
-                        "get an undamaged copy") from None
+        raise UserError(
+            f"{where} is not as eval.py writes it: {'.'.join(map(str, first['loc']))}: {first['msg']}; "
+            "get an undamaged copy"
+        ) from None
     public, secret = document["record"], bytes.fromhex(checked.selection_key)
-    if canonical_digest(public) != checked.commitment \
-            or hashlib.sha256(secret).hexdigest() != checked.record.selection_key_sha256:
+    if (
+        canonical_digest(public) != checked.commitment
+        or hashlib.sha256(secret).hexdigest() != checked.record.selection_key_sha256
+    ):
         raise UserError(f"{where}: the public part of its record does not fit its commitment; somebody changed it")
     photos = sum(batch.photos for batch in checked.record.batches)
-    if photos * (checked.audit.keys + 1) != answers or photos * (checked.audit.selections + 1) > MAX_BUNDLE_BYTES \
-            or any(batch.published > batch.photos for batch in checked.record.batches):
-        raise UserError(f"{where}: its {answers} answers are not those of {photos} photos and {checked.audit.keys} "
-                        "keys; somebody changed it")
+    if (
+        photos * (checked.audit.keys + 1) != answers
+        or photos * (checked.audit.selections + 1) > MAX_BUNDLE_BYTES
+        or any(batch.published > batch.photos for batch in checked.record.batches)
+    ):
+        raise UserError(
+            f"{where}: its {answers} answers are not those of {photos} photos and {checked.audit.keys} "
+            "keys; somebody changed it"
+        )
     return public, document["audit"]

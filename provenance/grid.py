@@ -48,7 +48,7 @@ class Photos:
 
     def __init__(self, paths, input_size):
         self._paths, self.side = list(paths), max(REFERENCE_SIZE, WORKING_FACTOR * max(input_size))
-        self._read = lru_cache(maxsize=max(16, CACHE_BYTES // (4 * self.side ** 2)))(self._read_one)
+        self._read = lru_cache(maxsize=max(16, CACHE_BYTES // (4 * self.side**2)))(self._read_one)
 
     def __len__(self):
         return len(self._paths)
@@ -104,8 +104,13 @@ def rows_of(answers, order, queries):
 
 
 def _log_settings(record, suspect, **more):
-    return {"commitment": record.commitments[-1], "model": json.dumps(suspect.identity, sort_keys=True),
-            "preprocessing": suspect.preprocessing.describe(), "batch_size": suspect.batch_size, **more}
+    return {
+        "commitment": record.commitments[-1],
+        "model": json.dumps(suspect.identity, sort_keys=True),
+        "preprocessing": suspect.preprocessing.describe(),
+        "batch_size": suspect.batch_size,
+        **more,
+    }
 
 
 def ask_grid(record, photos, suspect, keys, audit_seed, folder, bank=None):
@@ -118,8 +123,12 @@ def ask_grid(record, photos, suspect, keys, audit_seed, folder, bank=None):
     log = AnswerLog(folder, _log_settings(record, suspect, keys=keys, audit_seed=audit_seed))
 
     def prepare(places):
-        return np.stack([prepared_image(photos, all_keys, query, record.settings, bank, suspect.preprocessing)
-                         for query in order[places]])
+        return np.stack(
+            [
+                prepared_image(photos, all_keys, query, record.settings, bank, suspect.preprocessing)
+                for query in order[places]
+            ]
+        )
 
     return (order, *_ask_all(log, suspect, len(order), prepare, "asking the model"))
 
@@ -149,28 +158,48 @@ def judge(batches, selection_key, audit, order, answers, classes):
     grid, labels = exact.statistic_grid(answers, selections, audit["label"], classes, audit["label_only"])
     p = exact.p_value(grid)
     published = int(selections[0].sum())
-    return {"p_value": p, "alpha": audit["alpha"], "detected": p <= audit["alpha"], "statistic": float(grid[0, 0]),
-            "statistic_of_others": {f"{share} %": float(np.percentile(np.delete(grid.ravel(), 0), share))
-                                    for share in (0, 1, 5, 50, 95)} if grid.size > 1 else {},
-            "pairs": int(grid.size), "at_most": round(p * grid.size), "label": int(labels[0, 0]),
-            "queries": len(answers), "photos": selections.shape[1], "published": published,
-            "sentences": exact.sentences(p, audit["alpha"], published)}, grid, labels
+    return (
+        {
+            "p_value": p,
+            "alpha": audit["alpha"],
+            "detected": p <= audit["alpha"],
+            "statistic": float(grid[0, 0]),
+            "statistic_of_others": {
+                f"{share} %": float(np.percentile(np.delete(grid.ravel(), 0), share)) for share in (0, 1, 5, 50, 95)
+            }
+            if grid.size > 1
+            else {},
+            "pairs": int(grid.size),
+            "at_most": round(p * grid.size),
+            "label": int(labels[0, 0]),
+            "queries": len(answers),
+            "photos": selections.shape[1],
+            "published": published,
+            "sentences": exact.sentences(p, audit["alpha"], published),
+        },
+        grid,
+        labels,
+    )
 
 
 def check_queries(record, photos, preprocessing, audit, order, digests, bank=None):
     """How many of the images whose digests were kept are those that record and originals give: a number of queries."""
     keys = records.audit_keys(record, audit["keys"], audit["audit_seed"])
     if len(order) != len(photos) * len(keys):
-        raise UserError(f"the bundle has {len(order)} queries, this record {len(photos)} photos x {len(keys)} keys; "
-                        "give the record of the bundle")
-    return sum(bool((_digests([prepared_image(photos, keys, query, record.settings, bank, preprocessing)])[0]
-                     == digest).all()) for query, digest in
-               Progress(list(zip(order, digests, strict=True)), "checking", unit="query"))
+        raise UserError(
+            f"the bundle has {len(order)} queries, this record {len(photos)} photos x {len(keys)} keys; "
+            "give the record of the bundle"
+        )
+    return sum(
+        bool((_digests([prepared_image(photos, keys, query, record.settings, bank, preprocessing)])[0] == digest).all())
+        for query, digest in Progress(list(zip(order, digests, strict=True)), "checking", unit="query")
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Algorithm 1 beside it: strangers' images, marked with their own keys
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 class OutWorld:
     """Images of strangers: `images[i]` uint8 (H, W, 3), labels int64 (N,), or -1 where the user's label is taken."""
@@ -195,8 +224,9 @@ def out_world_of_folder(folder, suspect):
         print(f"note: {folder}/{name} is left out: {reason}", file=sys.stderr)
     names = [name for name in found if name not in {name for name, _ in refused}]
     if not names:
-        raise UserError(f"--non_member_folder {folder} has no photos that can be read; give a folder with strangers' "
-                        "images")
+        raise UserError(
+            f"--non_member_folder {folder} has no photos that can be read; give a folder with strangers' images"
+        )
     known = {str(number): number for number in range(suspect.classes or 0)}
     known |= {name: number for number, name in enumerate(suspect.class_names or ())}
     labels = [known.get(name.split("/")[0], -1) if "/" in name else -1 for name in names]
@@ -226,8 +256,10 @@ def draw_out_world(out_world, record, count, label):
     known = np.where(out_world.labels < 0, 0 if label == exact.AUTO else label, out_world.labels)
     key, samples = derive_key(bytes.fromhex(record.key), "out-world"), int(record.published.sum())
     if np.unique(known, return_counts=True)[1].max() < samples:
-        raise UserError(f"the strangers' images in {out_world.source} are too few: a stranger needs {samples} of one "
-                        "class, as many as the user published; give more in --non_member_folder (or --dataset)")
+        raise UserError(
+            f"the strangers' images in {out_world.source} are too few: a stranger needs {samples} of one "
+            "class, as many as the user published; give more in --non_member_folder (or --dataset)"
+        )
     return draw_non_member_users(known, np.arange(len(known)), count, samples, key)
 
 
@@ -235,8 +267,16 @@ def ask_out_world(out_world, users, record, suspect, folder, bank=None):
     """Answers for the strangers' marked images, row by row: Answers of users * K rows; resumes from `folder`."""
     owners, numbers = (index.ravel() for index in np.indices(users.samples.shape))
     marking, samples = record.settings.marking(bank), users.samples.ravel()
-    log = AnswerLog(folder, _log_settings(record, suspect, users=len(users), out_world=out_world.source,
-                                          samples=hashlib.sha256(samples.tobytes()).hexdigest()))
+    log = AnswerLog(
+        folder,
+        _log_settings(
+            record,
+            suspect,
+            users=len(users),
+            out_world=out_world.source,
+            samples=hashlib.sha256(samples.tobytes()).hexdigest(),
+        ),
+    )
 
     def prepare(places):
         images, ready = [out_world.images[sample] for sample in samples[places]], [None] * len(places)
@@ -257,8 +297,13 @@ def algorithm_1(own, others, users: Users, label, fpr, classes=None, label_only=
     own: Answers for the published photos under the user's key; others: for the strangers' images, row by row;
     label: the user's class number, or AUTO (then every set, also a stranger's, gets its majority class).
     """
-    count = max(classes or 0, *(int(answers.values.shape[1] if answers.classes is None else answers.classes.max() + 1)
-                                for answers in (own, others)))
+    count = max(
+        classes or 0,
+        *(
+            int(answers.values.shape[1] if answers.classes is None else answers.classes.max() + 1)
+            for answers in (own, others)
+        ),
+    )
 
     def losses(answers, labels, sets):
         logs, top, only = exact.dense(answers, count)
@@ -272,9 +317,16 @@ def algorithm_1(own, others, users: Users, label, fpr, classes=None, label_only=
     mine, theirs = losses(own, [label], 1), losses(others, users.classes, len(users))
     used, threshold = verify_provenance(mine, theirs, fpr)
     below = int((theirs.mean(axis=1) <= mine.mean()).sum())
-    return {"used": bool(used[0]), "mean_loss": float(mine.mean()), "threshold": float(threshold), "fpr": fpr,
-            "non_member_users": len(users), "below_user": below, "fpr_at_user": below / len(users),
-            "fpr_interval": clopper_pearson(below, len(users))}
+    return {
+        "used": bool(used[0]),
+        "mean_loss": float(mine.mean()),
+        "threshold": float(threshold),
+        "fpr": fpr,
+        "non_member_users": len(users),
+        "below_user": below,
+        "fpr_at_user": below / len(users),
+        "fpr_interval": clopper_pearson(below, len(users)),
+    }
 
 
 def near_duplicates(photos, out_world, limit=3000):
@@ -282,9 +334,11 @@ def near_duplicates(photos, out_world, limit=3000):
 
     Strangers whose images are the user's own would make the user look like everybody else.
     """
+
     def hashes(images, numbers):
-        return np.stack([imagehash.phash(Image.fromarray(np.asarray(images[number]))).hash.ravel()
-                         for number in numbers])
+        return np.stack(
+            [imagehash.phash(Image.fromarray(np.asarray(images[number]))).hash.ravel() for number in numbers]
+        )
 
     chosen = np.unique(np.linspace(0, len(out_world.images) - 1, min(limit, len(out_world.images))).astype(int))
     mine, theirs = hashes(photos, range(len(photos))), hashes(out_world.images, chosen)

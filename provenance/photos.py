@@ -21,8 +21,25 @@ from dataset.store import MAX_PIXELS
 from kit.errors import UserError
 from kit.files import atomic_path
 
-PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic",
-                            ".heif", ".avif", ".ppm", ".pgm"))
+PHOTO_SUFFIXES = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".avif",
+        ".ppm",
+        ".pgm",
+    )
+)
 MAX_JPEG_SIDE = 65_500  # libjpeg's
 MAX_BYTES = 1 << 30  # 100 megapixels of 16-bit RGBA are 800 MB; what is larger is no photo
 MAX_SCANS = 100  # a progressive JPEG has about ten; one costs a pass over all pixels, but 150 bytes of the file
@@ -31,15 +48,27 @@ _CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}
 # The plug-ins' classes are called one by one instead of Image.open: that never tries another format (EPS would start
 # Ghostscript), keeps the reason of a failure, and tells the size of a picture too large for Pillow. The class of JPEG
 # instead of its factory, so that MPO (a JPEG with previews behind it) is read as the JPEG that it starts with.
-_READERS = (("JPEG", rb"\xff\xd8\xff", "JpegImagePlugin"), ("PNG", rb"\x89PNG\r\n\x1a\n", "PngImagePlugin"),
-            ("WebP", rb"RIFF....WEBP", "WebPImagePlugin"), ("TIFF", rb"II[*+]\0|MM\0[*+]", "TiffImagePlugin"),
-            ("BMP", rb"BM", "BmpImagePlugin"), ("GIF", rb"GIF8[79]a", "GifImagePlugin"),
-            ("PPM", rb"P[1-6]\s", "PpmImagePlugin"), ("AVIF", rb"....ftyp.*avi[fs]", "AvifImagePlugin"),
-            ("HEIC", rb"....ftyp(he[iv]|mif1|msf1)", "pillow_heif"))
+_READERS = (
+    ("JPEG", rb"\xff\xd8\xff", "JpegImagePlugin"),
+    ("PNG", rb"\x89PNG\r\n\x1a\n", "PngImagePlugin"),
+    ("WebP", rb"RIFF....WEBP", "WebPImagePlugin"),
+    ("TIFF", rb"II[*+]\0|MM\0[*+]", "TiffImagePlugin"),
+    ("BMP", rb"BM", "BmpImagePlugin"),
+    ("GIF", rb"GIF8[79]a", "GifImagePlugin"),
+    ("PPM", rb"P[1-6]\s", "PpmImagePlugin"),
+    ("AVIF", rb"....ftyp.*avi[fs]", "AvifImagePlugin"),
+    ("HEIC", rb"....ftyp(he[iv]|mif1|msf1)", "pillow_heif"),
+)
 _CLASSES = {"WebP": "WebPImageFile", "HEIC": "HeifImageFile"}  # the others: "PNG" is read by PngImageFile
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Without a handler Python prints what the TIFF reader logs; an application that sets logging up still gets it.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -66,7 +95,8 @@ def find_photos(folder):
         except OSError as error:
             if not below:
                 reason = {errno.ENOENT: "does not exist", errno.ENOTDIR: "is not a folder"}.get(
-                    error.errno, f"can't be opened ({error.strerror})")
+                    error.errno, f"can't be opened ({error.strerror})"
+                )
                 raise UserError(f"{folder} {reason}; give a folder of photos") from None
             refused.append((below, f"can't be opened ({error.strerror})"))
             continue
@@ -98,8 +128,10 @@ def _judge(entry, root):
         if kind == "photo" and not entry.is_file():  # opening a named pipe would wait for ever
             return kind, "is not a regular file"
     except OSError as error:
-        return "other", {errno.ENOENT: "is a link that leads nowhere", errno.ELOOP: "is a link that leads in a circle"
-                         }.get(error.errno, f"can't be opened ({error.strerror})")
+        return "other", {
+            errno.ENOENT: "is a link that leads nowhere",
+            errno.ELOOP: "is a link that leads in a circle",
+        }.get(error.errno, f"can't be opened ({error.strerror})")
     if kind == "other":
         return kind, None
     if target is not None:
@@ -173,15 +205,19 @@ def _opened(data):
     """The file as a Pillow image of acceptable size that is not decoded yet."""
     if not data:
         raise UnreadablePhoto("is empty")
-    name, plugin = next(((name, plugin) for name, magic, plugin in _READERS
-                         if re.match(magic, data[:64], re.DOTALL)), (None, None))
+    name, plugin = next(
+        ((name, plugin) for name, magic, plugin in _READERS if re.match(magic, data[:64], re.DOTALL)), (None, None)
+    )
     if name is None:
         raise UnreadablePhoto(f"is not a {', '.join(reader[0] for reader in _READERS)} file")
     try:
         module = importlib.import_module(plugin if name == "HEIC" else f"PIL.{plugin}")
     except ImportError:
-        raise UnreadablePhoto("HEIC needs the package pillow-heif: pip install pillow-heif" if name == "HEIC" else
-                              f"{name} needs a newer Pillow: pip install --upgrade pillow") from None
+        raise UnreadablePhoto(
+            "HEIC needs the package pillow-heif: pip install pillow-heif"
+            if name == "HEIC"
+            else f"{name} needs a newer Pillow: pip install --upgrade pillow"
+        ) from None
     if name == "JPEG" and _scans(data) > MAX_SCANS:
         raise UnreadablePhoto(f"has more than {MAX_SCANS} scans, made to keep its reader busy")
     image = getattr(module, _CLASSES.get(name, f"{name.capitalize()}ImageFile"))(io.BytesIO(data))
@@ -197,7 +233,7 @@ def _scans(data):
     marker = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")  # the others stand alone, without a length
     while scans <= MAX_SCANS and (found := marker.search(data, place)) and found[1] != b"\xd9":
         scans += found[1] == b"\xda"
-        place = found.end() + int.from_bytes(data[found.end():found.end() + 2], "big")
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
     return scans
 
 
@@ -262,8 +298,9 @@ def _transform(mode, profile):
     # The shortcut for grey curves is off by several levels in the shadows.
     flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
     try:
-        transform = ImageCms.buildTransform(ImageCms.ImageCmsProfile(io.BytesIO(profile)),
-                                            ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags)
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, "RGB", flags=flags
+        )
     except MemoryError:
         raise
     except Exception:  # viewers, too, show such a photo as if it had no profile

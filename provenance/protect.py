@@ -35,8 +35,14 @@ from provenance.photos import MAX_JPEG_SIDE, UnreadablePhoto, encode_photo, find
 from utils import REFERENCE_SIZE, mark_images
 
 # The paper's way of marking, written without loss.
-DEFAULTS = {"img_blending_ratio": 0.7, "noise_injection_type": "perlin", "noise_norm": 8.0,
-            "ood_pattern": "color_stripes", "format": "png", "quality": 95}
+DEFAULTS = {
+    "img_blending_ratio": 0.7,
+    "noise_injection_type": "perlin",
+    "noise_norm": 8.0,
+    "ood_pattern": "color_stripes",
+    "format": "png",
+    "quality": 95,
+}
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 BIG_PIXELS = 30_000_000  # photos above are marked one at a time: a 100-megapixel photo needs more than a gigabyte
 SSIM_SIDE = 512
@@ -98,8 +104,12 @@ def inspect_folder(path, format="png"):
             return name, problem.strerror or str(problem)
         if format == "jpeg" and max(height, width) > MAX_JPEG_SIDE:
             return name, f"is {width} x {height} px, and JPEG allows {MAX_JPEG_SIDE}; use --format png"
-        return {"original": name, "original_sha256": hashlib.sha256(content).hexdigest(), "height": height,
-                "width": width}
+        return {
+            "original": name,
+            "original_sha256": hashlib.sha256(content).hexdigest(),
+            "height": height,
+            "width": width,
+        }
 
     photos, skipped, duplicates, seen = [], list(refused), [], {}
     for found in each(inspect, names, "reading"):
@@ -113,13 +123,16 @@ def inspect_folder(path, format="png"):
             photos.append(found)
     if not photos:
         why = f": {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise UserError(f"{path} has no photo that can be marked ({len(skipped)} can't be read{why}); "
-                        "give the folder with the photos as --data_folder")
+        raise UserError(
+            f"{path} has no photo that can be marked ({len(skipped)} can't be read{why}); "
+            "give the folder with the photos as --data_folder"
+        )
     return Folder(path, photos, skipped, duplicates, ignored)
 
 
 def output_names(photos, suffix, taken=()):
     """A name below the marked folder for each photo: its own with the new suffix; `a.jpg.png` where two would meet."""
+
     def fold(name):  # as file systems do that don't tell A from a
         return unicodedata.normalize("NFC", name).casefold()
 
@@ -130,8 +143,9 @@ def output_names(photos, suffix, taken=()):
         longer = (f"{original}{f'.{number}' if number else ''}{suffix}" for number in itertools.count())
         # Where several want a short name none gets it, so that names don't depend on who comes first.
         choices = itertools.chain([plain] if wanted[fold(plain)] == 1 else [], longer)
-        names.append(next(name for name in choices
-                          if fold(name) not in used and (name == plain or fold(name) not in wanted)))
+        names.append(
+            next(name for name in choices if fold(name) not in used and (name == plain or fold(name) not in wanted))
+        )
         used.add(fold(names[-1]))
     return names
 
@@ -174,8 +188,10 @@ def open_record(folder, settings, holdout, seed=None, record_file=None, overwrit
     if path.exists() and not overwrite:
         stored = records.read_record(path)
         if stored.finished:
-            raise UserError(f"{path} exists: it is the only proof for the photos that were marked with it. Use "
-                            f"--record {path} for the same key, or --overwrite for a new one (the old record is kept)")
+            raise UserError(
+                f"{path} exists: it is the only proof for the photos that were marked with it. Use "
+                f"--record {path} for the same key, or --overwrite for a new one (the old record is kept)"
+            )
         if stored.evidence != (seed is None) or stored.seed != seed:
             raise UserError(f"{path} is an unfinished record with another --seed; give the same one, or --overwrite")
         if stored.batches[-1].published != records.published_share(stored.batches[-1].photos, holdout):
@@ -189,24 +205,33 @@ def open_record(folder, settings, holdout, seed=None, record_file=None, overwrit
                 records.read_record(path)
             except UserError as problem:
                 # Photos of two keys in one folder would be published together.
-                raise UserError(f"{problem}. It can't be told which photos in {marked_folder} it marked: move that "
-                                "folder away first") from None
-    return _extended(folder, records.new_record(settings, seed), folder.photos, holdout, marked_folder, record_folder,
-                     "new key")
+                raise UserError(
+                    f"{problem}. It can't be told which photos in {marked_folder} it marked: move that "
+                    "folder away first"
+                ) from None
+    return _extended(
+        folder, records.new_record(settings, seed), folder.photos, holdout, marked_folder, record_folder, "new key"
+    )
 
 
 def _further(folder, record, record_folder, settings, holdout, marked_folder):
     if settings is not None:
-        check_same_settings(record.settings.model_dump(), settings.model_dump(), record_folder / "record.json",
-                            hint="One record has one way of marking: leave these flags out")
+        check_same_settings(
+            record.settings.model_dump(),
+            settings.model_dump(),
+            record_folder / "record.json",
+            hint="One record has one way of marking: leave these flags out",
+        )
     known = {photo.original_sha256: photo.number for photo in record.photos}
     new = [photo for photo in folder.photos if photo["original_sha256"] not in known]
     old = [known[photo["original_sha256"]] for photo in folder.photos if photo["original_sha256"] in known]
     if not record.finished:
         last = len(record.batches) - 1
         if new or {photo.number for photo in record.photos if photo.batch == last} - set(old):
-            raise UserError(f"{record_folder / 'record.json'} belongs to an interrupted run over other photos; restore "
-                            "them and run it again, or give --overwrite for a new key")
+            raise UserError(
+                f"{record_folder / 'record.json'} belongs to an interrupted run over other photos; restore "
+                "them and run it again, or give --overwrite for a new key"
+            )
         return Job(record, old, folder, marked_folder, record_folder, "resumed")
     if not new:
         return Job(record, old, folder, marked_folder, record_folder, "same key, same photos")
@@ -227,8 +252,10 @@ def resolve_settings(chosen, record_file=None, data_root=None):
     None as a value stands for "not chosen". Raises UserError for settings that would change nothing.
     """
     stored = records.read_record(record_file).settings.model_dump() if record_file else {}
-    values = {name: chosen[name] if chosen.get(name) is not None else stored.get(name, default)
-              for name, default in DEFAULTS.items()}
+    values = {
+        name: chosen[name] if chosen.get(name) is not None else stored.get(name, default)
+        for name, default in DEFAULTS.items()
+    }
     settings = records.MarkSettings(**values)
     bank = load_bank(settings, data_root)
     settings = settings.model_copy(update={"outlier_bank_sha256": bank_digest(bank)})
@@ -243,8 +270,10 @@ def load_bank(settings, data_root=None):
         return None
     bank = load_outlier_bank(settings.ood_pattern, REFERENCE_SIZE, REFERENCE_SIZE, data_root)
     if settings.outlier_bank_sha256 not in (None, bank_digest(bank)):
-        raise UserError(f"the images of --ood_pattern {settings.ood_pattern} are not those that the photos were marked "
-                        "with; restore them")
+        raise UserError(
+            f"the images of --ood_pattern {settings.ood_pattern} are not those that the photos were marked "
+            "with; restore them"
+        )
     return bank
 
 
@@ -264,11 +293,15 @@ def quality(original, published):
 
     SSIM is taken at most at SSIM_SIDE pixels on the shorter side, about what a screen shows of a photo.
     """
-    squared = sum(float(np.square(before.astype(np.int32) - after).sum(dtype=np.int64))
-                  for before, after in zip(original, published, strict=True))
-    psnr = 10 * np.log10(255 ** 2 * original.size / squared) if squared else None
-    small = [np.asarray(shrunk(Image.fromarray(photo), SSIM_SIDE, Image.Resampling.BILINEAR))
-             for photo in (original, published)]
+    squared = sum(
+        float(np.square(before.astype(np.int32) - after).sum(dtype=np.int64))
+        for before, after in zip(original, published, strict=True)
+    )
+    psnr = 10 * np.log10(255**2 * original.size / squared) if squared else None
+    small = [
+        np.asarray(shrunk(Image.fromarray(photo), SSIM_SIDE, Image.Resampling.BILINEAR))
+        for photo in (original, published)
+    ]
     ssim = float(structural_similarity(*small, channel_axis=2)) if min(small[0].shape[:2]) >= 7 else None
     return psnr, ssim
 
@@ -307,17 +340,33 @@ def _refuse_changed_record(job, overwrite):
 
 
 def _write_results(job, record, rows, seconds):
-    shown = [rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), sheet.SHEET_PHOTOS))
-                                                .round().astype(int))] if rows else []
+    shown = (
+        [
+            rows[place]
+            for place in np.unique(
+                np.linspace(0, len(rows) - 1, min(len(rows), sheet.SHEET_PHOTOS)).round().astype(int)
+            )
+        ]
+        if rows
+        else []
+    )
     if shown:
         sheet.contact_sheet([(row["name"], row["thumbnail"]) for row in shown], job.record_folder / "contact_sheet.png")
-    write_json(job.record_folder / "result.json", {
-        "settings": record.settings.model_dump(), "photos": len(record.photos),
-        "published": int(record.published.sum()), "commitment": record.commitments[-1], "evidence": record.evidence,
-        "images": [{name: row[name] for name in ("number", "name", "psnr", "ssim")} for row in rows],
-        "skipped": [{"name": name, "reason": reason} for name, reason in job.folder.skipped],
-        "duplicates": [{"name": name, "same_as": other} for name, other in job.folder.duplicates],
-        "seconds": seconds, "versions": environment.software_versions()})
+    write_json(
+        job.record_folder / "result.json",
+        {
+            "settings": record.settings.model_dump(),
+            "photos": len(record.photos),
+            "published": int(record.published.sum()),
+            "commitment": record.commitments[-1],
+            "evidence": record.evidence,
+            "images": [{name: row[name] for name in ("number", "name", "psnr", "ssim")} for row in rows],
+            "skipped": [{"name": name, "reason": reason} for name, reason in job.folder.skipped],
+            "duplicates": [{"name": name, "same_as": other} for name, other in job.folder.duplicates],
+            "seconds": seconds,
+            "versions": environment.software_versions(),
+        },
+    )
 
 
 def protect(job, bank=None, overwrite=False, thumbnail=None):
@@ -348,8 +397,14 @@ def protect(job, bank=None, overwrite=False, thumbnail=None):
             if record.settings.format == "jpeg":
                 published = read_photo(data)  # what people will see
             psnr, ssim = quality(original, published)
-            return {"number": photo.number, "name": photo.marked, "sha256": hashlib.sha256(data).hexdigest(),
-                    "psnr": psnr, "ssim": ssim, "thumbnail": thumbnail and thumbnail(original, published)}
+            return {
+                "number": photo.number,
+                "name": photo.marked,
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "psnr": psnr,
+                "ssim": ssim,
+                "thumbnail": thumbnail and thumbnail(original, published),
+            }
 
     rows = each(mark, [photo for photo in chosen if photo.published], "marking")
     if not record.finished:
@@ -416,8 +471,11 @@ def verify(record, originals, marked_folders, bank=None):
         # JPEG spreads one pixel's difference over a block.
         apart = np.maximum(published, marked) - np.minimum(published, marked)
         differing = float((apart.max(axis=2) > (0 if settings.format == "png" else 24)).mean())
-        problem = None if differing <= TOLERATED_SHARE else \
-            f"{100 * differing:.1f} % of its pixels are not those of this key's mark"
+        problem = (
+            None
+            if differing <= TOLERATED_SHARE
+            else f"{100 * differing:.1f} % of its pixels are not those of this key's mark"
+        )
         return {**row, "problem": problem, "differing": differing}
 
     return each(check, [photo for photo in record.photos if photo.published], "verifying")

@@ -119,8 +119,18 @@ def new_record(settings, seed=None):
         key, selection_key = secrets.token_bytes(32), secrets.token_bytes(32)
     else:
         key, selection_key = derive_key(seed, "mark record"), derive_key(seed, "mark record", "selection")
-    return MarkRecord(format=FORMAT, evidence=seed is None, seed=seed, software=software_versions(), key=key.hex(),
-                      selection_key=selection_key.hex(), settings=settings, batches=[], photos=[], commitments=[])
+    return MarkRecord(
+        format=FORMAT,
+        evidence=seed is None,
+        seed=seed,
+        software=software_versions(),
+        key=key.hex(),
+        selection_key=selection_key.hex(),
+        settings=settings,
+        batches=[],
+        photos=[],
+        commitments=[],
+    )
 
 
 def add_batch(record, photos, holdout, data_folder, marked_folder, output_names):
@@ -132,14 +142,32 @@ def add_batch(record, photos, holdout, data_folder, marked_folder, output_names)
     batch, first = len(record.batches), len(record.photos)
     published = published_share(len(photos), holdout)
     chosen = _draw(derive_key(bytes.fromhex(record.selection_key), "published"), 0, first, len(photos), published)
-    entries = [Photo(number=first + place, batch=batch, published=bool(chosen[place]),
-                     marked=output_names[place] if chosen[place] else None, **photo)
-               for place, photo in enumerate(photos)]
+    entries = [
+        Photo(
+            number=first + place,
+            batch=batch,
+            published=bool(chosen[place]),
+            marked=output_names[place] if chosen[place] else None,
+            **photo,
+        )
+        for place, photo in enumerate(photos)
+    ]
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return record.model_copy(update={
-        "batches": [*record.batches, Batch(created=created, photos=len(photos), published=published,
-                                           data_folder=str(data_folder), marked_folder=str(marked_folder))],
-        "photos": [*record.photos, *entries]})
+    return record.model_copy(
+        update={
+            "batches": [
+                *record.batches,
+                Batch(
+                    created=created,
+                    photos=len(photos),
+                    published=published,
+                    data_folder=str(data_folder),
+                    marked_folder=str(marked_folder),
+                ),
+            ],
+            "photos": [*record.photos, *entries],
+        }
+    )
 
 
 def published_share(photos, holdout):
@@ -149,8 +177,12 @@ def published_share(photos, holdout):
 
 def finish_batch(record, marked_digests):
     """The record with the SHA-256 of the last batch's published files, {number: hex}, and its commitment."""
-    photos = [photo.model_copy(update={"marked_sha256": marked_digests[photo.number]})
-              if photo.number in marked_digests else photo for photo in record.photos]
+    photos = [
+        photo.model_copy(update={"marked_sha256": marked_digests[photo.number]})
+        if photo.number in marked_digests
+        else photo
+        for photo in record.photos
+    ]
     record = record.model_copy(update={"photos": photos})
     return record.model_copy(update={"commitments": [*record.commitments, commitment_of(record, len(record.batches))]})
 
@@ -158,15 +190,24 @@ def finish_batch(record, marked_digests):
 def public_part(record, batches):
     """What may be shown of the first `batches` batches: settings, numbers of photos, digests of the secrets."""
     shown = record.batches[:batches]
-    secret = {"key": record.key, "selection_key": record.selection_key, "seed": record.seed,
-              "batches": [batch.model_dump() for batch in shown],
-              "photos": [photo.model_dump() for photo in record.photos if photo.batch < batches]}
-    return {"format": record.format, "evidence": record.evidence, "software": record.software,
-            "settings": record.settings.model_dump(),
-            "batches": [{"created": batch.created, "photos": batch.photos, "published": batch.published}
-                        for batch in shown],
-            "selection_key_sha256": hashlib.sha256(bytes.fromhex(record.selection_key)).hexdigest(),
-            "secret_sha256": canonical_digest(secret)}
+    secret = {
+        "key": record.key,
+        "selection_key": record.selection_key,
+        "seed": record.seed,
+        "batches": [batch.model_dump() for batch in shown],
+        "photos": [photo.model_dump() for photo in record.photos if photo.batch < batches],
+    }
+    return {
+        "format": record.format,
+        "evidence": record.evidence,
+        "software": record.software,
+        "settings": record.settings.model_dump(),
+        "batches": [
+            {"created": batch.created, "photos": batch.photos, "published": batch.published} for batch in shown
+        ],
+        "selection_key_sha256": hashlib.sha256(bytes.fromhex(record.selection_key)).hexdigest(),
+        "secret_sha256": canonical_digest(secret),
+    }
 
 
 def commitment_of(record, batches):
@@ -178,8 +219,10 @@ def check_commitments(record, where):
     """Raise UserError when the record does not open its own commitments."""
     for batches, commitment in enumerate(record.commitments, 1):
         if commitment_of(record, batches) != commitment:
-            raise UserError(f"{where} does not fit its commitment {commitment[:16]}...: it was changed after marking; "
-                            "restore the record as data_marking.py wrote it")
+            raise UserError(
+                f"{where} does not fit its commitment {commitment[:16]}...: it was changed after marking; "
+                "restore the record as data_marking.py wrote it"
+            )
 
 
 def record_file(path):
@@ -192,11 +235,14 @@ def read_record(path):
     """Read and check a record. Raises UserError for a missing, damaged, foreign or inconsistent one."""
     path = record_file(path)
     if not path.is_file():
-        raise UserError(f"record {path} does not exist; data_marking.py writes it as record.json into the folder "
-                        "NAME_record beside the photos")
+        raise UserError(
+            f"record {path} does not exist; data_marking.py writes it as record.json into the folder "
+            "NAME_record beside the photos"
+        )
     try:
         record = MarkRecord.model_validate(
-            read_json(path, "put back an undamaged copy: without this record nothing can be proven"))
+            read_json(path, "put back an undamaged copy: without this record nothing can be proven")
+        )
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole"
@@ -208,17 +254,30 @@ def read_record(path):
 
 def _check_numbers(record, path):
     counted = [(batch.photos, batch.published) for batch in record.batches]
-    found = [(sum(photo.batch == number for photo in record.photos),
-              sum(photo.batch == number and photo.published for photo in record.photos))
-             for number in range(len(record.batches))]
-    hashed = all(photo.marked_sha256 is not None for photo in record.photos
-                 if photo.published and photo.batch < len(record.commitments))
+    found = [
+        (
+            sum(photo.batch == number for photo in record.photos),
+            sum(photo.batch == number and photo.published for photo in record.photos),
+        )
+        for number in range(len(record.batches))
+    ]
+    hashed = all(
+        photo.marked_sha256 is not None
+        for photo in record.photos
+        if photo.published and photo.batch < len(record.commitments)
+    )
     numbers, batches = ([getattr(photo, name) for photo in record.photos] for name in ("number", "batch"))
-    if numbers != list(range(len(numbers))) or counted != found or batches != sorted(batches) \
-            or len(record.commitments) > len(record.batches) or not hashed:
+    if (
+        numbers != list(range(len(numbers)))
+        or counted != found
+        or batches != sorted(batches)
+        or len(record.commitments) > len(record.batches)
+        or not hashed
+    ):
         raise UserError(f"{path} is inconsistent: its photos don't fit its batches; restore it from a copy")
-    if record.batches and not np.array_equal(draw_selections(record.selection_key, record.batches, 0)[0],
-                                             record.published):
+    if record.batches and not np.array_equal(
+        draw_selections(record.selection_key, record.batches, 0)[0], record.published
+    ):
         raise UserError(f"{path}: the published photos are not those that its key draws; restore it from a copy")
 
 
@@ -244,8 +303,10 @@ def draw_selections(selection_key, batches, count, audit_seed=""):
     selection_key: hex; batches: objects or dicts with the numbers `photos` and `published`. Row 0 is what was
     published: it follows from the key, so that nobody can have chosen it.
     """
-    sizes = [(batch["photos"], batch["published"]) if isinstance(batch, dict) else (batch.photos, batch.published)
-             for batch in batches]
+    sizes = [
+        (batch["photos"], batch["published"]) if isinstance(batch, dict) else (batch.photos, batch.published)
+        for batch in batches
+    ]
     secret = bytes.fromhex(selection_key)
     own, fresh = derive_key(secret, "published"), derive_key(secret, "audit selections", audit_seed)
     rows = []
@@ -296,9 +357,11 @@ def locate_originals(record, folders, record_path):
                     found[number] = place / name
     lacking = [photo.original for photo in record.photos if photo.number not in found]
     if lacking:
-        raise UserError(f"{len(lacking)} of {len(record.photos)} originals are missing or were changed since they were "
-                        f"marked ({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}); looked in "
-                        f"{', '.join(map(str, places)) or 'no folder'}: give the unmarked photos with --originals")
+        raise UserError(
+            f"{len(lacking)} of {len(record.photos)} originals are missing or were changed since they were "
+            f"marked ({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}); looked in "
+            f"{', '.join(map(str, places)) or 'no folder'}: give the unmarked photos with --originals"
+        )
     return [found[photo.number] for photo in record.photos]
 
 

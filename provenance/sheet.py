@@ -32,7 +32,7 @@ def thumbnails(original, published):
 def contact_sheet(rows, path):
     """Write a picture of `rows`, (name, strip of `thumbnails`) each, in one column of rows or two."""
     half = len(rows) if len(rows) <= 8 else -(-len(rows) // 2)
-    columns = [rows[start:start + half] for start in range(0, len(rows), half)]
+    columns = [rows[start : start + half] for start in range(0, len(rows), half)]
     width = max(strip.width for _, strip in rows) + 2 * GAP
     height = max(sum(strip.height + TEXT for _, strip in column) for column in columns)
     sheet = Image.new("RGB", (width * len(columns), height + TEXT + GAP), "white")
@@ -51,4 +51,4 @@ def contact_sheet(rows, path):
 
 def _printable(name, length=80):
     name = name.encode("latin-1", "replace").decode("latin-1")  # the built-in font has no other letters
-    return name if len(name) <= length else "..." + name[3 - length:]
+    return name if len(name) <= length else "..." + name[3 - length :]

@@ -21,8 +21,14 @@ from provenance import record as records
 from provenance.grid import query_order
 from suspects.suspect import Answers
 
-SETTINGS = records.MarkSettings(img_blending_ratio=0.7, noise_injection_type="perlin", noise_norm=8.0,
-                                ood_pattern="color_stripes", format="png", quality=95)
+SETTINGS = records.MarkSettings(
+    img_blending_ratio=0.7,
+    noise_injection_type="perlin",
+    noise_norm=8.0,
+    ood_pattern="color_stripes",
+    format="png",
+    quality=95,
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,12 @@ def parser(description, **defaults):
     flags.add_argument("--out", required=True, help="folder for result.json and plots")
     for name, value in defaults.items():
         kind, least = type(value[0] if isinstance(value, list) else value), 0 if name in ("seeds", "keys_alone") else 1
-        flags.add_argument(f"--{name}", default=value, nargs="+" if isinstance(value, list) else None,
-                           type=number(int, least) if kind is int else kind)
+        flags.add_argument(
+            f"--{name}",
+            default=value,
+            nargs="+" if isinstance(value, list) else None,
+            type=number(int, least) if kind is int else kind,
+        )
     return flags
 
 
@@ -57,16 +67,24 @@ def halves(data):
     """Two disjoint halves of a data set's training images, (choice, claims), the same for every study."""
     rows = np.flatnonzero(~data.is_test.numpy())
     shuffled = utils.key_generator("studies", "halves").permutation(rows)
-    return np.sort(shuffled[:len(rows) // 2]), np.sort(shuffled[len(rows) // 2:])
+    return np.sort(shuffled[: len(rows) // 2]), np.sort(shuffled[len(rows) // 2 :])
 
 
 def make_record(data, rows, seed, holdout):
     """A record, for experiments, over the images `rows` of a data set."""
     pixels = data.images[torch.from_numpy(rows)].numpy()
-    photos = [{"original": f"{row}.png", "original_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
-               "height": image.shape[1], "width": image.shape[2]} for row, image in zip(rows, pixels, strict=True)]
-    return records.add_batch(records.new_record(SETTINGS, seed), photos, holdout, ".", ".",
-                             [photo["original"] for photo in photos])
+    photos = [
+        {
+            "original": f"{row}.png",
+            "original_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
+            "height": image.shape[1],
+            "width": image.shape[2],
+        }
+        for row, image in zip(rows, pixels, strict=True)
+    ]
+    return records.add_batch(
+        records.new_record(SETTINGS, seed), photos, holdout, ".", ".", [photo["original"] for photo in photos]
+    )
 
 
 def make_cohort(data, pool, seed, users, photos, holdout, train_size):
@@ -79,7 +97,7 @@ def make_cohort(data, pool, seed, users, photos, holdout, train_size):
         left = left[~np.isin(left, rows[user])]
     made = [make_record(data, own, 1000 * seed + user, holdout) for user, own in enumerate(rows)]
     published = np.concatenate([own[record.published] for own, record in zip(rows, made, strict=True)])
-    train = np.concatenate([published, left[:train_size - len(published)]])
+    train = np.concatenate([published, left[: train_size - len(published)]])
     return Cohort(made, rows, classes, train)
 
 
@@ -90,8 +108,9 @@ def published_images(data, cohort):
     for record, own in zip(cohort.records, cohort.rows, strict=True):
         numbers = np.flatnonzero(record.published)
         originals = data.images[torch.from_numpy(own[numbers])]
-        images[place:place + len(numbers)] = utils.mark_images(originals, bytes.fromhex(record.key),
-                                                               np.zeros_like(numbers), numbers, SETTINGS.marking())
+        images[place : place + len(numbers)] = utils.mark_images(
+            originals, bytes.fromhex(record.key), np.zeros_like(numbers), numbers, SETTINGS.marking()
+        )
         place += len(numbers)
     return images, data.labels[torch.from_numpy(cohort.train)]
 
@@ -102,8 +121,13 @@ def ask_grid(query, originals, record, keys, numbers=None, batch=1024):
     originals: uint8 (n, 3, H, W), the record's photos `numbers` (all, unless told), which decide their noise.
     """
     numbers = np.arange(len(originals)) if numbers is None else np.asarray(numbers)
-    marked = torch.stack([utils.mark_images(originals, key, np.zeros_like(numbers), numbers, SETTINGS.marking())
-                          for key in records.audit_keys(record, keys)], dim=1).flatten(0, 1)
+    marked = torch.stack(
+        [
+            utils.mark_images(originals, key, np.zeros_like(numbers), numbers, SETTINGS.marking())
+            for key in records.audit_keys(record, keys)
+        ],
+        dim=1,
+    ).flatten(0, 1)
     # Asked in random order, as in a real audit: what a place in a batch does to rounding must not single out a key.
     order = torch.from_numpy(query_order(record, len(marked), ""))
     logits = torch.cat([query(marked[part]).cpu() for part in order.split(batch)])
@@ -120,7 +144,7 @@ def exact_p(answers, record, label, label_only=False, selections=999, keys=None,
     """p of the exact test on a grid of `ask_grid`: with the first `keys` fresh keys and the photos `rows` alone."""
     drawn = records.draw_selections(record.selection_key, record.batches, selections)
     grid = answers.values.reshape(len(record.photos) if rows is None else len(rows), -1, answers.values.shape[1])
-    kept = grid[:, :None if keys is None else keys + 1]
+    kept = grid[:, : None if keys is None else keys + 1]
     chosen = drawn if rows is None else drawn[:, rows]
     answers = Answers(kept.reshape(-1, kept.shape[2]))
     return exact.p_value(exact.statistic_grid(answers, chosen, label, kept.shape[2], label_only)[0])
@@ -144,5 +168,7 @@ def load(args):
 
 def write_study(out, result, device):
     """result.json of a study, with hardware and versions."""
-    files.write_json(Path(out) / "result.json", {**result, "hardware": environment.hardware_name(device),
-                                                "versions": environment.software_versions()})
+    files.write_json(
+        Path(out) / "result.json",
+        {**result, "hardware": environment.hardware_name(device), "versions": environment.software_versions()},
+    )

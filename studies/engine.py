@@ -39,11 +39,20 @@ FLAGS = ("--dataset", "photos", "--target_user_cls", "36", "17", "69", "--device
 def train_plain(job, per_image):
     """Train job.model as a plain loop does; the weights that are best on the validation images stay in it."""
     recipe, model = job.recipe, job.model
-    transforms = v2.Compose([v2.RandomCrop(job.images.shape[-1], padding=recipe.crop_padding),
-                             v2.RandomHorizontalFlip(), v2.Normalize(recipe.mean, recipe.std)])
+    transforms = v2.Compose(
+        [
+            v2.RandomCrop(job.images.shape[-1], padding=recipe.crop_padding),
+            v2.RandomHorizontalFlip(),
+            v2.Normalize(recipe.mean, recipe.std),
+        ]
+    )
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
-    loader = DataLoader(TensorDataset(job.images.float() / 255, job.labels), recipe.batch_size, shuffle=True,
-                        generator=torch.Generator().manual_seed(job.seed))
+    loader = DataLoader(
+        TensorDataset(job.images.float() / 255, job.labels),
+        recipe.batch_size,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(job.seed),
+    )
     best, kept = -1.0, None
     torch.manual_seed(job.seed)
     for epoch in range(recipe.epoch):
@@ -85,9 +94,17 @@ def run(way, seed, folder):
     member, other = (answers.losses(group).mean(axis=1) for group in ("target", "non_member"))
     threshold = utils.threshold_at_fpr(other, audit["verdict_fpr"])
     test = utils.accuracy(query, data.images, data.labels, rows=experiment.splits.test)
-    return {"way": way, "seed": seed, "test_accuracy": test, "train_accuracy": record["train_accuracy"],
-            "false_positives": int((other < member.max()).sum()), "non_members": len(other),
-            "detected": int((member < threshold).sum()), "targets": len(member), "train_seconds": seconds}
+    return {
+        "way": way,
+        "seed": seed,
+        "test_accuracy": test,
+        "train_accuracy": record["train_accuracy"],
+        "false_positives": int((other < member.max()).sum()),
+        "non_members": len(other),
+        "detected": int((member < threshold).sum()),
+        "targets": len(member),
+        "train_seconds": seconds,
+    }
 
 
 def show(files):
@@ -102,13 +119,21 @@ def show(files):
         half = student.ppf(0.975, len(own) - 1) * accuracy.std(ddof=1) / np.sqrt(len(own)) if len(own) > 1 else np.nan
         false, total = (sum(row[name] for row in own) for name in ("false_positives", "non_members"))
         low, high = utils.clopper_pearson(false, total)
-        lines.append([way, len(own), f"{100 * accuracy.mean():.1f} ({100 * (accuracy.mean() - half):.1f}-"
-                                     f"{100 * (accuracy.mean() + half):.1f})",
-                      f"{100 * np.mean([row['train_accuracy'] for row in own]):.1f}",
-                      f"{100 * false / total:.2f} ({100 * low:.2f}-{100 * high:.2f})",
-                      f"{sum(row['detected'] for row in own)}/{sum(row['targets'] for row in own)}"])
-    return common.markdown(["way", "seeds", "test accuracy (95 % of the mean)", "training accuracy",
-                            "FPR@100%TPR (95 %)", "detected"], lines)
+        lines.append(
+            [
+                way,
+                len(own),
+                f"{100 * accuracy.mean():.1f} ({100 * (accuracy.mean() - half):.1f}-"
+                f"{100 * (accuracy.mean() + half):.1f})",
+                f"{100 * np.mean([row['train_accuracy'] for row in own]):.1f}",
+                f"{100 * false / total:.2f} ({100 * low:.2f}-{100 * high:.2f})",
+                f"{sum(row['detected'] for row in own)}/{sum(row['targets'] for row in own)}",
+            ]
+        )
+    return common.markdown(
+        ["way", "seeds", "test accuracy (95 % of the mean)", "training accuracy", "FPR@100%TPR (95 %)", "detected"],
+        lines,
+    )
 
 
 def main():
@@ -122,8 +147,15 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             rows = [run(args.way, seed, folder) for seed in args.seeds]
         if args.out:
-            write_json(args.out, {"rows": rows, "hardware": environment.hardware_name(torch.device("cpu")),
-                                       "threads": torch.get_num_threads(), "torch": torch.__version__})
+            write_json(
+                args.out,
+                {
+                    "rows": rows,
+                    "hardware": environment.hardware_name(torch.device("cpu")),
+                    "threads": torch.get_num_threads(),
+                    "torch": torch.__version__,
+                },
+            )
             args.table = [args.out]
     if args.table:
         print(show(args.table))

@@ -31,17 +31,21 @@ STATISTICS = {
     "own key minus fresh keys, logit-scaled": lambda own, fresh, held, held_fresh: difference(scaled, own, fresh),
     "the same in the images' standard deviations": lambda own, fresh, held, held_fresh: standardised(own, fresh),
     "own key minus fresh keys, weighted": lambda own, fresh, held, held_fresh: weighted(own, fresh),
-    "published minus held out, root": lambda own, fresh, held, held_fresh:
-        np.sqrt(own).mean(1) - np.sqrt(held).mean(1),
-    "both differences, root": lambda own, fresh, held, held_fresh:
-        difference(np.sqrt, own, fresh) - difference(np.sqrt, held, held_fresh),
-    "published under all keys, root": lambda own, fresh, held, held_fresh:
-        np.sqrt(np.concatenate([own[:, :, None], fresh], 2)).mean((1, 2)),
-    "all of it, root": lambda own, fresh, held, held_fresh:
-        np.sqrt(own).mean(1) + 0.5 * np.sqrt(fresh).mean((1, 2)) - 0.75 * (
-            np.sqrt(held).mean(1) + np.sqrt(held_fresh).mean((1, 2))),
-    "images and mark, logit-scaled": lambda own, fresh, held, held_fresh:
-        difference(scaled, own, fresh) + scaled(fresh).mean((1, 2)) - scaled(held_fresh).mean((1, 2)),
+    "published minus held out, root": lambda own, fresh, held, held_fresh: np.sqrt(own).mean(1) - np.sqrt(held).mean(1),
+    "both differences, root": lambda own, fresh, held, held_fresh: (
+        difference(np.sqrt, own, fresh) - difference(np.sqrt, held, held_fresh)
+    ),
+    "published under all keys, root": lambda own, fresh, held, held_fresh: np.sqrt(
+        np.concatenate([own[:, :, None], fresh], 2)
+    ).mean((1, 2)),
+    "all of it, root": lambda own, fresh, held, held_fresh: (
+        np.sqrt(own).mean(1)
+        + 0.5 * np.sqrt(fresh).mean((1, 2))
+        - 0.75 * (np.sqrt(held).mean(1) + np.sqrt(held_fresh).mean((1, 2)))
+    ),
+    "images and mark, logit-scaled": lambda own, fresh, held, held_fresh: (
+        difference(scaled, own, fresh) + scaled(fresh).mean((1, 2)) - scaled(held_fresh).mean((1, 2))
+    ),
 }
 
 
@@ -91,9 +95,16 @@ def judge(found):
     for name, statistic in STATISTICS.items():
         member, other = (statistic(*found[group])[:, None] for group in ("target", "non_member"))
         rates = utils.membership_inference(member, other, fprs=(1e-3,))
-        rows.append({"statistic": name, "false": rates["false_positives"], "others": rates["non_members"],
-                     "hits": round(rates["tpr_at_fpr"][0]["tpr"] * rates["members"]), "users": rates["members"],
-                     "auc": rates["auc"]})
+        rows.append(
+            {
+                "statistic": name,
+                "false": rates["false_positives"],
+                "others": rates["non_members"],
+                "hits": round(rates["tpr_at_fpr"][0]["tpr"] * rates["members"]),
+                "users": rates["members"],
+                "auc": rates["auc"],
+            }
+        )
     return rows
 
 
@@ -101,12 +112,18 @@ def summarize(frame):
     """One row for each statistic, pooled over models."""
     rows = []
     for name, group in frame.groupby("statistic", sort=False):
-        rows.append({"statistic": name, "models": len(group),
-                     "fpr": common.rate(group["false"].sum(), group["others"].sum()),
-                     "fprs": (group["false"] / group["others"]).round(4).tolist(),
-                     "tpr": common.rate(group["hits"].sum(), group["users"].sum()), "auc": group["auc"].mean(),
-                     # How far apart the two groups are, in standard deviations of equal normal ones with this AUC.
-                     "distance": float(np.sqrt(2) * norm.ppf(min(group["auc"].mean(), 1 - 1e-9)))})
+        rows.append(
+            {
+                "statistic": name,
+                "models": len(group),
+                "fpr": common.rate(group["false"].sum(), group["others"].sum()),
+                "fprs": (group["false"] / group["others"]).round(4).tolist(),
+                "tpr": common.rate(group["hits"].sum(), group["users"].sum()),
+                "auc": group["auc"].mean(),
+                # How far apart the two groups are, in standard deviations of equal normal ones with this AUC.
+                "distance": float(np.sqrt(2) * norm.ppf(min(group["auc"].mean(), 1 - 1e-9))),
+            }
+        )
     return rows
 
 
@@ -126,8 +143,10 @@ def main():
         rows = []
         for folder in folders:
             answers, settings = answers_of(folder, args.data_root, args.keys, device)
-            rows += [{"run": common.Path(folder).name, "countermeasure": settings["countermeasure"], **row}
-                     for row in judge(answers)]
+            rows += [
+                {"run": common.Path(folder).name, "countermeasure": settings["countermeasure"], **row}
+                for row in judge(answers)
+            ]
             print(f"{part}: {folder}", flush=True)
         found[part] = pd.DataFrame(rows)
     conclude(args, found, device)
@@ -140,17 +159,43 @@ def conclude(args, found, device):
     rows = []
     for before, row in zip(tables["choose"], tables["claim"], strict=True):
         low, high = row["fpr"]["interval"]
-        rows.append([row["statistic"] + (" (chosen)" if row["statistic"] == chosen else ""),
-                     f"{before['auc']:.4f}", f"{100 * before['fpr']['share']:.2f}",
-                     f"{row['auc']:.4f}", f"{100 * row['fpr']['share']:.2f} ({100 * low:.2f}-{100 * high:.2f})",
-                     f"{100 * min(row['fprs']):.2f}-{100 * max(row['fprs']):.2f}",
-                     f"{row['tpr']['hits']}/{row['tpr']['of']}"])
-    text = common.markdown(["statistic", "AUC, choice", "FPR@100%TPR, choice", "AUC, claim", "FPR@100%TPR, claim",
-                            "models from-to", "TPR@0.1%FPR"], rows)
+        rows.append(
+            [
+                row["statistic"] + (" (chosen)" if row["statistic"] == chosen else ""),
+                f"{before['auc']:.4f}",
+                f"{100 * before['fpr']['share']:.2f}",
+                f"{row['auc']:.4f}",
+                f"{100 * row['fpr']['share']:.2f} ({100 * low:.2f}-{100 * high:.2f})",
+                f"{100 * min(row['fprs']):.2f}-{100 * max(row['fprs']):.2f}",
+                f"{row['tpr']['hits']}/{row['tpr']['of']}",
+            ]
+        )
+    text = common.markdown(
+        [
+            "statistic",
+            "AUC, choice",
+            "FPR@100%TPR, choice",
+            "AUC, claim",
+            "FPR@100%TPR, claim",
+            "models from-to",
+            "TPR@0.1%FPR",
+        ],
+        rows,
+    )
     out = common.Path(args.out)
-    common.write_study(out, {"settings": {"keys": args.keys, "choose": [common.Path(run).name for run in args.choose],
-                                          "claim": [common.Path(run).name for run in args.claim]},
-                             "chosen": chosen, **tables}, device)
+    common.write_study(
+        out,
+        {
+            "settings": {
+                "keys": args.keys,
+                "choose": [common.Path(run).name for run in args.choose],
+                "claim": [common.Path(run).name for run in args.claim],
+            },
+            "chosen": chosen,
+            **tables,
+        },
+        device,
+    )
     with files.atomic_path(out / "table.md") as path:
         path.write_text(text, encoding="utf-8")
     draw(tables["claim"], chosen, out / "statistics.png")
@@ -163,8 +208,14 @@ def draw(rows, chosen, path):
     axis = axes[0, 0]
     for place, row in enumerate(reversed(rows)):
         share, (low, high) = row["fpr"]["share"], row["fpr"]["interval"]
-        axis.errorbar(100 * share, place, xerr=[[100 * (share - low)], [100 * (high - share)]], marker="o", capsize=3,
-                      color=plots.MEMBER_COLOR if row["statistic"] == chosen else "#555555")
+        axis.errorbar(
+            100 * share,
+            place,
+            xerr=[[100 * (share - low)], [100 * (high - share)]],
+            marker="o",
+            capsize=3,
+            color=plots.MEMBER_COLOR if row["statistic"] == chosen else "#555555",
+        )
         axis.plot(100 * np.array(row["fprs"]), [place] * len(row["fprs"]), ".", color="#bbbbbb", zorder=0)
     axis.set_yticks(range(len(rows)), [row["statistic"] for row in reversed(rows)], fontsize=8)
     axis.set(xlabel="FPR@100%TPR (%), pooled (with 95 % interval) and of every model (small dots)")

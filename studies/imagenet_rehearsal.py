@@ -48,8 +48,12 @@ def train(tree, path, args):
     if path.exists():
         return
     normalize = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    data = torchvision.datasets.ImageFolder(tree / "train", transforms.Compose([
-        transforms.RandomCrop(args.side, padding=args.side // 8), transforms.RandomHorizontalFlip(), *normalize]))
+    data = torchvision.datasets.ImageFolder(
+        tree / "train",
+        transforms.Compose(
+            [transforms.RandomCrop(args.side, padding=args.side // 8), transforms.RandomHorizontalFlip(), *normalize]
+        ),
+    )
     torch.manual_seed(args.seed)
     loader = torch.utils.data.DataLoader(data, args.batch_size, shuffle=True, drop_last=True)
     model = torchvision.models.resnet18(num_classes=len(data.classes)).to(memory_format=torch.channels_last)
@@ -71,13 +75,21 @@ def train(tree, path, args):
             schedule.step()
             losses.append(loss.item())
             hits.append((logits.argmax(1) == labels).float().mean().item())
-        history.append({"epoch": epoch + 1, "loss": float(np.mean(losses)), "train_accuracy": float(np.mean(hits)),
-                        "seconds": time.monotonic() - started})
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "loss": float(np.mean(losses)),
+                "train_accuracy": float(np.mean(hits)),
+                "seconds": time.monotonic() - started,
+            }
+        )
         print(history[-1], flush=True)
     files.write_json(path.with_suffix(".json"), {"history": history, "images": len(data), "classes": len(data.classes)})
     with files.atomic_path(path) as temporary:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": args.epochs,
-                    "args": args}, temporary)
+        torch.save(
+            {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": args.epochs, "args": args},
+            temporary,
+        )
 
 
 def call(script, *arguments):
@@ -92,17 +104,38 @@ def exact_verdicts(tree, checkpoint, manifest, args):
     """eval.py's exact p for the first users, by their records and originals: a list of dicts."""
     size = ["--input_size", args.side, "--resize", args.side]
     found = []
-    members = [name for name, entry in manifest["users"].items() if entry["group"] == "member"][:args.exact_users]
+    members = [name for name, entry in manifest["users"].items() if entry["group"] == "member"][: args.exact_users]
     for name in members:
         entry, folder = manifest["users"][name], Path(args.work) / "exact" / name
         if not (folder / "result.json").exists():
-            call("eval.py", "--record", tree / "records" / name / "record.json", "--originals",
-                 Path(args.work) / "source" / "train" / entry["class"], "--checkpoint", checkpoint,
-                 "--net_type", "torchvision:resnet18", *size, "--label",
-                 manifest["class_names"].index(entry["class"]), "--keys", args.keys, "--out", folder, "--device", "cpu")
+            call(
+                "eval.py",
+                "--record",
+                tree / "records" / name / "record.json",
+                "--originals",
+                Path(args.work) / "source" / "train" / entry["class"],
+                "--checkpoint",
+                checkpoint,
+                "--net_type",
+                "torchvision:resnet18",
+                *size,
+                "--label",
+                manifest["class_names"].index(entry["class"]),
+                "--keys",
+                args.keys,
+                "--out",
+                folder,
+                "--device",
+                "cpu",
+            )
         result = files.read_json(folder / "result.json")
-        found.append({"user": name, "class": entry["class"], **{key: result[key] for key in (
-            "p_value", "detected", "published", "photos", "queries", "alpha")}})
+        found.append(
+            {
+                "user": name,
+                "class": entry["class"],
+                **{key: result[key] for key in ("p_value", "detected", "published", "photos", "queries", "alpha")},
+            }
+        )
     return found
 
 
@@ -114,46 +147,121 @@ def same_class(audit):
 
 
 def main():
-    args = common.parser(__doc__.splitlines()[0], classes=100, images=50, side=64, users=20, samples=25, holdout=0.34,
-                         non_members=1000, epochs=22, batch_size=64, lr=0.05, weight_decay=5e-4, bfloat16=1, seed=1,
-                         exact_users=20, keys=19, format="jpeg").parse_args()
+    args = common.parser(
+        __doc__.splitlines()[0],
+        classes=100,
+        images=50,
+        side=64,
+        users=20,
+        samples=25,
+        holdout=0.34,
+        non_members=1000,
+        epochs=22,
+        batch_size=64,
+        lr=0.05,
+        weight_decay=5e-4,
+        bfloat16=1,
+        seed=1,
+        exact_users=20,
+        keys=19,
+        format="jpeg",
+    ).parse_args()
     torch.set_num_threads(1)
     work = Path(args.work)
     source, tree, checkpoint, audit = work / "source", work / "tree", work / "checkpoint.pth", Path(args.out) / "audit"
     write_source(args.data_root, source, args.classes, args.images, args.side)
-    call("imagenet-prepare.py", "--data_root", source, "--out", tree, "--num_of_users", args.users,
-         "--marked_samples_per_user", args.samples, "--holdout", args.holdout, "--non_member_source", "val",
-         "--num_of_non_member_users", args.non_members, "--seed", args.seed, "--format", args.format)
+    call(
+        "imagenet-prepare.py",
+        "--data_root",
+        source,
+        "--out",
+        tree,
+        "--num_of_users",
+        args.users,
+        "--marked_samples_per_user",
+        args.samples,
+        "--holdout",
+        args.holdout,
+        "--non_member_source",
+        "val",
+        "--num_of_non_member_users",
+        args.non_members,
+        "--seed",
+        args.seed,
+        "--format",
+        args.format,
+    )
     train(tree, checkpoint, args)
-    call("imagenet-audit.py", "--resume_path", checkpoint, "--arch", "resnet18", "--member_data_folder",
-         tree / "members", "--non_member_data_folder", tree / "non_members", "--val_set_data_folder", tree / "val",
-         "--manifest", tree / "manifest.json", "--input_size", args.side, "--resize", args.side, "--out", audit,
-         "--device", "cpu")
+    call(
+        "imagenet-audit.py",
+        "--resume_path",
+        checkpoint,
+        "--arch",
+        "resnet18",
+        "--member_data_folder",
+        tree / "members",
+        "--non_member_data_folder",
+        tree / "non_members",
+        "--val_set_data_folder",
+        tree / "val",
+        "--manifest",
+        tree / "manifest.json",
+        "--input_size",
+        args.side,
+        "--resize",
+        args.side,
+        "--out",
+        audit,
+        "--device",
+        "cpu",
+    )
     shutil.copyfile(tree / "marks.png", Path(args.out) / "marks.png")
     manifest, found = files.read_json(tree / "manifest.json"), files.read_json(audit / "result.json")
     exact = exact_verdicts(tree, checkpoint, manifest, args)
     neighbours = same_class(audit)
     p_values = np.array([row["p_value"] for row in exact])
     settings = {name: value for name, value in vars(args).items() if name not in ("data_root", "work", "out", "device")}
-    common.write_study(args.out, {
-        "settings": settings, "training": files.read_json(checkpoint.with_suffix(".json")),
-        "audit": {**found["audit"], "set, same classes": neighbours},
-        "verdict": found["verdict"], "accuracy": found["accuracy"], "exact": exact,
-        "exact_detected": {str(alpha): common.rate((p_values <= alpha).sum(), len(p_values))
-                           for alpha in (0.05, 0.01, 0.001)}
-        if exact else None}, utils.choose_device("cpu"))
-    text = common.markdown(["figure", "value"], [
-        ["members, non-members", f"{found['audit']['set']['members']}, {found['audit']['set']['non_members']}"],
-        *((f"FPR@100%TPR, {kind}-based", plots.percent(found["audit"][kind]["fpr_at_100_tpr"],
-                                                        found["audit"][kind]["fpr_interval"]))
-          for kind in ("set", "instance")),
-        [f"FPR@100%TPR, the {neighbours['non_members']} non-members of the members' classes",
-         plots.percent(neighbours["fpr_at_100_tpr"], neighbours["fpr_interval"])],
-        ["AUC, set-based", f"{found['audit']['set']['auc']:.4f}"],
-        ["Algorithm 1 at 0.1 % FPR: members detected", f"{found['verdict']['detected']} of {args.users}"],
-        ["exact p: median, largest", f"{np.median(p_values):.5f}, {p_values.max():.5f} ({len(p_values)} users)"],
-        ["accuracy: validation, marked images", f"{plots.percent(found['accuracy']['validation'])}, "
-                                                f"{plots.percent(found['accuracy']['marked'])}"]])
+    common.write_study(
+        args.out,
+        {
+            "settings": settings,
+            "training": files.read_json(checkpoint.with_suffix(".json")),
+            "audit": {**found["audit"], "set, same classes": neighbours},
+            "verdict": found["verdict"],
+            "accuracy": found["accuracy"],
+            "exact": exact,
+            "exact_detected": {
+                str(alpha): common.rate((p_values <= alpha).sum(), len(p_values)) for alpha in (0.05, 0.01, 0.001)
+            }
+            if exact
+            else None,
+        },
+        utils.choose_device("cpu"),
+    )
+    text = common.markdown(
+        ["figure", "value"],
+        [
+            ["members, non-members", f"{found['audit']['set']['members']}, {found['audit']['set']['non_members']}"],
+            *(
+                (
+                    f"FPR@100%TPR, {kind}-based",
+                    plots.percent(found["audit"][kind]["fpr_at_100_tpr"], found["audit"][kind]["fpr_interval"]),
+                )
+                for kind in ("set", "instance")
+            ),
+            [
+                f"FPR@100%TPR, the {neighbours['non_members']} non-members of the members' classes",
+                plots.percent(neighbours["fpr_at_100_tpr"], neighbours["fpr_interval"]),
+            ],
+            ["AUC, set-based", f"{found['audit']['set']['auc']:.4f}"],
+            ["Algorithm 1 at 0.1 % FPR: members detected", f"{found['verdict']['detected']} of {args.users}"],
+            ["exact p: median, largest", f"{np.median(p_values):.5f}, {p_values.max():.5f} ({len(p_values)} users)"],
+            [
+                "accuracy: validation, marked images",
+                f"{plots.percent(found['accuracy']['validation'])}, {plots.percent(found['accuracy']['marked'])}",
+            ],
+        ],
+    )
     print(text)
     with files.atomic_path(Path(args.out) / "rehearsal.md") as path:
         path.write_text(text)

@@ -21,16 +21,29 @@ from networks import build_network
 from studies import common
 
 ALPHAS = (0.05, 0.01, 0.001)
-CASES = {"probabilities": {}, "label-only": {"label_only": True}, "probabilities, label guessed": {"auto": True},
-         "label-only, label guessed": {"label_only": True, "auto": True}, "no hold-out": {"alone": True}}
+CASES = {
+    "probabilities": {},
+    "label-only": {"label_only": True},
+    "probabilities, label guessed": {"auto": True},
+    "label-only, label guessed": {"label_only": True, "auto": True},
+    "no hold-out": {"alone": True},
+}
 USERS = ("ordinary photos", "easy photos", "trained on unmarked")
 
 
 def smallnet(data, args, device, name, rows, epoch, net_type="smallnet"):
     """(name, data, rows of the training images, query function)."""
     images, labels = data.images[torch.from_numpy(rows)], data.labels[torch.from_numpy(rows)]
-    query, record = training.train_on(f"{args.work}/innocent-{name.replace(' ', '-')}.safetensors", images, labels,
-                                        len(data.class_names), 7, device, net_type, epoch=epoch)
+    query, record = training.train_on(
+        f"{args.work}/innocent-{name.replace(' ', '-')}.safetensors",
+        images,
+        labels,
+        len(data.class_names),
+        7,
+        device,
+        net_type,
+        epoch=epoch,
+    )
     return f"{name}, training accuracy {plots.percent(record['train_accuracy'])}", data, rows, query
 
 
@@ -43,6 +56,7 @@ def forest(data, rows):
     def query(batch):
         found = model.predict_proba(batch.flatten(1).numpy())
         return torch.from_numpy(np.log(np.maximum(found, 1e-30))).float()
+
     return "random forest", data, rows, query
 
 
@@ -70,8 +84,10 @@ def suspects(args, data, device):
 
 
 def losses_of(query, data, rows):
-    found = [utils.sample_signals(query(data.images[part]), data.labels[part])["cross_entropy"]
-             for part in torch.from_numpy(rows).split(1024)]
+    found = [
+        utils.sample_signals(query(data.images[part]), data.labels[part])["cross_entropy"]
+        for part in torch.from_numpy(rows).split(1024)
+    ]
     return torch.cat(found).numpy()
 
 
@@ -96,7 +112,7 @@ def _easiest(name, query, data, pool):
         pool = pool[np.linspace(0, len(pool) - 1, min(len(pool), 20000)).astype(int)]
         labels, loss = data.labels.numpy()[pool], losses_of(query, data, pool)
         ranked = [(pool[labels == label], np.argsort(loss[labels == label])) for label in np.unique(labels)]
-        _easy[name] = np.concatenate([part[order[:max(40, len(part) // 10)]] for part, order in ranked])
+        _easy[name] = np.concatenate([part[order[: max(40, len(part) // 10)]] for part, order in ranked])
     return _easy[name]
 
 
@@ -113,8 +129,14 @@ def audit(model, kind, number, photos, theirs):
         own = published if options.get("alone") else None
         grid = answers.values.reshape(photos, -1, answers.values.shape[1])
         part = answers if own is None else common.Answers(grid[own].reshape(-1, grid.shape[2]))
-        found[case] = common.exact_p(part, record, "auto" if options.get("auto") else label,
-                                     options.get("label_only", False), 0 if options.get("alone") else 199, rows=own)
+        found[case] = common.exact_p(
+            part,
+            record,
+            "auto" if options.get("auto") else label,
+            options.get("label_only", False),
+            0 if options.get("alone") else 199,
+            rows=own,
+        )
     own = torch.from_numpy(grid[published, 0])
     mine = utils.sample_signals(own, torch.full((len(own),), label))["cross_entropy"].numpy()
     accused = utils.verify_provenance(mine[None], theirs)[0]
@@ -129,12 +151,16 @@ def main():
     found = []
     for model in suspects(args, data, device):
         pool = np.setdiff1d(np.arange(len(model[1].labels)), model[2])
-        strangers = utils.draw_non_member_users(model[1].labels, pool, args.strangers, args.photos // 2,
-                                                utils.derive_key("studies", "innocent strangers"))
+        strangers = utils.draw_non_member_users(
+            model[1].labels, pool, args.strangers, args.photos // 2, utils.derive_key("studies", "innocent strangers")
+        )
         theirs, _ = common.ask_strangers(model[3], model[1], strangers)
-        for kind in USERS[:3 if len(model[2]) else 2]:
-            found += [audit(model, kind, number, args.photos, theirs)
-                      for first in args.first for number in range(first, first + args.audits)]
+        for kind in USERS[: 3 if len(model[2]) else 2]:
+            found += [
+                audit(model, kind, number, args.photos, theirs)
+                for first in args.first
+                for number in range(first, first + args.audits)
+            ]
         print(f"{model[0]}: {len(found)} audits so far", flush=True)
     conclude(args, pd.DataFrame(found), device)
 
@@ -143,31 +169,59 @@ def conclude(args, table, device):
     """Shares below each alpha with the 99 % bound, Kolmogorov-Smirnov, and Algorithm 1 for each kind of user."""
     count = len(table)
     bounds = {alpha: int(binom.ppf(0.99, count, alpha)) for alpha in ALPHAS}
-    exact = {case: {"below": {str(alpha): int((table[case] <= alpha).sum()) for alpha in ALPHAS},
-                    "ks_p": float(kstest(table[case], "uniform", alternative="greater").pvalue)} for case in CASES}
+    exact = {
+        case: {
+            "below": {str(alpha): int((table[case] <= alpha).sum()) for alpha in ALPHAS},
+            "ks_p": float(kstest(table[case], "uniform", alternative="greater").pvalue),
+        }
+        for case in CASES
+    }
     text = common.markdown(
-        [f"exact test, {count} audits", *(f"p <= {alpha} (99 % bound {bounds[alpha]})" for alpha in ALPHAS),
-         "Kolmogorov-Smirnov, one-sided"],
-        [[case, *one["below"].values(), f"{one['ks_p']:.3f}"] for case, one in exact.items()])
+        [
+            f"exact test, {count} audits",
+            *(f"p <= {alpha} (99 % bound {bounds[alpha]})" for alpha in ALPHAS),
+            "Kolmogorov-Smirnov, one-sided",
+        ],
+        [[case, *one["below"].values(), f"{one['ks_p']:.3f}"] for case, one in exact.items()],
+    )
     accused = table.groupby(["model", "users"], sort=False)["Algorithm 1"].agg(["sum", "count"])
     kinds = table.groupby("users", sort=False)["Algorithm 1"].agg(["sum", "count"])
     text += "\n" + common.markdown(
         ["Algorithm 1 at 0.1 % FPR, ordinary strangers", "innocent users accused", "exact test, p <= 0.001"],
-        [[kind, f"{one['hits']} of {one['of']}: {plots.percent(one['share'], one['interval'])}",
-          int((table[table.users == kind]["probabilities"] <= 0.001).sum())]
-         for kind, one in ((kind, common.rate(row["sum"], row["count"])) for kind, row in kinds.iterrows())])
+        [
+            [
+                kind,
+                f"{one['hits']} of {one['of']}: {plots.percent(one['share'], one['interval'])}",
+                int((table[table.users == kind]["probabilities"] <= 0.001).sum()),
+            ]
+            for kind, one in ((kind, common.rate(row["sum"], row["count"])) for kind, row in kinds.iterrows())
+        ],
+    )
     print(text)
     with files.atomic_path(f"{args.out}/innocent.md") as path:
         path.write_text(text)
     with files.atomic_path(f"{args.out}/audits.csv") as path:
         table.to_csv(path, index=False, float_format="%.6g")
     draw(table, f"{args.out}/p-values.png")
-    common.write_study(args.out, {
-        "settings": {"audits": args.audits, "first": args.first, "photos": args.photos,
-                     "strangers": args.strangers}, "audits": count,
-        "bounds": {str(alpha): bound for alpha, bound in bounds.items()}, "exact": exact,
-        "algorithm_1": [{"model": model, "users": kind, "accused": int(row["sum"]), "of": int(row["count"])}
-                        for (model, kind), row in accused.iterrows()]}, device)
+    common.write_study(
+        args.out,
+        {
+            "settings": {
+                "audits": args.audits,
+                "first": args.first,
+                "photos": args.photos,
+                "strangers": args.strangers,
+            },
+            "audits": count,
+            "bounds": {str(alpha): bound for alpha, bound in bounds.items()},
+            "exact": exact,
+            "algorithm_1": [
+                {"model": model, "users": kind, "accused": int(row["sum"]), "of": int(row["count"])}
+                for (model, kind), row in accused.iterrows()
+            ],
+        },
+        device,
+    )
 
 
 def draw(table, path):

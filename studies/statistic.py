@@ -21,7 +21,7 @@ PER_PHOTO = {
     "mean loss": lambda loss, scaled: loss,
     **{f"loss cut at {cut:g}": (lambda loss, scaled, cut=cut: np.minimum(loss, cut)) for cut in (0.25, 0.5, 1, 2, 4)},
     "square root of the loss": lambda loss, scaled: np.sqrt(loss),
-    "fourth root of the loss": lambda loss, scaled: loss ** 0.25,
+    "fourth root of the loss": lambda loss, scaled: loss**0.25,
     "logarithm of the loss": lambda loss, scaled: np.log(loss + 1e-6),
     "logit-scaled loss": lambda loss, scaled: scaled,
     "1 - probability": lambda loss, scaled: 1 - np.exp(-loss),
@@ -61,16 +61,21 @@ def cases(record, loss, scaled, settings):
         draws = np.random.default_rng(int(record.key[:8], 16))
         own = np.arange(len(rows)) < used
         selections = np.stack([own, *(draws.permutation(own) for _ in range(999 if held else 0))])
-        yield name, grids(loss[rows][:, :keys + 1], scaled[rows][:, :keys + 1], selections)
+        yield name, grids(loss[rows][:, : keys + 1], scaled[rows][:, : keys + 1], selections)
 
 
 def main():
     args = common.parser(__doc__, seeds=[101, 102, 103, 104], users=5, photos=50, train_size=5000).parse_args()
     data, device = common.load(args)
     pool, classes = common.halves(data)[0], len(data.class_names)
-    settings = {"25 + 25 photos, 19 keys": (25, 25, 19), "15 + 15 photos, 19 keys": (15, 15, 19),
-                "10 + 10 photos, 19 keys": (10, 10, 19), "6 + 6 photos, 19 keys": (6, 6, 19),
-                "25 + 25 photos, no fresh key": (25, 25, 0), "25 photos, no hold-out, 249 keys": (25, 0, 249)}
+    settings = {
+        "25 + 25 photos, 19 keys": (25, 25, 19),
+        "15 + 15 photos, 19 keys": (15, 15, 19),
+        "10 + 10 photos, 19 keys": (10, 10, 19),
+        "6 + 6 photos, 19 keys": (6, 6, 19),
+        "25 + 25 photos, no fresh key": (25, 25, 0),
+        "25 photos, no hold-out, 249 keys": (25, 0, 249),
+    }
     found = []
     for seed in args.seeds:
         cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size)
@@ -79,25 +84,47 @@ def main():
         for record, rows, label in zip(cohort.records, cohort.rows, cohort.classes, strict=True):
             answers = common.ask_grid(query, data.images[torch.from_numpy(rows)], record, 249)
             loss, scaled = signals(answers, label, len(rows))
-            found += [{"seed": seed, "situation": name, "statistic": statistic, "p": exact.p_value(grid)}
-                      for name, made in cases(record, loss, scaled, settings) for statistic, grid in made.items()]
+            found += [
+                {"seed": seed, "situation": name, "statistic": statistic, "p": exact.p_value(grid)}
+                for name, made in cases(record, loss, scaled, settings)
+                for statistic, grid in made.items()
+            ]
     table = pd.DataFrame(found)
     groups = table.groupby(["statistic", "situation"], sort=False).p
     # Without a hold-out 1/250 is the smallest p: what counts there is how often it is reached.
-    summary = pd.DataFrame({"geometric mean p": groups.apply(lambda p: float(np.exp(np.log(p).mean()))),
-                            "p <= 0.001": groups.apply(lambda p: float((p <= 1e-3).mean())),
-                            "p <= 0.01": groups.apply(lambda p: float((p <= 1e-2).mean()))})
+    summary = pd.DataFrame(
+        {
+            "geometric mean p": groups.apply(lambda p: float(np.exp(np.log(p).mean()))),
+            "p <= 0.001": groups.apply(lambda p: float((p <= 1e-3).mean())),
+            "p <= 0.01": groups.apply(lambda p: float((p <= 1e-2).mean())),
+        }
+    )
     wide = summary["geometric mean p"].unstack()[list(settings)]
     wide["all, geometric mean"] = np.exp(np.log(wide).mean(axis=1))
     wide = wide.sort_values("all, geometric mean")
     print(wide.to_string(float_format=lambda value: f"{value:.5f}"))
-    files.write_json(f"{args.out}/result.json", {
-        "seeds": args.seeds, "users": len(args.seeds) * args.users, "photos": args.photos,
-        "train_size": args.train_size, "versions": environment.software_versions(),
-        "geometric_mean_p": wide.to_dict(), "table": summary.reset_index().to_dict("records")})
+    files.write_json(
+        f"{args.out}/result.json",
+        {
+            "seeds": args.seeds,
+            "users": len(args.seeds) * args.users,
+            "photos": args.photos,
+            "train_size": args.train_size,
+            "versions": environment.software_versions(),
+            "geometric_mean_p": wide.to_dict(),
+            "table": summary.reset_index().to_dict("records"),
+        },
+    )
     with files.atomic_path(f"{args.out}/statistic.md") as path:
-        path.write_text(common.markdown(["statistic", *wide.columns], [
-            [name, *(f"{value:.5f}" for value in row)] for name, row in zip(wide.index, wide.to_numpy(), strict=True)]))
+        path.write_text(
+            common.markdown(
+                ["statistic", *wide.columns],
+                [
+                    [name, *(f"{value:.5f}" for value in row)]
+                    for name, row in zip(wide.index, wide.to_numpy(), strict=True)
+                ],
+            )
+        )
 
 
 if __name__ == "__main__":

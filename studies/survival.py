@@ -25,6 +25,7 @@ def _jpeg(quality):
         content = io.BytesIO()
         image.save(content, "jpeg", quality=quality)
         return Image.open(content).convert("RGB")
+
     return change
 
 
@@ -50,10 +51,16 @@ def _screenshot(image, draws):
     return Image.open(content).convert("RGB")
 
 
-CHANGES = {"none": lambda image, _: image, "JPEG 95": lambda image, _: _jpeg(95)(image),
-           "JPEG 75": lambda image, _: _jpeg(75)(image), "JPEG 50": lambda image, _: _jpeg(50)(image),
-           "half the size": lambda image, _: _scaled(0.5)(image), "twice the size": lambda image, _: _scaled(2)(image),
-           "10 % cropped": _cropped, "screenshot as PNG": _screenshot}
+CHANGES = {
+    "none": lambda image, _: image,
+    "JPEG 95": lambda image, _: _jpeg(95)(image),
+    "JPEG 75": lambda image, _: _jpeg(75)(image),
+    "JPEG 50": lambda image, _: _jpeg(50)(image),
+    "half the size": lambda image, _: _scaled(0.5)(image),
+    "twice the size": lambda image, _: _scaled(2)(image),
+    "10 % cropped": _cropped,
+    "screenshot as PNG": _screenshot,
+}
 
 
 def changed(images, change, seed):
@@ -78,21 +85,39 @@ def main():
             for record, rows, label in zip(cohort.records, cohort.rows, cohort.classes, strict=True):
                 answers = common.ask_grid(query, data.images[torch.from_numpy(rows)], record, 19)
                 found.append({"seed": seed, "change": name, "p": common.exact_p(answers, record, int(label))})
-            print(f"seed {seed}, {name}: {[row['p'] for row in found[-args.users:]]}", flush=True)
+            print(f"seed {seed}, {name}: {[row['p'] for row in found[-args.users :]]}", flush=True)
     table = pd.DataFrame(found)
-    shares = {name: {str(alpha): common.rate((table.p[table.change == name] <= alpha).sum(),
-                                             int((table.change == name).sum())) for alpha in (0.01, 0.001)}
-              for name in CHANGES}
-    text = common.markdown(["change before training", "detected at alpha 0.01", "detected at alpha 0.001", "median p",
-                            "largest p"], [
-        [name, *(plots.percent(one["share"], one["interval"]) for one in share.values()),
-         f"{table.p[table.change == name].median():.5f}", f"{table.p[table.change == name].max():.5f}"]
-        for name, share in shares.items()])
+    shares = {
+        name: {
+            str(alpha): common.rate((table.p[table.change == name] <= alpha).sum(), int((table.change == name).sum()))
+            for alpha in (0.01, 0.001)
+        }
+        for name in CHANGES
+    }
+    text = common.markdown(
+        ["change before training", "detected at alpha 0.01", "detected at alpha 0.001", "median p", "largest p"],
+        [
+            [
+                name,
+                *(plots.percent(one["share"], one["interval"]) for one in share.values()),
+                f"{table.p[table.change == name].median():.5f}",
+                f"{table.p[table.change == name].max():.5f}",
+            ]
+            for name, share in shares.items()
+        ],
+    )
     print(text)
     with files.atomic_path(f"{args.out}/survival.md") as path:
         path.write_text(text)
-    common.write_study(args.out, {"settings": {name: getattr(args, name) for name in (
-        "seeds", "users", "photos", "train_size", "epoch")}, "detected": shares, "users": found}, device)
+    common.write_study(
+        args.out,
+        {
+            "settings": {name: getattr(args, name) for name in ("seeds", "users", "photos", "train_size", "epoch")},
+            "detected": shares,
+            "users": found,
+        },
+        device,
+    )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,14 @@ from kit.errors import UserError
 from suspects.suspect import Answers, Preprocessing, Suspect
 
 _MOST_CLASSES, _MOST_AT_ONCE = 100_000, 1024  # a damaged file must not fill the memory
-_KEYS = {"size": "one or two whole numbers, height first", "resize": "a whole number of pixels up to 8192",
-         "mean": "three numbers", "std": "three numbers", "white": "1 or 255", "interpolation": "a word"}
+_KEYS = {
+    "size": "one or two whole numbers, height first",
+    "resize": "a whole number of pixels up to 8192",
+    "mean": "three numbers",
+    "std": "three numbers",
+    "white": "1 or 255",
+    "interpolation": "a word",
+}
 
 
 class _FileSuspect(Suspect):
@@ -30,12 +36,16 @@ class _FileSuspect(Suspect):
         except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a stranger's network may fail in any way, most often because of the size
-            raise UserError(f"{self.name} can't answer for images of {images.shape[2]} x {images.shape[3]} px "
-                            f"({_line(error)}); check --net_type and --input_size") from None
+            raise UserError(
+                f"{self.name} can't answer for images of {images.shape[2]} x {images.shape[3]} px "
+                f"({_line(error)}); check --net_type and --input_size"
+            ) from None
         wanted = (len(images), 1 if np.issubdtype(values.dtype, np.integer) else self.classes)
         if values.shape != wanted:
-            raise UserError(f"{self.name} answers with an array {values.shape} instead of {wanted}; "
-                            "give a model that answers with one value for each class")
+            raise UserError(
+                f"{self.name} answers with an array {values.shape} instead of {wanted}; "
+                "give a model that answers with one value for each class"
+            )
         return _answers(values, self.name)
 
 
@@ -48,8 +58,9 @@ def _answers(values, name):
         values = values.astype(np.float32)
     wrong = int((~np.isfinite(values)).any(axis=1).sum())
     if wrong:
-        raise UserError(f"{name} returned values that are not finite for {wrong} of {len(values)} images; "
-                        "is its file damaged?")
+        raise UserError(
+            f"{name} returned values that are not finite for {wrong} of {len(values)} images; is its file damaged?"
+        )
     return Answers(values)
 
 
@@ -75,12 +86,15 @@ def _digest(path):
 
 def _preprocessing(path, parts, hint=""):
     """Merge `parts`, [(source, {key: value})]; later ones win. UserError when size, mean or std is missing."""
-    chosen = {key: (_clean(path, source, key, value), source)
-              for source, facts in parts for key, value in facts.items()}
+    chosen = {
+        key: (_clean(path, source, key, value), source) for source, facts in parts for key, value in facts.items()
+    }
     missing = [_flag(key) for key in ("size", "mean", "std") if key not in chosen]
     if missing:
-        raise UserError(f"{path} does not say how photos become its input, and a wrong guess would make the audit "
-                        f"worthless; give {' and '.join(missing)} as in its training{hint}")
+        raise UserError(
+            f"{path} does not say how photos become its input, and a wrong guess would make the audit "
+            f"worthless; give {' and '.join(missing)} as in its training{hint}"
+        )
     sources = [source for source, _ in parts if source in {used for _, used in chosen.values()}]
     return Preprocessing(**{key: value for key, (value, _) in chosen.items()}, source=" and ".join(sources))
 
@@ -107,6 +121,5 @@ def _clean(path, source, key, value):
     except (TypeError, ValueError, OverflowError):
         valid = False
     if not valid:
-        raise UserError(f"{path}: {key} {str(value)[:60]!r} (from {source}) can't be; "
-                        f"give {_flag(key)}: {_KEYS[key]}")
+        raise UserError(f"{path}: {key} {str(value)[:60]!r} (from {source}) can't be; give {_flag(key)}: {_KEYS[key]}")
     return cleaned

@@ -22,8 +22,12 @@ from suspects.answering import (
     _preprocessing,
 )
 
-_INPUTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
-           "tensor(uint8)": np.uint8}
+_INPUTS = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+}
 _OUTPUTS = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(int64)", "tensor(int32)")
 # How protobuf writes the name of a file of weights: key "location", then the value's length and the value.
 _LOCATION = re.compile(rb"\n\x08location\x12([\x00-\x7f])")
@@ -46,13 +50,15 @@ def _open_onnx(path, identity, overrides, batch_size):
         return session.run(names, {inputs[0].name: values})
 
     def query(images):
-        values = run(images, [name])[0][:len(images)]
+        values = run(images, [name])[0][: len(images)]
         return values if values.ndim == 2 else values[:, None]
+
     name, classes = _onnx_output(path, outputs, run, _pattern(fixed or 2, preprocessing.size))
     names = _class_names(metadata, classes)
     identity = {**identity, "kind": "onnx", **({"external_data": outside} if outside else {})}
-    return _FileSuspect(query, identity, preprocessing, min(batch_size, fixed or batch_size),
-                        len(names) if names else classes, names)
+    return _FileSuspect(
+        query, identity, preprocessing, min(batch_size, fixed or batch_size), len(names) if names else classes, names
+    )
 
 
 def _session(path):
@@ -62,15 +68,19 @@ def _session(path):
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 4  # what matters comes as an exception
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"],
-                                               enable_fallback=0)  # which prints, and tries the same again
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )  # which prints, and tries the same again
         # Copied, because each attribute is decoded when it is read, and a damaged one fails there.
-        inputs, outputs = ([SimpleNamespace(name=each.name, type=each.type, shape=each.shape) for each in side]
-                           for side in (session.get_inputs(), session.get_outputs()))
+        inputs, outputs = (
+            [SimpleNamespace(name=each.name, type=each.type, shape=each.shape) for each in side]
+            for side in (session.get_inputs(), session.get_outputs())
+        )
         return session, inputs, outputs, session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime's errors have no class in common but this
-        raise UserError(f"{path} is damaged or no ONNX model that onnxruntime can run ({_line(error)}); "
-                        "get an undamaged copy") from None
+        raise UserError(
+            f"{path} is damaged or no ONNX model that onnxruntime can run ({_line(error)}); get an undamaged copy"
+        ) from None
 
 
 def _onnx_input(path, inputs):
@@ -78,8 +88,10 @@ def _onnx_input(path, inputs):
     kinds = _listed(f"{each.type} {each.shape}" for each in inputs)
     shape = inputs[0].shape if inputs else None
     if len(inputs) != 1 or inputs[0].type not in _INPUTS or len(shape or ()) != 4:
-        raise UserError(f"{path} takes {kinds}; give a model of one input, float or uint8, of shape "
-                        "(N, 3, height, width) or (N, height, width, 3)")
+        raise UserError(
+            f"{path} takes {kinds}; give a model of one input, float or uint8, of shape "
+            "(N, 3, height, width) or (N, height, width, 3)"
+        )
     # An axis without a number may be the channels; should it not, the first answer fails.
     axis = 1 if shape[1] == 3 else 3 if shape[3] == 3 else 1 if not isinstance(shape[1], int) else None
     if axis is None:
@@ -101,16 +113,19 @@ def _onnx_preprocessing(path, kind, shape, channels, metadata, overrides):
         stored = json.loads(metadata.get("preprocessing", "{}"))
         stored = {**stored, **{key: json.loads(metadata[key]) for key in (_KEYS.keys() & metadata) - overrides.keys()}}
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: its metadata about preprocessing is no JSON ({_line(error)}); "
-                        "export it without, and give flags") from None
+        raise UserError(
+            f"{path}: its metadata about preprocessing is no JSON ({_line(error)}); export it without, and give flags"
+        ) from None
     if unknown := stored.keys() - _KEYS.keys():
         raise UserError(f"{path}: unknown {str(unknown)[:80]} in its metadata; use {', '.join(_KEYS)}")
     stored = {key: value for key, value in stored.items() if key not in overrides}
     merged = _preprocessing(path, [("onnx", facts), ("onnx metadata", stored), ("flags", overrides)])
     for key, value in facts.items():
         if getattr(merged, key) != _clean(path, "onnx", key, value):
-            raise UserError(f"{path} takes {kind} {shape}, so {key} can't be {getattr(merged, key)} (from "
-                            f"{merged.source}); leave {_flag(key)} out, or make it {value}")
+            raise UserError(
+                f"{path} takes {kind} {shape}, so {key} can't be {getattr(merged, key)} (from "
+                f"{merged.source}); leave {_flag(key)} out, or make it {value}"
+            )
     return merged
 
 
@@ -128,21 +143,34 @@ def _onnx_output(path, outputs, run, images):
     """-> (name of the output that says the classes, how many there are or None where it is the top class alone)."""
     candidates = [each.name for each in outputs if each.type in _OUTPUTS]
     if not candidates:
-        raise UserError(f"{path} answers with {_listed(each.type for each in outputs)}; export it with numbers as "
-                        "output (from scikit-learn with zipmap=False), not with words or maps")
+        raise UserError(
+            f"{path} answers with {_listed(each.type for each in outputs)}; export it with numbers as "
+            "output (from scikit-learn with zipmap=False), not with words or maps"
+        )
     try:
         values = dict(zip(candidates, run(images, candidates), strict=True))
     except Exception as error:
         raise UserError(f"{path} can't answer for {images.shape} images ({_line(error)}); check --input_size") from None
-    dense = [name for name, value in values.items() if value.dtype.kind == "f" and value.ndim == 2
-             and len(value) == len(images) and 2 <= value.shape[1] <= _MOST_CLASSES]
-    labels = [name for name, value in values.items() if value.dtype.kind == "i"
-              and value.shape in ((len(images),), (len(images), 1))]
+    dense = [
+        name
+        for name, value in values.items()
+        if value.dtype.kind == "f"
+        and value.ndim == 2
+        and len(value) == len(images)
+        and 2 <= value.shape[1] <= _MOST_CLASSES
+    ]
+    labels = [
+        name
+        for name, value in values.items()
+        if value.dtype.kind == "i" and value.shape in ((len(images),), (len(images), 1))
+    ]
     # A label beside probabilities (scikit-learn's exporter) says less than they do.
     chosen = dense or labels
     if len(chosen) != 1:
-        raise UserError(f"{path} answers with {_listed(f'{name} {value.shape}' for name, value in values.items())}; "
-                        "give a model with one output (N, classes) or (N,) of labels")
+        raise UserError(
+            f"{path} answers with {_listed(f'{name} {value.shape}' for name, value in values.items())}; "
+            "give a model with one output (N, classes) or (N,) of labels"
+        )
     return chosen[0], values[chosen[0]].shape[1] if dense else None
 
 
@@ -152,14 +180,16 @@ def _external_data(path):
     UserError when one lies outside the folder of the model, which early versions of onnxruntime would have opened.
     """
     data, digests = path.read_bytes(), {}
-    names = {data[found.end():found.end() + found[1][0]] for found in _LOCATION.finditer(data)}
+    names = {data[found.end() : found.end() + found[1][0]] for found in _LOCATION.finditer(data)}
     # The files of a linked model may lie where it does itself (as in the caches of model hubs).
     folders = path.parent.resolve(), path.resolve().parent
     for name in sorted(name.decode(errors="replace").replace("\0", "?") for name in names):
         file, steps = path.parent / name, PureWindowsPath(name)  # which knows drives and both kinds of slashes
         if steps.anchor or ".." in steps.parts or not any(map(file.resolve().is_relative_to, folders)):
-            raise UserError(f"{path} wants weights from {name[:80]!r}, outside its folder, so it was refused; "
-                            "export it with all weights inside")
+            raise UserError(
+                f"{path} wants weights from {name[:80]!r}, outside its folder, so it was refused; "
+                "export it with all weights inside"
+            )
         if file.is_file():  # if not, onnxruntime says so, or it was a note called "location"
             digests[name] = _digest(file)
     return digests

@@ -67,6 +67,7 @@ def _try(suspect):
 # Runs of train.py
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def _open_run(path, identity, net_type, device, precision, overrides, batch_size):
     fixed = [_flag(key) for key in ("mean", "std", "white") if key in overrides]
     if fixed:
@@ -79,9 +80,14 @@ def _open_run(path, identity, net_type, device, precision, overrides, batch_size
     facts = {"size": record["settings"]["image_size"], "mean": record["mean"], "std": record["std"]}
     preprocessing = _preprocessing(path, [("checkpoint", facts), ("flags", overrides)])
     identity = {**identity, "kind": "run", "net_type": stored}
-    suspect = _FileSuspect(lambda images: query(torch.tensor(images)).cpu().numpy(), identity, preprocessing,
-                           batch_size, record["classes"],
-                           _class_names({"class_names": json.dumps(record.get("class_names"))}, record["classes"]))
+    suspect = _FileSuspect(
+        lambda images: query(torch.tensor(images)).cpu().numpy(),
+        identity,
+        preprocessing,
+        batch_size,
+        record["classes"],
+        _class_names({"class_names": json.dumps(record.get("class_names"))}, record["classes"]),
+    )
     suspect.training_settings = record["settings"]  # tells which images of its data set it has not seen
     return suspect
 
@@ -103,5 +109,3 @@ def read_metadata(path):
 # ----------------------------------------------------------------------------------------------------------------------
 # ONNX
 # ----------------------------------------------------------------------------------------------------------------------
-
-

@@ -37,8 +37,12 @@ SETTINGS = ("size", "resize", "mean", "std", "white", "interpolation")
 DTYPES = {**FLOATS, **INTEGERS}
 KINDS = {**dict.fromkeys(FLOATS, "float"), **dict.fromkeys(INTEGERS, "integer"), "BYTES": "text"}
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
-HINTS = {401: "; give the right --header", 403: "; give the right --header", 413: "; lower --batch_size",
-         404: "; check the model's name and version"}
+HINTS = {
+    401: "; give the right --header",
+    403: "; give the right --header",
+    413: "; lower --batch_size",
+    404: "; check the model's name and version",
+}
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 30.0, 300.0  # seconds
 METADATA_BYTES, ERROR_BYTES, SLACK_BYTES, MOST_BYTES = 2**23, 2**16, 2**16, 2**28
 # Numbers in one request, some 40 MB: servers refuse larger ones, and as JSON they take ten times as much memory here.
@@ -55,8 +59,18 @@ class _Fault(Exception):
         self.retry_after = retry_after
 
 
-def open_server(url, headers=(), rate_limit=None, timeout=30.0, retries=6, overrides=None, batch_size=64, *,
-                sleep=time.sleep, clock=time.monotonic):
+def open_server(
+    url,
+    headers=(),
+    rate_limit=None,
+    timeout=30.0,
+    retries=6,
+    overrides=None,
+    batch_size=64,
+    *,
+    sleep=time.sleep,
+    clock=time.monotonic,
+):
     """Ask a server for a model's metadata and return it as a ServerSuspect.
 
     url: http(s)://host:port/v2/models/NAME, or that with /versions/V; headers: strings "Name: value", $NAME or ${NAME}
@@ -159,15 +173,17 @@ class _Connection:
         self.requests_sent += 1
         headers = {**headers, "Accept-Encoding": "identity"}
         try:
-            with self._session.request(method, url, data=body, headers=headers, timeout=self._timeout, stream=True,
-                                       allow_redirects=False) as response:
+            with self._session.request(
+                method, url, data=body, headers=headers, timeout=self._timeout, stream=True, allow_redirects=False
+            ) as response:
                 content = _content(response, limit) if response.status_code == 200 else _error_content(response)
         except requests.Timeout:
             raise _Fault(f"no answer within {self._timeout:g} s") from None
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise UserError("its TLS certificate is not trusted; if it is your own authority's, "
-                                "name that in REQUESTS_CA_BUNDLE") from None
+                raise UserError(
+                    "its TLS certificate is not trusted; if it is your own authority's, name that in REQUESTS_CA_BUNDLE"
+                ) from None
             raise _Fault(f"the connection failed ({_cause(error)})") from None
         except (OSError, ValueError) as error:  # requests' own are OSErrors, as is a missing REQUESTS_CA_BUNDLE
             raise UserError(f"the request can't be made ({error}); check the address and the proxy settings") from None
@@ -179,8 +195,10 @@ class _Connection:
         status = response.status_code
         if 300 <= status < 400:
             place = self.clean(response.headers.get("Location", "elsewhere"))[:200]
-            return UserError(f"redirects ({status}) to {place}, which is not followed because --header would go there, "
-                             "too; give the final address")
+            return UserError(
+                f"redirects ({status}) to {place}, which is not followed because --header would go there, "
+                "too; give the final address"
+            )
         try:
             reason = json.loads(content)["error"]
         except MALFORMED:
@@ -240,9 +258,14 @@ class _Tensor:
 
 def _tensors(metadata, key):
     try:
-        tensors = [_Tensor(str(entry["name"]), str(entry["datatype"]),
-                           tuple(None if side < 0 else int(side) for side in entry["shape"]))
-                   for entry in metadata[key]]
+        tensors = [
+            _Tensor(
+                str(entry["name"]),
+                str(entry["datatype"]),
+                tuple(None if side < 0 else int(side) for side in entry["shape"]),
+            )
+            for entry in metadata[key]
+        ]
     except MALFORMED:
         raise UserError(f"its metadata has no proper list of {key}; ask the server's owner") from None
     return tensors, ", ".join(map(str, tensors)) or "none"
@@ -255,8 +278,10 @@ def _image_input(metadata):
     hidden = len(shape) == 3
     shape = (None, *shape) if hidden else shape
     if len(shape) != 4 or 3 not in (shape[1], shape[3]) or 0 in shape:
-        raise UserError("needs one input of images, (N, 3, height, width) or (N, height, width, 3), but has "
-                        f"{listing}; this model can't be asked")
+        raise UserError(
+            "needs one input of images, (N, 3, height, width) or (N, height, width, 3), but has "
+            f"{listing}; this model can't be asked"
+        )
     if tensors[0].datatype not in (*FLOATS, "UINT8"):
         raise UserError(f"images can be sent as FP16, FP32, FP64 or UINT8, but its input is {listing}")
     return _Tensor(tensors[0].name, tensors[0].datatype, shape), hidden, shape[1] == 3
@@ -269,13 +294,18 @@ def _output_role(metadata, hidden):
         tensors = [_Tensor(tensor.name, tensor.datatype, (None, *tensor.shape)) for tensor in tensors]
     tensors.sort(key=lambda tensor: KINDS.get(tensor.datatype, ""))
     ranks, widths = [len(tensor.shape) for tensor in tensors], [_width(tensor) for tensor in tensors]
-    roles = {("float",): ("dense", ranks == [2]), ("text",): ("text", ranks in ([1], [2])),
-             ("integer",): ("labels", ranks == [1] or (ranks == [2] and widths[0] in (1, None))),
-             ("float", "integer"): ("top_k", ranks == [2, 2] and len({*widths} - {None}) < 2)}
+    roles = {
+        ("float",): ("dense", ranks == [2]),
+        ("text",): ("text", ranks in ([1], [2])),
+        ("integer",): ("labels", ranks == [1] or (ranks == [2] and widths[0] in (1, None))),
+        ("float", "integer"): ("top_k", ranks == [2, 2] and len({*widths} - {None}) < 2),
+    }
     role, fits = roles.get(tuple(KINDS.get(tensor.datatype) for tensor in tensors), ("", False))
     if not fits:
-        raise UserError("needs one output of values (N, classes), of labels (N) as integers or BYTES, or one of values "
-                        f"and one of classes (N, k), but has {listing}; this model can't be asked")
+        raise UserError(
+            "needs one output of values (N, classes), of labels (N) as integers or BYTES, or one of values "
+            f"and one of classes (N, k), but has {listing}; this model can't be asked"
+        )
     return tensors, role
 
 
@@ -290,8 +320,10 @@ def _setting(name, value):
     count = {"mean": 3, "std": 3, "size": 2}.get(name, 1)
     numbers = tuple(value) if isinstance(value, (list, tuple)) else (value,) * count  # one number stands for all
     whole = name in ("size", "resize")
-    if len(numbers) != count or not all(type(number) is int and 1 <= number <= 4096 if whole else
-                                        type(number) in (int, float) and math.isfinite(number) for number in numbers):
+    if len(numbers) != count or not all(
+        type(number) is int and 1 <= number <= 4096 if whole else type(number) in (int, float) and math.isfinite(number)
+        for number in numbers
+    ):
         raise ValueError
     if name == "white" and value not in (1, 255):
         raise ValueError
@@ -303,8 +335,9 @@ def _settings(values, giver):
     values = {name: value for name, value in values.items() if value is not None}
     for name, value in values.items():
         if name not in SETTINGS:
-            raise UserError(f"the preprocessing of {giver} has the unknown setting {name!r}, not one of "
-                            f"{', '.join(SETTINGS)}")
+            raise UserError(
+                f"the preprocessing of {giver} has the unknown setting {name!r}, not one of {', '.join(SETTINGS)}"
+            )
         try:
             values[name] = _setting(name, value)
         except MALFORMED:
@@ -342,8 +375,9 @@ class ServerSuspect(Suspect):
         self._binary = self._speaks_binary(base)
         self._input, hidden, self._nchw = _image_input(metadata)
         self._outputs, self._role = _output_role(metadata, hidden)
-        self.preprocessing = _preprocessing(self._input, self._nchw, _parameter(metadata, "preprocessing", dict) or {},
-                                            overrides)
+        self.preprocessing = _preprocessing(
+            self._input, self._nchw, _parameter(metadata, "preprocessing", dict) or {}, overrides
+        )
         self._take_labels(_parameter(metadata, "labels", list))
         room = (BINARY_NUMBERS if self._binary else JSON_NUMBERS) // (3 * math.prod(self.preprocessing.size))
         fixed = self._input.shape[0] or batch_size
@@ -379,17 +413,26 @@ class ServerSuspect(Suspect):
         versions = metadata.get("versions")
         versions = [self._version] if self._version else versions if isinstance(versions, list) else []
         canonical = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
-        return {"kind": "open inference protocol", "url": self._url, "model": model,
-                "versions": [clean(version)[:100] for version in versions[:100]],
-                "platform": clean(metadata.get("platform", ""))[:100],
-                "metadata_sha256": hashlib.sha256(canonical.encode()).hexdigest()}
+        return {
+            "kind": "open inference protocol",
+            "url": self._url,
+            "model": model,
+            "versions": [clean(version)[:100] for version in versions[:100]],
+            "platform": clean(metadata.get("platform", ""))[:100],
+            "metadata_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
+        }
 
     def ask(self, images):
         """Answers for uint8 images (N, 3, h, w), 1 <= N <= batch_size, in one request. Raises UserError."""
-        if images.dtype != np.uint8 or images.shape[1:] != (3, *self.preprocessing.size) \
-                or not 1 <= len(images) <= self.batch_size:
-            raise ValueError(f"images are {images.dtype} {images.shape}, not 1 to {self.batch_size} of "
-                             f"uint8 {(3, *self.preprocessing.size)}")
+        if (
+            images.dtype != np.uint8
+            or images.shape[1:] != (3, *self.preprocessing.size)
+            or not 1 <= len(images) <= self.batch_size
+        ):
+            raise ValueError(
+                f"images are {images.dtype} {images.shape}, not 1 to {self.batch_size} of "
+                f"uint8 {(3, *self.preprocessing.size)}"
+            )
         # A fixed batch is always full; what was added is cut off the answers.
         count = self._input.shape[0] or len(images)
         padded = np.concatenate([images, np.repeat(images[-1:], count - len(images), axis=0)])
@@ -397,9 +440,16 @@ class ServerSuspect(Suspect):
         with self._connection.reported():
             body, headers = self._request(padded, identifier)
             answers = self._connection.send(
-                "POST", f"{self._url}/infer", lambda content, headers: self._read(content, headers, identifier, count),
-                self._reply_limit(count), body, headers)
-        return Answers(*(None if array is None else array[:len(images)] for array in (answers.values, answers.classes)))
+                "POST",
+                f"{self._url}/infer",
+                lambda content, headers: self._read(content, headers, identifier, count),
+                self._reply_limit(count),
+                body,
+                headers,
+            )
+        return Answers(
+            *(None if array is None else array[: len(images)] for array in (answers.values, answers.classes))
+        )
 
     def _request(self, images, identifier):
         """(body, headers) that ask for the images."""
@@ -418,14 +468,20 @@ class ServerSuspect(Suspect):
         for output in request["outputs"]:
             output["parameters"] = {"binary_data": True}
         header = json.dumps(request).encode()
-        return header + pixels.tobytes(), {"Content-Type": "application/octet-stream",
-                                           "Inference-Header-Content-Length": str(len(header))}
+        return header + pixels.tobytes(), {
+            "Content-Type": "application/octet-stream",
+            "Inference-Header-Content-Length": str(len(header)),
+        }
 
     def _reply_limit(self, count):
         """Bytes that a reply for `count` images may have: 40 for a number in JSON, 1024 for a string."""
         width = self._form[0] if self._form else None
-        image = sum(1024 * (width or _width(tensor) or 64) if tensor.datatype == "BYTES" else
-                    40 * (width or _width(tensor) or 2**15) for tensor in self._outputs)
+        image = sum(
+            1024 * (width or _width(tensor) or 64)
+            if tensor.datatype == "BYTES"
+            else 40 * (width or _width(tensor) or 2**15)
+            for tensor in self._outputs
+        )
         return min(SLACK_BYTES + count * image, MOST_BYTES)  # the width is the server's word, too
 
     def _read(self, content, headers, identifier, count):
@@ -558,5 +614,5 @@ def _from_bytes(data, datatype):
         start += 4 + size
         if start > len(data):
             raise ValueError("a string ends early")
-        texts.append(str(data[start - size:start], "utf-8"))
+        texts.append(str(data[start - size : start], "utf-8"))
     return np.array(texts, dtype=object)

@@ -25,24 +25,28 @@ def _open_state_dict(path, identity, net_type, device, precision, overrides, bat
         raise UserError(f"{path} is not read here; give .safetensors, {', '.join(PICKLED)} or .onnx")
     tensors = _unwrapped(path, _read_tensors(path))
     if net_type is None:
-        raise UserError(f"{path} holds weights only; give --net_type, the name of their network in networks/, "
-                        "torchvision or timm")
+        raise UserError(
+            f"{path} holds weights only; give --net_type, the name of their network in networks/, torchvision or timm"
+        )
     family, name = find_network(net_type)
     net_type = f"{family}:{name}"
     with utils.seeded("network of a state dict"):  # building one draws weights from the caller's generator otherwise
-        tensors, classes = _matched(path, tensors, net_type, _shapes(family, name, tensors, 11),
-                                    _shapes(family, name, tensors, 13))
+        tensors, classes = _matched(
+            path, tensors, net_type, _shapes(family, name, tensors, 11), _shapes(family, name, tensors, 13)
+        )
         model = build_model(family, name, tensors, classes)
     # Some torchvision networks refuse weights without a version; the names and shapes were compared above.
     tensors = OrderedDict(tensors)
     tensors._metadata = model.state_dict()._metadata
     model.load_state_dict(tensors, strict=False)
     facts, hint = {"networks": _own_facts, "timm": _timm_facts, "torchvision": _torchvision_facts}[family](
-        path, name, model, overrides)
+        path, name, model, overrides
+    )
     preprocessing = _preprocessing(path, [(family, facts), ("flags", overrides)], hint)
     query = _torch_query(model.to(device).eval(), preprocessing, device, precision)
-    return _FileSuspect(query, {**identity, "kind": "state dict", "net_type": net_type}, preprocessing, batch_size,
-                        classes)
+    return _FileSuspect(
+        query, {**identity, "kind": "state dict", "net_type": net_type}, preprocessing, batch_size, classes
+    )
 
 
 def _torch_query(model, preprocessing, device, precision):
@@ -51,6 +55,7 @@ def _torch_query(model, preprocessing, device, precision):
         inputs = torch.from_numpy(preprocessing.normalize(images)).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             return model(inputs).float().cpu().numpy()
+
     return query
 
 
@@ -66,8 +71,10 @@ def _read_tensors(path):
             with torch.serialization.safe_globals([argparse.Namespace]):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
-        raise UserError(f"{path} is truncated or holds more than tensors, so it was refused and nothing in it was run "
-                        f"({_line(error)}); save model.state_dict(), best as .safetensors") from None
+        raise UserError(
+            f"{path} is truncated or holds more than tensors, so it was refused and nothing in it was run "
+            f"({_line(error)}); save model.state_dict(), best as .safetensors"
+        ) from None
 
 
 def _unwrapped(path, content):
@@ -75,11 +82,17 @@ def _unwrapped(path, content):
         inner = [content[key] for key in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
         content = inner[0] if inner else content
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} holds {type(content).__name__} without tensors instead of a state dict; "
-                        "save model.state_dict()")
+        raise UserError(
+            f"{path} holds {type(content).__name__} without tensors instead of a state dict; save model.state_dict()"
+        )
     for name, value in content.items():
-        if not (isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
-                and value.device.type == "cpu" and not value.is_quantized):
+        if not (
+            isinstance(name, str)
+            and isinstance(value, torch.Tensor)
+            and value.layout == torch.strided
+            and value.device.type == "cpu"
+            and not value.is_quantized
+        ):
             raise UserError(f"{path}: {str(name)[:80]!r} is not a dense tensor; save model.state_dict() alone")
     return dict(content)
 
@@ -109,11 +122,13 @@ def find_network(net_type):
 
 def _timm_names():
     import timm
+
     return timm.list_models()
 
 
 def _torchvision_names():
     from torchvision import models
+
     return models.list_models(module=models)
 
 
@@ -124,8 +139,10 @@ def build_model(family, name, tensors, classes):
             return build_network(name, classes, weights="random")
         if family == "timm":
             import timm
+
             return timm.create_model(name, pretrained=False, num_classes=classes)
         from torchvision.models import get_model
+
         options = {}
         if name in ("googlenet", "inception_v3"):  # whether the auxiliary classifiers were kept, the file shows
             options = {"init_weights": False, "aux_logits": any(key.lower().startswith("aux") for key in tensors)}
@@ -159,17 +176,24 @@ def _matched(path, tensors, net_type, eleven, thirteen):
     if not heads:
         raise UserError(f"{net_type} has no classifier; give --net_type of a network that classifies")
     classes = next((len(tensors[name]) for name in heads if name in tensors and tensors[name].ndim), 11)
-    wanted = {name: tuple(classes if side != other else side for side, other in zip(shape, thirteen[name], strict=True))
-              for name, shape in eleven.items()}
+    wanted = {
+        name: tuple(classes if side != other else side for side, other in zip(shape, thirteen[name], strict=True))
+        for name, shape in eleven.items()
+    }
     # Files from before PyTorch 0.4.1 lack the counters, which nothing reads.
     missing = [f"{name} is missing" for name in wanted if name not in tensors and "num_batches_tracked" not in name]
     strange = [f"{name[:80]!r} is unexpected" for name in tensors if name not in wanted]
-    unlike = [f"{name} has shape {tuple(tensors[name].shape)} instead of {shape}" for name, shape in wanted.items()
-              if name in tensors and tensors[name].shape != shape]
+    unlike = [
+        f"{name} has shape {tuple(tensors[name].shape)} instead of {shape}"
+        for name, shape in wanted.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
     if missing or strange or unlike:
         count = len(missing) + len(strange) + len(unlike)
-        raise UserError(f"{path} does not fit {net_type}: {'; '.join(missing[:1] + strange[:1] + unlike[:1])} "
-                        f"({count} of such); give the --net_type that it was trained as")
+        raise UserError(
+            f"{path} does not fit {net_type}: {'; '.join(missing[:1] + strange[:1] + unlike[:1])} "
+            f"({count} of such); give the --net_type that it was trained as"
+        )
     if not 2 <= classes <= _MOST_CLASSES:
         raise UserError(f"{path} has {classes} classes; an audit needs 2 to {_MOST_CLASSES}")
     return tensors, classes
@@ -182,23 +206,35 @@ def _own_facts(path, name, model, overrides):
 
 def _timm_facts(path, name, model, overrides):
     from timm.data import resolve_model_data_config
+
     config = resolve_model_data_config(model)
     height, width = config["input_size"][1:]
-    facts = {"size": (height, width), "mean": config["mean"], "std": config["std"],
-             "interpolation": config["interpolation"]}
+    facts = {
+        "size": (height, width),
+        "mean": config["mean"],
+        "std": config["std"],
+        "interpolation": config["interpolation"],
+    }
     if "size" in overrides or "resize" in overrides:
         return facts, ""  # timm's resize belongs to timm's size
     if config["crop_mode"] != "center" or height != width:
-        raise UserError(f"{path}: timm scales photos for {name} without keeping their shape, which can't be done here; "
-                        f"give --resize, the shorter side before a centre crop (timm's input is {height} x {width} px)")
+        raise UserError(
+            f"{path}: timm scales photos for {name} without keeping their shape, which can't be done here; "
+            f"give --resize, the shorter side before a centre crop (timm's input is {height} x {width} px)"
+        )
     return {**facts, "resize": math.floor(height / config["crop_pct"])}, ""
 
 
 def _torchvision_facts(path, name, model, overrides):
     from torchvision.models import get_model_weights
+
     transform = get_model_weights(name).DEFAULT.transforms()
-    facts = {"size": transform.crop_size[0], "mean": transform.mean, "std": transform.std,
-             "interpolation": transform.interpolation.value}
+    facts = {
+        "size": transform.crop_size[0],
+        "mean": transform.mean,
+        "std": transform.std,
+        "interpolation": transform.interpolation.value,
+    }
     if "size" not in overrides:  # torchvision's resize belongs to torchvision's size
         facts["resize"] = transform.resize_size[0]
     if name not in ("googlenet", "inception_v3"):

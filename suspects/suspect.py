@@ -10,8 +10,12 @@ from PIL import Image
 
 from kit.errors import UserError
 
-INTERPOLATIONS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
-                  "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,10 @@ class Preprocessing:
             wanted = [max(least, round(side * scale)) for side, least in zip(image.size, (width, height), strict=True)]
         if wanted != list(image.size):
             image = image.resize(wanted, INTERPOLATIONS[self.interpolation])
-        left, top = ((whole - part) // 2 if self.resize is None else round((whole - part) / 2)
-                     for whole, part in zip(image.size, (width, height), strict=True))
+        left, top = (
+            (whole - part) // 2 if self.resize is None else round((whole - part) / 2)
+            for whole, part in zip(image.size, (width, height), strict=True)
+        )
         if (left, top) != (0, 0) or image.size != (width, height):
             image = image.crop((left, top, left + width, top + height))  # black where the photo is too small
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
@@ -87,8 +93,10 @@ class Preprocessing:
     def describe(self):
         """One line for people."""
         resize = "scaled to cover it" if self.resize is None else f"shorter side scaled to {self.resize}"
-        return (f"input {self.size[0]} x {self.size[1]} px, {resize} ({self.interpolation}), centre crop, "
-                f"mean {list(self.mean)}, std {list(self.std)}, white is {self.white:g} (from {self.source})")
+        return (
+            f"input {self.size[0]} x {self.size[1]} px, {resize} ({self.interpolation}), centre crop, "
+            f"mean {list(self.mean)}, std {list(self.std)}, white is {self.white:g} (from {self.source})"
+        )
 
 
 class Suspect:

@@ -26,5 +26,9 @@ def gaussian_world(models, records, seed, shift=1.0, spread=1.0, mean=0.0):
     draws = random_generator(seed)
     level = mean + spread * draws.normal(size=records)
     inside, is_member = balanced(models, records, seed), draws.permutation(np.arange(records) % 2 == 0)
-    return (level + shift * is_member + draws.normal(size=records),
-            level + shift * inside + draws.normal(size=(models, records)), inside, is_member)
+    return (
+        level + shift * is_member + draws.normal(size=records),
+        level + shift * inside + draws.normal(size=(models, records)),
+        inside,
+        is_member,
+    )

@@ -12,9 +12,27 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 # A model of 400 images for 3 epochs learns nothing worth auditing, but goes through every stage in seconds.
-SMALL = ("--dataset", "photos", "--train_size", "500", "--val_portion", "0.2", "--epoch", "3", "--batch_size", "64",
-         "--marked_samples_per_user", "4", "--num_of_non_member_user", "60", "--target_user_cls", "4", "31",
-         "--device", "cpu")
+SMALL = (
+    "--dataset",
+    "photos",
+    "--train_size",
+    "500",
+    "--val_portion",
+    "0.2",
+    "--epoch",
+    "3",
+    "--batch_size",
+    "64",
+    "--marked_samples_per_user",
+    "4",
+    "--num_of_non_member_user",
+    "60",
+    "--target_user_cls",
+    "4",
+    "31",
+    "--device",
+    "cpu",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,17 +50,32 @@ def _threads():
 
 def call(script, *arguments, code=None, cwd=ROOT, timeout=900):
     """Run a script in a process of its own; `code` runs Python text before its main function."""
-    command = [sys.executable, str(ROOT / script)] if code is None else \
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = {script!r}\n{code}\n"
-                               f"import runs, {script[:-3]} as script\nruns.run_script(script.main)"]
+    command = (
+        [sys.executable, str(ROOT / script)]
+        if code is None
+        else [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = {script!r}\n{code}\n"
+            f"import runs, {script[:-3]} as script\nruns.run_script(script.main)",
+        ]
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([*command, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True,
-                          timeout=timeout, check=False)
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 @pytest.fixture
 def script(monkeypatch, capsys):
     """Call a script's main function in this process: script("train", "--flag", ...) -> code, out, err."""
+
     def run(name, *arguments):
         import importlib
 
@@ -56,6 +89,7 @@ def script(monkeypatch, capsys):
             code = stop.code or 0
         captured = capsys.readouterr()
         return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
     return run
 
 
@@ -71,4 +105,5 @@ def finished_run(tmp_path_factory):
 def assert_close_table(cell, *numbers):
     """A table's "rate (low-high)" has these numbers, to the digits shown."""
     import re
+
     assert [float(text) for text in re.findall(r"[\d.]+", cell)] == [round(number, 2) for number in numbers]

@@ -21,8 +21,24 @@ from types import SimpleNamespace
 import numpy as np
 
 # What `faults` may name, besides a status as a number and None for a right reply.
-FAULTS = ("timeout", "retry_after", "drop", "shape", "rows", "nan", "datatype", "json", "not_object", "id", "model",
-          "missing", "huge", "gzip", "redirect", "truncated")
+FAULTS = (
+    "timeout",
+    "retry_after",
+    "drop",
+    "shape",
+    "rows",
+    "nan",
+    "datatype",
+    "json",
+    "not_object",
+    "id",
+    "model",
+    "missing",
+    "huge",
+    "gzip",
+    "redirect",
+    "truncated",
+)
 DTYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "UINT8": "|u1", "INT32": "<i4", "INT64": "<i8"}
 HUGE_PIECES = 512  # of 1 MiB
 
@@ -39,9 +55,29 @@ def seeded_faults(seed, share, names):
         yield choices.choice(names) if choices.random() < share else None
 
 
-def make_app(predict, *, input_shape, datatype="FP32", mode="dense", output_shape=None, output_datatype=None, k=3,
-             faults=(), binary=False, binary_replies=True, parameters=None, labels=None, token=None, name="net",
-             retry_after="2", stall=1.0, extra_outputs=(), metadata=None, echo_id=True, version="1"):
+def make_app(
+    predict,
+    *,
+    input_shape,
+    datatype="FP32",
+    mode="dense",
+    output_shape=None,
+    output_datatype=None,
+    k=3,
+    faults=(),
+    binary=False,
+    binary_replies=True,
+    parameters=None,
+    labels=None,
+    token=None,
+    name="net",
+    retry_after="2",
+    stall=1.0,
+    extra_outputs=(),
+    metadata=None,
+    echo_id=True,
+    version="1",
+):
     """A FastAPI app. `predict` maps a numpy batch, NCHW in the dtype that was sent, to float32 logits (N, C).
 
     mode: dense, labels, top_k, text_index, text_label, text_top (Triton's score:index:label); faults: an iterable with
@@ -58,9 +94,15 @@ def make_app(predict, *, input_shape, datatype="FP32", mode="dense", output_shap
     faults = iter(faults)
     outputs = output_entries(mode, output_shape, output_datatype) + list(extra_outputs)
     nchw = input_shape[-3] == 3
-    described = {"name": name, "versions": [version], "platform": "test_platform", "outputs": outputs,
-                 "inputs": [{"name": "pixels", "datatype": datatype, "shape": list(input_shape)}],
-                 **({"parameters": parameters} if parameters else {}), **(metadata or {})}
+    described = {
+        "name": name,
+        "versions": [version],
+        "platform": "test_platform",
+        "outputs": outputs,
+        "inputs": [{"name": "pixels", "datatype": datatype, "shape": list(input_shape)}],
+        **({"parameters": parameters} if parameters else {}),
+        **(metadata or {}),
+    }
 
     def refused(request):
         sent = request.headers.get("authorization")
@@ -83,8 +125,15 @@ def make_app(predict, *, input_shape, datatype="FP32", mode="dense", output_shap
     @app.post(f"/v2/models/{name}/versions/{version}/infer")
     async def infer(request: Request):
         body = await request.body()
-        entry = {"fault": next(faults, None), "answered": False, "digests": (), "time": time.monotonic(),
-                 "headers": dict(request.headers), "id": None, "body": body}
+        entry = {
+            "fault": next(faults, None),
+            "answered": False,
+            "digests": (),
+            "time": time.monotonic(),
+            "headers": dict(request.headers),
+            "id": None,
+            "body": body,
+        }
         app.state.log.append(entry)
         refusal = refused(request)
         if refusal:
@@ -98,22 +147,32 @@ def make_app(predict, *, input_shape, datatype="FP32", mode="dense", output_shap
         arrays = output_arrays(mode, np.asarray(predict(images), dtype=np.float32), k, labels)
         arrays, fault = spoil(arrays, entry["fault"]), entry["fault"]
         wanted = binary_replies and all((o.get("parameters") or {}).get("binary_data") for o in asked["outputs"])
-        head = {"model_name": "another" if fault == "model" else name, "model_version": version,
-                **({"id": "another" if fault == "id" else asked["id"]} if echo_id else {})}
-        content, headers = encode(head, dict(zip([o["name"] for o in outputs], arrays, strict=True)),
-                                  {o["name"]: o["datatype"] for o in outputs}, wanted, fault)
+        head = {
+            "model_name": "another" if fault == "model" else name,
+            "model_version": version,
+            **({"id": "another" if fault == "id" else asked["id"]} if echo_id else {}),
+        }
+        content, headers = encode(
+            head,
+            dict(zip([o["name"] for o in outputs], arrays, strict=True)),
+            {o["name"]: o["datatype"] for o in outputs},
+            wanted,
+            fault,
+        )
         entry["answered"] = fault is None
         return damaged(content, headers, fault)
 
     def damaged(content, headers, fault):
         if fault == "drop":
+
             async def half():
-                yield content[:len(content) // 2]
+                yield content[: len(content) // 2]
                 raise ConnectionAbortedError("the fault that was asked for")
+
             return StreamingResponse(half(), headers={**headers, "Content-Length": str(len(content))})
         if fault == "gzip":
             return Response(gzip.compress(content), headers={**headers, "Content-Encoding": "gzip"})
-        return Response(content[:len(content) - 3] if fault == "truncated" else content, headers=headers)
+        return Response(content[: len(content) - 3] if fault == "truncated" else content, headers=headers)
 
     async def faulty(fault, app):
         if isinstance(fault, int):
@@ -128,11 +187,13 @@ def make_app(predict, *, input_shape, datatype="FP32", mode="dense", output_shap
         if fault in ("json", "not_object"):
             return Response('{"outputs": [' if fault == "json" else "[1, 2]", media_type="application/json")
         if fault == "huge":
+
             async def endless():
                 for _ in range(HUGE_PIECES):
                     app.state.huge += 2**20
                     yield b" " * 2**20
                     await asyncio.sleep(0)  # lets the server notice that nobody reads any more
+
             return StreamingResponse(endless(), media_type="application/json")
         return None
 
@@ -146,8 +207,11 @@ def make_app(predict, *, input_shape, datatype="FP32", mode="dense", output_shap
 
 def output_entries(mode, shape, datatype):
     """The outputs of the metadata."""
-    entries = {"dense": [("logits", "FP32", [-1, -1])], "labels": [("label", "INT64", [-1])],
-               "top_k": [("indices", "INT32", [-1, -1]), ("scores", "FP32", [-1, -1])]}
+    entries = {
+        "dense": [("logits", "FP32", [-1, -1])],
+        "labels": [("label", "INT64", [-1])],
+        "top_k": [("indices", "INT32", [-1, -1]), ("scores", "FP32", [-1, -1])],
+    }
     entries = entries.get(mode, [("text", "BYTES", [-1, -1] if mode == "text_top" else [-1])])
     return [{"name": name, "datatype": datatype or usual, "shape": shape or form} for name, usual, form in entries]
 
@@ -163,13 +227,21 @@ def output_arrays(mode, logits, k, labels):
     if mode == "top_k":
         return [order[:, :k].astype(np.int32), np.take_along_axis(logits, order[:, :k], 1)]
     if mode == "text_top":
-        return [np.array([[f"{float(logits[row, c])!r}:{c}:{labels[c] if labels else 'a:b'}" for c in order[row, :k]]
-                          for row in range(len(logits))], dtype=object)]
+        return [
+            np.array(
+                [
+                    [f"{float(logits[row, c])!r}:{c}:{labels[c] if labels else 'a:b'}" for c in order[row, :k]]
+                    for row in range(len(logits))
+                ],
+                dtype=object,
+            )
+        ]
     return [np.array([labels[c] if mode == "text_label" else str(c) for c in top], dtype=object)]
 
 
 def spoil(arrays, fault):
     """The arrays with the wrong shape, row count or values that a fault asks for."""
+
     def one(array):
         if fault == "shape":
             return np.stack([array, array], -1)
@@ -179,19 +251,20 @@ def spoil(arrays, fault):
             array = array.copy()
             array.flat[-1] = np.nan
         return array
+
     return [one(array) for array in arrays]
 
 
 def decode(body, headers, datatype, binary):
     """(the request's JSON, its image tensor) of a request."""
     cut = headers.get("inference-header-content-length")
-    asked = json.loads(body[:int(cut)] if cut else body)
+    asked = json.loads(body[: int(cut)] if cut else body)
     (tensor,) = asked["inputs"]
     assert tensor["datatype"] == datatype and tensor["name"] == "pixels", tensor
     if cut is None:
         data = np.array(tensor["data"], dtype=DTYPES[datatype])
     else:
-        rest = body[int(cut):]
+        rest = body[int(cut) :]
         assert binary and tensor["parameters"]["binary_data_size"] == len(rest), "binary data of the wrong length"
         data = np.frombuffer(rest, dtype=DTYPES[datatype])
     return asked, data.reshape(tensor["shape"])
@@ -210,8 +283,11 @@ def encode(head, arrays, datatypes, binary, fault):
         if not binary:
             entry["data"] = array.ravel().tolist()
             continue
-        packed = b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in array.ravel()) \
-            if datatype == "BYTES" else array.astype(DTYPES[datatype]).tobytes()
+        packed = (
+            b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in array.ravel())
+            if datatype == "BYTES"
+            else array.astype(DTYPES[datatype]).tobytes()
+        )
         entry["parameters"] = {"binary_data_size": len(packed)}
         rest += packed
     text = json.dumps(reply).encode()

@@ -8,8 +8,14 @@ from PIL import Image
 
 from provenance import record as records
 
-SETTINGS = records.MarkSettings(img_blending_ratio=0.7, noise_injection_type="perlin", noise_norm=8, format="png",
-                                ood_pattern="color_stripes", quality=95)
+SETTINGS = records.MarkSettings(
+    img_blending_ratio=0.7,
+    noise_injection_type="perlin",
+    noise_norm=8,
+    format="png",
+    ood_pattern="color_stripes",
+    quality=95,
+)
 
 
 def picture(seed, height=20, width=28):
@@ -40,8 +46,11 @@ def mark(script):
 
 def tree(folder):
     """Every file below a folder: name -> (bytes, mtime)."""
-    return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def contents(folder):
@@ -73,9 +82,13 @@ def rewritten(folder, change, commit=True):
     content = loaded(folder)
     change(content)
     if commit:
-        record = records.MarkRecord.model_construct(**{
-            **content, "settings": records.MarkSettings.model_construct(**content["settings"]),
-            "batches": [records.Batch.model_construct(**batch) for batch in content["batches"]],
-            "photos": [records.Photo.model_construct(**photo) for photo in content["photos"]]})
+        record = records.MarkRecord.model_construct(
+            **{
+                **content,
+                "settings": records.MarkSettings.model_construct(**content["settings"]),
+                "batches": [records.Batch.model_construct(**batch) for batch in content["batches"]],
+                "photos": [records.Photo.model_construct(**photo) for photo in content["photos"]],
+            }
+        )
         content["commitments"] = [records.commitment_of(record, n + 1) for n in range(len(content["commitments"]))]
     record_of(folder).write_text(json.dumps(content))

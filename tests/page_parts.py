@@ -42,8 +42,14 @@ def png(pixels):
     return file.getvalue()
 
 
-CHOSEN = {"img_blending_ratio": 0.7, "noise_norm": 8, "holdout": 0.5, "noise_injection_type": "perlin", "format": "png",
-          "quality": 95.0}
+CHOSEN = {
+    "img_blending_ratio": 0.7,
+    "noise_norm": 8,
+    "holdout": 0.5,
+    "noise_injection_type": "perlin",
+    "format": "png",
+    "quality": 95.0,
+}
 
 
 class OnePanel:
@@ -75,5 +81,3 @@ def marked(desk, tmp_path):
     until(lambda: not job.active)
     assert job.state == "done", job.message
     return job, folder
-
-

@@ -29,11 +29,21 @@ def system_chromium():
 @contextlib.contextmanager
 def served(work, *flags):
     """app.py on a free port: yields (address with its token, process)."""
-    command = [sys.executable, str(ROOT / "app.py"), "--work_folder", str(work), "--port", "0", "--no_browser",
-               *map(str, flags)]
+    command = [
+        sys.executable,
+        str(ROOT / "app.py"),
+        "--work_folder",
+        str(work),
+        "--port",
+        "0",
+        "--no_browser",
+        *map(str, flags),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with open(Path(work).with_suffix(".log"), "w+") as log, subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as page:
+    with (
+        open(Path(work).with_suffix(".log"), "w+") as log,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as page,
+    ):
         try:
             address = re.search(r"http\S+", page.stdout.readline())
             assert address, Path(work).with_suffix(".log").read_text()
@@ -50,7 +60,7 @@ def crops(count, seed=1):
     """(data set, rows of one person's crops, rows of strangers' crops) of the embedded real images."""
     data = load_dataset("photos")
     rows = np.random.default_rng(seed).permutation(len(data.labels))
-    return data, rows[:count], rows[count:count + STRANGERS]
+    return data, rows[:count], rows[count : count + STRANGERS]
 
 
 def pixels_of(data, rows):
@@ -68,8 +78,9 @@ def save_photos(folder, images):
 
 def published_images(folder):
     """The photos of a folder, as training reads them: uint8 (N, 3, H, W)."""
-    return torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
-                        for path in sorted(folder.rglob("*.png"))])
+    return torch.stack(
+        [torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in sorted(folder.rglob("*.png"))]
+    )
 
 
 def train(path, data, user, strangers, marked=None):

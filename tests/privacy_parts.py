@@ -20,8 +20,12 @@ def _on_this_machine(monkeypatch):
 
 def sections(folder, **changes):
     """The sections of a small config; changes: {"section.key": value}."""
-    made = {"run": {"log_dir": str(folder), "num_experiments": 4}, "audit": {"device": "cpu", "algorithm": "RMIA"},
-            "train": dict(MLP), "data": {"dataset": "digits", "size": 200}}
+    made = {
+        "run": {"log_dir": str(folder), "num_experiments": 4},
+        "audit": {"device": "cpu", "algorithm": "RMIA"},
+        "train": dict(MLP),
+        "data": {"dataset": "digits", "size": 200},
+    }
     for name, value in changes.items():
         section, _, key = name.partition("__")
         made[section][key] = value

@@ -25,6 +25,7 @@ from kit.errors import UserError
 # Signals
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("p", [1e-300, 1e-12, 0.1, 0.5, 0.9, 1 - 1e-9])
 def test_loss_and_scaled_confidence_are_two_scales_of_one_probability(p):
     cross_entropy = -math.log(p)
@@ -44,17 +45,23 @@ def test_conventions_fit_those_of_the_core():
     """Losses are cross_entropy; scaled confidences are minus scaled_loss."""
     logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(1)) * 8
     found = utils.sample_signals(logits, torch.arange(50) % 10)
-    assert np.allclose(signals.scaled_from_losses(found["cross_entropy"].numpy()), -found["scaled_loss"].numpy(),
-                       rtol=1e-9)
+    assert np.allclose(
+        signals.scaled_from_losses(found["cross_entropy"].numpy()), -found["scaled_loss"].numpy(), rtol=1e-9
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Membership
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 @settings(max_examples=80, deadline=None)
-@given(st.integers(1, 9), st.integers(2, 60), st.integers(0, 5),
-       st.sampled_from([0.5, 0.25, 0.7, 0.1, Fraction(1, 3), 0.9]))
+@given(
+    st.integers(1, 9),
+    st.integers(2, 60),
+    st.integers(0, 5),
+    st.sampled_from([0.5, 0.25, 0.7, 0.1, Fraction(1, 3), 0.9]),
+)
 def test_membership_is_balanced_both_ways(models, records, seed, share):
     exact = Fraction(str(share))
     if exact * records < 1 or (1 - exact) * records < 1:
@@ -66,7 +73,7 @@ def test_membership_is_balanced_both_ways(models, records, seed, share):
     assert np.ptp(matrix.sum(axis=0)) <= 1
     if share == 0.5:
         assert (matrix.sum(axis=0)[:, None] * 2 == [models - models % 2, models + models % 2]).any(axis=1).all()
-        assert (matrix[0:models - models % 2:2] == ~matrix[1::2]).all()
+        assert (matrix[0 : models - models % 2 : 2] == ~matrix[1::2]).all()
 
 
 def test_membership_comes_from_the_seed_and_goes_on_where_it_ended():
@@ -114,6 +121,7 @@ def test_leave_one_out_without_a_complement_drops_nothing():
 # LOSS and Attack P
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def test_loss_has_the_right_sign():
     """Defect 16: with the sign turned, AUC 0.24 where 0.76 is right."""
     draws = random_generator(0)
@@ -150,8 +158,12 @@ def test_population_thresholds_are_quantiles_for_each_class():
 def test_population_test_keeps_its_level_on_exchangeable_records(values, level):
     """Each of n values, taken out and tested against the others: at most a share alpha may be called members."""
     values = np.array(values, dtype=float)
-    scores = np.array([population.score(values[[row]], np.delete(values, row))[0] if len(values) > 1 else 0.0
-                       for row in range(len(values))])
+    scores = np.array(
+        [
+            population.score(values[[row]], np.delete(values, row))[0] if len(values) > 1 else 0.0
+            for row in range(len(values))
+        ]
+    )
     assert (scores >= 1 - level + 1e-12).sum() <= level * len(values) + 1e-9
 
 
@@ -180,6 +192,7 @@ def test_population_of_a_missing_class_is_named():
 # ----------------------------------------------------------------------------------------------------------------------
 # Attack R
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 def test_reference_quantiles_by_hand():
     """OUT losses 1 and 3 (the IN model's 2 does not count): quantiles 0 at 0, 1/3 at 1, 2/3 at 3, 5/6 at 6."""
@@ -210,8 +223,9 @@ def test_reference_is_a_falling_function_of_the_loss(models, seed):
 
 def test_gaussian_reference_is_offline_lira_on_the_same_records():
     target, references, inside, _ = gaussian_world(8, 50, seed=3)
-    found = reference.score(signals.losses_from_scaled(target), signals.losses_from_scaled(references), inside,
-                            "gaussian")
+    found = reference.score(
+        signals.losses_from_scaled(target), signals.losses_from_scaled(references), inside, "gaussian"
+    )
     assert np.allclose(found, lira.offline(target, references, inside), rtol=1e-6)
     with pytest.raises(UserError, match="smoothing"):
         reference.score([1.0], [[1.0]], np.array([[False]]), "cubic")
@@ -221,6 +235,7 @@ def test_gaussian_reference_is_offline_lira_on_the_same_records():
 # LiRA
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def lira_by_hand(target, references, inside, side_std, one_sided):
     """One record and one query at a time, in Python's sums; side_std: of (query, side), or None for per-sample."""
     scores = []
@@ -229,17 +244,25 @@ def lira_by_hand(target, references, inside, side_std, one_sided):
         for query in range(target.shape[0]):
             parts = []
             for side in (True, False):
-                values = [float(row[query, record]) for row, member in zip(references, inside[:, record], strict=True)
-                          if member == side]
+                values = [
+                    float(row[query, record])
+                    for row, member in zip(references, inside[:, record], strict=True)
+                    if member == side
+                ]
                 mean = math.fsum(values) / len(values)
-                std = side_std[query, side] if side_std else \
-                    math.sqrt(math.fsum((value - mean)**2 for value in values) / (len(values) - 1))
+                std = (
+                    side_std[query, side]
+                    if side_std
+                    else math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+                )
                 parts.append((mean, std))
             if one_sided:
                 total -= math.log(norm.sf((target[query, record] - parts[1][0]) / parts[1][1]))
             else:
-                total += sum(sign * (-math.log(std) - ((target[query, record] - mean) / std)**2 / 2)
-                             for sign, (mean, std) in zip((1, -1), parts, strict=True))
+                total += sum(
+                    sign * (-math.log(std) - ((target[query, record] - mean) / std) ** 2 / 2)
+                    for sign, (mean, std) in zip((1, -1), parts, strict=True)
+                )
         scores.append(total)
     return np.array(scores)
 
@@ -261,7 +284,7 @@ def test_lira_equals_the_formula_record_by_record(attack, queries):
             rest = 0.0
             for record in range(30):
                 values = references[inside[:, record] == side, query, record]
-                rest += sum((value - values.mean())**2 for value in values)
+                rest += sum((value - values.mean()) ** 2 for value in values)
             pooled[query, side] = math.sqrt(rest / (30 * (4 - 1)))
     expected = lira_by_hand(target, references, inside, pooled, attack is lira.offline)
     assert np.allclose(attack(target, references, inside, "fixed"), expected, rtol=1e-10)
@@ -277,8 +300,10 @@ def test_lira_by_hand():
 
 def test_lira_does_not_saturate():
     """Wrong: 1 - P[Z > c], which is 1 from 8 standard deviations on, and logarithms of densities that are 0."""
-    references, inside = np.tile([[1.0], [-1.0], [11.0], [9.0]], (1, 4)), np.tile(
-        [[False], [False], [True], [True]], (1, 4))
+    references, inside = (
+        np.tile([[1.0], [-1.0], [11.0], [9.0]], (1, 4)),
+        np.tile([[False], [False], [True], [True]], (1, 4)),
+    )
     confidences = np.array([20.0, 100.0, 1000.0, 1001.0])
     for attack in (lira.online, lira.offline):
         found = attack(confidences, references, inside)
@@ -291,10 +316,12 @@ def test_offline_lira_does_not_look_at_in_models():
     target, references, inside, _ = gaussian_world(8, 60, seed=1)
     poisoned = np.where(inside, 1e6, references)
     for variance in lira.VARIANCES:
-        assert (lira.offline(target, poisoned, inside, variance) ==
-                lira.offline(target, references, inside, variance)).all()
-        assert (lira.online(target, poisoned, inside, variance) !=
-                lira.online(target, references, inside, variance)).all()
+        assert (
+            lira.offline(target, poisoned, inside, variance) == lira.offline(target, references, inside, variance)
+        ).all()
+        assert (
+            lira.online(target, poisoned, inside, variance) != lira.online(target, references, inside, variance)
+        ).all()
 
 
 def test_lira_needs_two_models_a_side_for_a_variance_of_its_own():

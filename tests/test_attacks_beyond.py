@@ -20,11 +20,13 @@ from kit.errors import UserError
 def test_without_delta_the_p_value_is_the_exact_binomial_test():
     for guesses, correct, bound in ((10, 9, 0.5), (100, 60, 0.0), (50, 50, 3.0), (7, 0, 1.0)):
         share = math.exp(bound) / (1 + math.exp(bound))
-        by_hand = sum(math.comb(guesses, k) * share**k * (1 - share) ** (guesses - k)
-                      for k in range(correct, guesses + 1))
+        by_hand = sum(
+            math.comb(guesses, k) * share**k * (1 - share) ** (guesses - k) for k in range(correct, guesses + 1)
+        )
         assert epsilon.p_value(guesses, correct, bound) == pytest.approx(by_hand)
         assert epsilon.p_value(guesses, correct, bound) == pytest.approx(
-            binomtest(correct, guesses, share, alternative="greater").pvalue)
+            binomtest(correct, guesses, share, alternative="greater").pvalue
+        )
 
 
 def test_without_delta_the_bound_is_the_logit_of_clopper_and_pearsons_lower_limit():
@@ -44,7 +46,8 @@ def test_with_delta_the_p_value_is_theorem_5_2():
     at_least = [float(binom.sf(k - 1, guesses, share)) for k in range(guesses + 1)]
     excess = max((at_least[correct - i] - at_least[correct]) / i for i in range(1, correct + 1))
     assert epsilon.p_value(guesses, correct, bound, canaries, delta) == pytest.approx(
-        at_least[correct] + 2 * canaries * delta * excess)
+        at_least[correct] + 2 * canaries * delta * excess
+    )
     found = epsilon.lower_bound(guesses, correct, 0.95, canaries, delta)
     assert epsilon.p_value(guesses, correct, found, canaries, delta) <= 0.05
     assert epsilon.p_value(guesses, correct, found + 1e-4, canaries, delta) > 0.05
@@ -165,8 +168,9 @@ def test_best_threshold_and_rates_by_hand():
     assert cardinality.rates(scores, inside, 3.0) == (2, 3, 0, 1)
 
 
-@pytest.mark.parametrize("bad", [(11, 10, [[1, 2, 0, 2]]), (1, 0, [[1, 2, 0, 2]]), (1, 10, []),
-                                 (1, 10, [[0, 0, 0, 2]])])
+@pytest.mark.parametrize(
+    "bad", [(11, 10, [[1, 2, 0, 2]]), (1, 0, [[1, 2, 0, 2]]), (1, 10, []), (1, 10, [[0, 0, 0, 2]])]
+)
 def test_impossible_usage_is_refused(bad):
     with pytest.raises(UserError):
         cardinality.usage(*bad)
@@ -207,8 +211,10 @@ def test_several_points_tell_more_than_one_and_the_trim_is_the_best_of_its_candi
     assert aucs[trim] == max(aucs.values()) > aucs[0.0, 1.0] > roc_auc_score(inside, points[0]) + 0.1
 
 
-@pytest.mark.parametrize("bad", [(np.zeros(3), 0, 1), (np.zeros((2, 3)), 0.5, 0.5), (np.full((2, 3), np.nan), 0, 1),
-                                 (np.zeros((2, 3)), -0.1, 1)])
+@pytest.mark.parametrize(
+    "bad",
+    [(np.zeros(3), 0, 1), (np.zeros((2, 3)), 0.5, 0.5), (np.full((2, 3), np.nan), 0, 1), (np.zeros((2, 3)), -0.1, 1)],
+)
 def test_impossible_ranges_are_refused(bad):
     with pytest.raises(UserError):
         ranges.range_score(*bad)

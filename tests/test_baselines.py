@@ -28,17 +28,39 @@ from experiment import setup
 from kit import files
 from kit.errors import UserError
 
-TINY = ("--dataset", "photos", "--net_type", "smallnet", "--train_size", "300", "--val_portion", "0", "--epoch", "1",
-        "--batch_size", "64", "--num_of_multiTarget_diffCls", "3", "--marked_samples_per_user", "3",
-        "--num_of_non_member_user", "30", "--device", "cpu")
+TINY = (
+    "--dataset",
+    "photos",
+    "--net_type",
+    "smallnet",
+    "--train_size",
+    "300",
+    "--val_portion",
+    "0",
+    "--epoch",
+    "1",
+    "--batch_size",
+    "64",
+    "--num_of_multiTarget_diffCls",
+    "3",
+    "--marked_samples_per_user",
+    "3",
+    "--num_of_non_member_user",
+    "30",
+    "--device",
+    "cpu",
+)
 
 
 # --- Huang et al.'s sequential test ----------------------------------------------------------------------------------
 
+
 def posterior_ratio_by_hand(total, wins, looked, true):
     """prior / posterior of "true wins among total", by Bayes' rule over whole numbers, from the first principles."""
+
     def likelihood(number):  # hypergeometric: this many wins among the first `looked`
         return stats.hypergeom.pmf(wins, total, number, looked)
+
     posterior = likelihood(true) / sum(likelihood(number) for number in range(total + 1))
     return np.inf if posterior == 0 else (1 / (total + 1)) / posterior
 
@@ -48,8 +70,11 @@ def posterior_ratio_by_hand(total, wins, looked, true):
 def test_lower_bound_is_the_smallest_number_that_bayes_rule_keeps(wins, alpha):
     best, expected = 0, []
     for looked in range(1, len(wins) + 1):
-        kept = [true for true in range(len(wins) + 1)
-                if posterior_ratio_by_hand(len(wins), sum(wins[:looked]), looked, true) < 1 / alpha]
+        kept = [
+            true
+            for true in range(len(wins) + 1)
+            if posterior_ratio_by_hand(len(wins), sum(wins[:looked]), looked, true) < 1 / alpha
+        ]
         best = max(best, min(kept))
         expected.append(best)
     assert sequential.lower_bounds(wins, alpha).tolist() == expected
@@ -83,8 +108,12 @@ def test_bounds_end_at_the_truth_and_never_fall():
 
 def exact_false_detections(count, p):
     """P(detected) when every comparison is a fair coin, over all 2 ** count outcomes."""
-    return np.mean([sequential.sequential_test(np.array(coins, dtype=bool), p)[0]
-                    for coins in itertools.product((0, 1), repeat=count)])
+    return np.mean(
+        [
+            sequential.sequential_test(np.array(coins, dtype=bool), p)[0]
+            for coins in itertools.product((0, 1), repeat=count)
+        ]
+    )
 
 
 @pytest.mark.parametrize("count", [2, 5, 6, 10])
@@ -135,6 +164,7 @@ def test_published_copy_wins_when_it_scores_higher():
 
 # --- twin copies -----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("network", [None, "linear"])
 def test_twin_copies_are_symmetrical_within_the_budget(network):
     images = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (6, 3, 16, 16), dtype=np.uint8))
@@ -162,6 +192,7 @@ def test_a_network_moves_the_copies_farther_apart_in_its_features():
     def gap(network):
         copies = twin_marks.twin_copies(images, np.arange(4), b"key", network).float()
         return (features(copies[:, 0]) - features(copies[:, 1])).norm(dim=1)
+
     assert (gap(features) > 2 * gap(None)).all()
 
 
@@ -170,7 +201,7 @@ def test_owners_share_no_image_unless_they_may():
     rows = np.concatenate([first.rows.ravel(), second.rows.ravel()])
     assert sorted(rows) == list(range(100, 200)) and first.rows.shape == (5, 10) and second.rows.shape == (10, 5)
     assert 0.3 < np.concatenate([first.bits.ravel(), second.bits.ravel()]).mean() < 0.7
-    shared, = twin_marks.draw_owners(np.arange(20), [(30, 10)], 1, "controls", shared=True)
+    (shared,) = twin_marks.draw_owners(np.arange(20), [(30, 10)], 1, "controls", shared=True)
     assert all(len(set(own)) == 10 for own in shared.rows)
     with pytest.raises(UserError, match="--owners 5"):
         twin_marks.draw_owners(np.arange(49), [(5, 10)], 1, "owners")
@@ -183,6 +214,7 @@ def test_copy_scores_average_the_augmented_queries():
 
     def query(images):
         return torch.stack([images[:, 0, 0, 0].float(), torch.full((len(images),), 100.0)], 1)
+
     found = twin_marks.copy_scores(query, image, torch.tensor([0]), 7, 40)
     draws = utils.key_generator(7, "audit's augmentations")
     shifts, flips = draws.integers(0, 9, (40, 2)), draws.random(40) < 0.5
@@ -193,6 +225,7 @@ def test_copy_scores_average_the_augmented_queries():
 
 
 # --- Wenger et al.'s verification ------------------------------------------------------------------------------------
+
 
 def test_verification_agrees_with_the_paired_t_test():
     draws = np.random.default_rng(7)
@@ -265,6 +298,7 @@ def test_features_are_blended_in_at_the_ratio():
 def test_effect_is_the_probability_with_the_feature():
     def query(images):
         return torch.stack([images[:, 0, 0, 0].float() / 100, torch.zeros(len(images))], 1)
+
     images = torch.tensor([0, 100], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 4, 4)
     features = torch.tensor([0, 200], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 4, 4)
     found = isotopes.effect_of_features(query, images, features, 0.5)
@@ -272,6 +306,7 @@ def test_effect_is_the_probability_with_the_feature():
 
 
 # --- Tramer et al.'s poisons -----------------------------------------------------------------------------------------
+
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 12), st.integers(1, 5), st.integers(0, 100), st.lists(st.integers(0, 199), min_size=1))
@@ -295,10 +330,12 @@ def test_wrong_labels_are_spread_over_the_other_classes():
 
 # --- what they share -------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def tiny_setup(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["method.py", *TINY, "--out", str(tmp_path / "out"), "--work",
-                                      str(tmp_path / "work")])
+    monkeypatch.setattr(
+        sys, "argv", ["method.py", *TINY, "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    )
     return common.start(common.parse(common.parser("")))
 
 
@@ -349,14 +386,27 @@ def test_rows_of_an_audit_by_hand():
 
 # --- merging seeds ---------------------------------------------------------------------------------------------------
 
+
 def write_result(folder, seed, hits, auc):
     rows = [common.rate("a", "FPR", hits, 10, 0.5), common.rate("b", "FPR", 9, 10), common.row("a", "AUC", auc)]
-    claims = [common.claim("a below b", ("a", "FPR"), "<", ("b", "FPR")),
-              common.claim("a high", ("a", "AUC"), ">", 0.75), common.claim("gone", ("c", "FPR"), "<", 1)]
-    files.write_json(folder / f"made-seed{seed}" / "result.json", {
-        "method": "made", "rows": rows, "claims": claims, "models": [{"train_accuracy": 0.9}], "notes": [],
-        "settings": {"dataset": "x", "net_type": "y", "train_size": 1, "epoch": 2, "seed": seed}, "hardware": "none",
-        "versions": {}})
+    claims = [
+        common.claim("a below b", ("a", "FPR"), "<", ("b", "FPR")),
+        common.claim("a high", ("a", "AUC"), ">", 0.75),
+        common.claim("gone", ("c", "FPR"), "<", 1),
+    ]
+    files.write_json(
+        folder / f"made-seed{seed}" / "result.json",
+        {
+            "method": "made",
+            "rows": rows,
+            "claims": claims,
+            "models": [{"train_accuracy": 0.9}],
+            "notes": [],
+            "settings": {"dataset": "x", "net_type": "y", "train_size": 1, "epoch": 2, "seed": seed},
+            "hardware": "none",
+            "versions": {},
+        },
+    )
 
 
 def test_seeds_are_pooled_and_conclusions_judged(tmp_path, script):
@@ -367,20 +417,22 @@ def test_seeds_are_pooled_and_conclusions_judged(tmp_path, script):
     merged = json.loads((tmp_path / "comparison.json").read_text())["made"]
     rows = {(row["setting"], row["figure"]): row for row in merged["rows"]}
     assert (rows["a", "FPR"]["hits"], rows["a", "FPR"]["of"], rows["a", "FPR"]["paper"]) == (3, 30, 0.5)
-    assert rows["a", "FPR"]["interval"] == pytest.approx(
-        [stats.beta.ppf(0.025, 3, 28), stats.beta.ppf(0.975, 4, 27)])
+    assert rows["a", "FPR"]["interval"] == pytest.approx([stats.beta.ppf(0.025, 3, 28), stats.beta.ppf(0.975, 4, 27)])
     assert rows["a", "AUC"]["value"] == pytest.approx(0.8) and rows["a", "AUC"]["interval"] == [0.7, 0.9]
     assert [(one["agrees"], one["clear"]) for one in merged["conclusions"]] == [
-        (True, True), (True, False), (None, None)]
+        (True, True),
+        (True, False),
+        (None, None),
+    ]
     assert "| a below b | 10.00 % < 90.00 % | yes |" in (tmp_path / "comparison.md").read_text()
     assert "yes, within the intervals" in done.out and (tmp_path / "comparison.csv").exists()
 
 
 def test_wrong_order_is_a_no(tmp_path):
     rows = [common.rate("a", "FPR", 9, 10), common.rate("b", "FPR", 1, 10)]
-    judged, = summary.judge([common.claim("a below b", ("a", "FPR"), "<", ("b", "FPR"))], rows)
+    (judged,) = summary.judge([common.claim("a below b", ("a", "FPR"), "<", ("b", "FPR"))], rows)
     assert judged["agrees"] is False and summary.verdict(judged) == "no"
-    equal, = summary.judge([common.claim("less", ("a", "FPR"), "<", ("a", "FPR"))], rows)
+    (equal,) = summary.judge([common.claim("less", ("a", "FPR"), "<", ("a", "FPR"))], rows)
     assert equal["agrees"] is False
 
 
@@ -397,17 +449,24 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path, script, chang
 
 # --- from end to end -------------------------------------------------------------------------------------------------
 
-CASES = {"mislabeled": ("--samples", "2", "3", "--poisons", "2"),
-         "isotopes": ("--ratios", "0.6", "--features", "4", "--auxiliary", "10", "--ood_pattern", "BANK"),
-         "twin_marks": ("--owners", "2", "--shares", "0.02", "0.01", "--augmentations", "2"),
-         "lira": ("--models", "6")}
-PLOTS = {"mislabeled": ["fig16.png"], "isotopes": ["fig14.png", "fig15.png", "trade-off.png"],
-         "twin_marks": ["detection.png"], "lira": ["fig3.png"]}
+CASES = {
+    "mislabeled": ("--samples", "2", "3", "--poisons", "2"),
+    "isotopes": ("--ratios", "0.6", "--features", "4", "--auxiliary", "10", "--ood_pattern", "BANK"),
+    "twin_marks": ("--owners", "2", "--shares", "0.02", "0.01", "--augmentations", "2"),
+    "lira": ("--models", "6"),
+}
+PLOTS = {
+    "mislabeled": ["fig16.png"],
+    "isotopes": ["fig14.png", "fig15.png", "trade-off.png"],
+    "twin_marks": ["detection.png"],
+    "lira": ["fig3.png"],
+}
 
 
 @pytest.fixture(scope="module")
 def outlier_folder(tmp_path_factory):
     from PIL import Image
+
     folder, draws = tmp_path_factory.mktemp("bank"), np.random.default_rng(6)
     for number in range(12):
         Image.fromarray(draws.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.png")
@@ -434,8 +493,9 @@ def test_method_from_end_to_end(method, tmp_path, work, outlier_folder, script, 
     for row in result["rows"]:
         assert "of" not in row or row["interval"] == utils.clopper_pearson(row["hits"], row["of"])
     # Every conclusion is about rows that are there.
-    sides = [tuple(side) for claim in result["claims"] for side in (claim["left"], claim["right"])
-             if isinstance(side, list)]
+    sides = [
+        tuple(side) for claim in result["claims"] for side in (claim["left"], claim["right"]) if isinstance(side, list)
+    ]
     assert sides and set(sides) <= known
     assert str(tmp_path / "result.json") in done.out.splitlines()[-1]
     # Again, with the models that are there: the same figures.
@@ -452,12 +512,18 @@ def test_methods_share_their_models(work):
     assert len(list(work.glob("*/model.safetensors"))) == 5 + 1 + 2 + 6
 
 
-@pytest.mark.parametrize(("method", "flags", "message"), [
-    ("mislabeled", ("--samples", "9"), "--samples 9"), ("lira", ("--models", "7"), "--models 7"),
-    ("isotopes", ("--features", "400", "--ood_pattern", "BANK"), "--features"),
-    ("isotopes", ("--ood_pattern", "/nowhere"), "/nowhere"),
-    ("twin_marks", ("--shares", "0.3", "--owners", "9"), "--owners 9"),
-    ("twin_marks", ("--features", "/nowhere"), "/nowhere"), ("lira", ("--countermeasure", "hamp"), "--countermeasure")])
+@pytest.mark.parametrize(
+    ("method", "flags", "message"),
+    [
+        ("mislabeled", ("--samples", "9"), "--samples 9"),
+        ("lira", ("--models", "7"), "--models 7"),
+        ("isotopes", ("--features", "400", "--ood_pattern", "BANK"), "--features"),
+        ("isotopes", ("--ood_pattern", "/nowhere"), "/nowhere"),
+        ("twin_marks", ("--shares", "0.3", "--owners", "9"), "--owners 9"),
+        ("twin_marks", ("--features", "/nowhere"), "/nowhere"),
+        ("lira", ("--countermeasure", "hamp"), "--countermeasure"),
+    ],
+)
 def test_bad_input_is_one_line(method, flags, message, tmp_path, outlier_folder, script):
     flags = [str(outlier_folder) if flag == "BANK" else flag for flag in flags]
     done = script(method, *TINY, *flags, "--out", tmp_path, "--work", tmp_path / "work")
@@ -469,6 +535,7 @@ def test_quick_settings_give_way_to_flags(tmp_path, monkeypatch):
     def parsed(*flags):
         monkeypatch.setattr(sys, "argv", ["x.py", "--quick", "1", *flags])
         return common.parse(common.parser(""), {"epoch": 33}, {"epoch": 44})
+
     assert (parsed().dataset, parsed().epoch, parsed().train_size) == ("photos", 44, 1000)
     other = parsed("--dataset", "cifar10", "--train_size", "700")
     assert (other.dataset, other.epoch, other.train_size, other.net_type) == ("cifar10", 33, 700, "smallnet")
@@ -477,15 +544,27 @@ def test_quick_settings_give_way_to_flags(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
 def test_comparison_script_runs_what_is_asked_for(tmp_path, work):
     """One method; flags in EXTRA win over those of QUICK; the table of conclusions comes last."""
-    environment = {**os.environ, "QUICK": "1", "METHODS": "lira", "SEEDS": "2", "RES_FOLDER": str(tmp_path / "res"),
-                   "WORK": str(work), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                   "EXTRA": f"{' '.join(TINY)} --models 6 --train_size 150"}
-    done = subprocess.run(["bash", str(ROOT / "comparison.sh")], env=environment, capture_output=True, text=True,
-                          timeout=600, check=False)
+    environment = {
+        **os.environ,
+        "QUICK": "1",
+        "METHODS": "lira",
+        "SEEDS": "2",
+        "RES_FOLDER": str(tmp_path / "res"),
+        "WORK": str(work),
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "EXTRA": f"{' '.join(TINY)} --models 6 --train_size 150",
+    }
+    done = subprocess.run(
+        ["bash", str(ROOT / "comparison.sh")], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "res" / "comparison"
-    assert {path.name for path in folder.iterdir()} == {"lira-seed2", *(f"comparison.{end}" for end in (
-        "md", "csv", "json"))}
+    assert {path.name for path in folder.iterdir()} == {
+        "lira-seed2",
+        *(f"comparison.{end}" for end in ("md", "csv", "json")),
+    }
     assert json.loads((folder / "comparison.json").read_text())["lira"]["seeds"] == [2]
     assert json.loads((folder / "lira-seed2" / "result.json").read_text())["settings"]["train_size"] == 150
     lines = done.stdout.splitlines()

@@ -34,8 +34,10 @@ def benchmark(monkeypatch):
 
 def images_and_labels(count=40):
     draws = torch.Generator().manual_seed(0)
-    return (torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=draws),
-            torch.randint(0, 10, (count,), generator=draws))
+    return (
+        torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=draws),
+        torch.randint(0, 10, (count,), generator=draws),
+    )
 
 
 def networks(dtype=torch.float32):
@@ -51,6 +53,7 @@ def tensors(ensemble, number):
 
 
 # --- growth.py -------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_the_slope_of_an_exact_power_law_is_its_power(benchmark, power):
@@ -95,6 +98,7 @@ def test_growth_is_fitted_written_and_drawn(benchmark, tmp_path, monkeypatch, ca
 
 # --- packing.py ------------------------------------------------------------------------------------------------------
 
+
 def test_a_vmapped_step_is_each_networks_own_step(benchmark):
     """In float64, over three steps with momentum and weight decay, running statistics included."""
     packing, models = benchmark("packing"), networks(torch.float64)
@@ -122,8 +126,9 @@ def test_a_vmapped_step_rounds_to_bfloat16_as_autocast_does(benchmark):
     for precision in ("bfloat16", "float32"):
         ensemble = packing.Ensemble(networks(), replace(recipe, precision=precision))
         losses[precision] = ensemble.step(images, labels)
-    alone = torch.stack([packing.Solo(model, recipe).step(*pair)
-                         for model, *pair in zip(networks(), images, labels, strict=True)])
+    alone = torch.stack(
+        [packing.Solo(model, recipe).step(*pair) for model, *pair in zip(networks(), images, labels, strict=True)]
+    )
     assert not torch.equal(losses["bfloat16"], losses["float32"])
     assert torch.allclose(losses["bfloat16"], alone, atol=2e-3)
 
@@ -148,8 +153,25 @@ def test_all_packings_train_on_the_batches_of_the_training_loop(benchmark):
 
 def test_packings_are_compared_in_one_run(benchmark, tmp_path, monkeypatch, capsys):
     packing, out = benchmark("packing"), tmp_path / "found.json"
-    flags = ["--counts", "2", "--rounds", "1", "--images", "16", "--batch_size", "8", "--threads", "1",
-             "--ways", "processes", "streams", "--device", "cpu", "--out", str(out)]
+    flags = [
+        "--counts",
+        "2",
+        "--rounds",
+        "1",
+        "--images",
+        "16",
+        "--batch_size",
+        "8",
+        "--threads",
+        "1",
+        "--ways",
+        "processes",
+        "streams",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr(sys, "argv", ["packing.py", *flags])
     packing.main()
     rows = json.loads(out.read_text())["rows"]

@@ -24,11 +24,23 @@ from experiment import setup
 from kit.errors import UserError
 from networks import build_network
 
-ALL = ("dp_sgd", "dropout", "early_stopping", "fine_tuning", "gaussian_noise", "hamp", "label_only", "output_noise",
-       "pruning", "randaugment", "selena")
+ALL = (
+    "dp_sgd",
+    "dropout",
+    "early_stopping",
+    "fine_tuning",
+    "gaussian_noise",
+    "hamp",
+    "label_only",
+    "output_noise",
+    "pruning",
+    "randaugment",
+    "selena",
+)
 
 
 # --- names and settings ----------------------------------------------------------------------------------------------
+
 
 def test_every_countermeasure_of_the_paper_is_there():
     assert set(ALL) <= set(countermeasures.countermeasure_names())
@@ -45,11 +57,19 @@ def test_settings_are_read_with_their_types():
     assert (chosen.lr, chosen.epochs, chosen.share, chosen.clean_share) == (0.02, 7, 0.1, 0.1)
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("prunning", ("did you mean pruning",)), ("pruning:ammount=0.5", ("ammount", "did you mean amount")),
-    ("pruning:amount", ("SETTING=VALUE",)), ("pruning:amount=many", ("pruning", "amount", "number")),
-    ("pruning:amount=1.5", ("amount", "less than 1")), ("selena:models=3,left_out=3", ("left_out must be below",)),
-    ("", ("unknown",)), ("early_stopping:share=0", ("share", "greater than 0"))])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prunning", ("did you mean pruning",)),
+        ("pruning:ammount=0.5", ("ammount", "did you mean amount")),
+        ("pruning:amount", ("SETTING=VALUE",)),
+        ("pruning:amount=many", ("pruning", "amount", "number")),
+        ("pruning:amount=1.5", ("amount", "less than 1")),
+        ("selena:models=3,left_out=3", ("left_out must be below",)),
+        ("", ("unknown",)),
+        ("early_stopping:share=0", ("share", "greater than 0")),
+    ],
+)
 def test_bad_settings_are_one_line(text, words):
     with pytest.raises(UserError) as caught:
         countermeasures.parse(text)
@@ -57,13 +77,16 @@ def test_bad_settings_are_one_line(text, words):
 
 
 def test_one_file_is_a_countermeasure_more(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("from countermeasures.base import Countermeasure\n"
-                                      "class Mine(Countermeasure):\n    name = 'my_defence'\n    strength: int = 3\n")
+    (tmp_path / "mine.py").write_text(
+        "from countermeasures.base import Countermeasure\n"
+        "class Mine(Countermeasure):\n    name = 'my_defence'\n    strength: int = 3\n"
+    )
     monkeypatch.setattr(countermeasures, "__path__", [*countermeasures.__path__, str(tmp_path)])
     assert str(countermeasures.parse("my_defence:strength=5")) == "my_defence:strength=5"
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
+
 
 class Job:
     """As much of a TrainingJob as hooks need."""
@@ -103,9 +126,11 @@ def test_early_stopping_keeps_the_schedule(tmp_path):
         def lr_at(self, epoch):
             rates.append(lr_at(self, epoch))
             return rates[-1]
+
     watched = Watched(**vars(recipe))
-    history = utils.train_model(model, images, torch.arange(40) % 2, watched, torch.device("cpu"), tmp_path / "p", {},
-                                hooks=hooks)
+    history = utils.train_model(
+        model, images, torch.arange(40) % 2, watched, torch.device("cpu"), tmp_path / "p", {}, hooks=hooks
+    )
     assert len(history) == 4 and rates == [0.1] * 4
 
 
@@ -144,6 +169,7 @@ def test_hamps_loss_is_kl_minus_entropy():
 def test_hamps_answers_keep_the_order_and_lose_the_scores():
     def query(images):
         return images.float().flatten(1)[:, :6] / 50
+
     images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
     true, shown = query(images), HAMP().answer(query, 1)(images)
     for row, hidden in zip(true, shown, strict=True):
@@ -180,6 +206,7 @@ def test_selena_distils_from_the_networks_that_have_not_seen_an_image():
             logits[:, 0] = torch.where(seen, -20.0, 20.0)
             logits[:, 1] = torch.where(seen, 20.0, -20.0)
             return logits
+
     job = SplitJob()
     assert SELENA(models=5, left_out=2).train(job) == ["history"] and len(fitted) == 5
     times_seen = np.sum([[number in model["saw"] for number in range(30)] for model in fitted.values()], axis=0)
@@ -238,6 +265,7 @@ def test_dp_sgd_has_no_batch_normalisation_and_states_its_epsilon():
 
 # --- finished models --------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_pruning_zeroes_the_smallest_weights(scope):
     torch.manual_seed(0)
@@ -260,6 +288,7 @@ def test_pruning_zeroes_the_smallest_weights(scope):
 def test_output_noise_is_fresh_for_every_answer_and_the_same_in_every_audit():
     def query(images):
         return torch.zeros(len(images), 10)
+
     images = torch.zeros(3000, 3, 1, 1)
     noisy = OutputNoise(sigma=2.0).answer(query, 1)
     first, second = noisy(images), noisy(images)
@@ -283,10 +312,19 @@ def test_label_only_leaves_nothing_but_right_or_wrong():
 
 # --- through train.py -------------------------------------------------------------------------------------------------
 
+
 def test_fine_tuning_takes_the_model_over_and_uses_nobodys_images(finished_run, tmp_path):
     out = tmp_path / "tuned"
-    done = call("train.py", *SMALL, "--out", out, "--countermeasure", "fine_tuning:lr=0.001,epochs=2",
-                "--base_model", finished_run)
+    done = call(
+        "train.py",
+        *SMALL,
+        "--out",
+        out,
+        "--countermeasure",
+        "fine_tuning:lr=0.001,epochs=2",
+        "--base_model",
+        finished_run,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((out / "result.json").read_text())
     base = json.loads((finished_run / "result.json").read_text())
@@ -296,6 +334,7 @@ def test_fine_tuning_takes_the_model_over_and_uses_nobodys_images(finished_run, 
     with np.load(out / "marks.npz") as ours, np.load(finished_run / "marks.npz") as theirs:
         assert np.array_equal(ours["images"], theirs["images"])
     from safetensors.torch import load_file
+
     old, new = load_file(finished_run / "model.safetensors"), load_file(out / "model.safetensors")
     moved = (new["classifier.weight"] - old["classifier.weight"]).norm() / old["classifier.weight"].norm()
     assert 0 < moved < 0.2
@@ -304,11 +343,23 @@ def test_fine_tuning_takes_the_model_over_and_uses_nobodys_images(finished_run, 
 
 def test_clean_images_are_disjoint_from_all_others():
     from dataset import load_dataset
+
     data = load_dataset("photos")
-    settings = {"seed": 1, "marked_samples_per_user": 4, "train_size": 500, "val_portion": 0.2, "clean_train": 0,
-                "target_user_cls": [4], "num_of_multiTarget_sameCls": None, "num_of_multiTarget_diffCls": None,
-                "img_blending_ratio": 0.7, "noise_injection_type": "perlin", "noise_norm": 8.0,
-                "ood_pattern": "color_stripes", "countermeasure": "fine_tuning:share=0.5"}
+    settings = {
+        "seed": 1,
+        "marked_samples_per_user": 4,
+        "train_size": 500,
+        "val_portion": 0.2,
+        "clean_train": 0,
+        "target_user_cls": [4],
+        "num_of_multiTarget_sameCls": None,
+        "num_of_multiTarget_diffCls": None,
+        "img_blending_ratio": 0.7,
+        "noise_injection_type": "perlin",
+        "noise_norm": 8.0,
+        "ood_pattern": "color_stripes",
+        "countermeasure": "fine_tuning:share=0.5",
+    }
     made = setup.prepare(settings, {"num_of_non_member_user": 50}, data)
     clean = set(made.clean.tolist())
     assert len(clean) == 200  # half of 400
@@ -337,8 +388,9 @@ def test_eval_audits_the_defended_model_again(finished_run, tmp_path):
         assert done.returncode == 0, done.stderr
         done = call("eval.py", "--checkpoint", out, "--out", tmp_path / f"again{number}")
         assert done.returncode == 0, done.stderr
-        first, again = (json.loads((folder / "result.json").read_text())
-                        for folder in (out, tmp_path / f"again{number}"))
+        first, again = (
+            json.loads((folder / "result.json").read_text()) for folder in (out, tmp_path / f"again{number}")
+        )
         assert first["audit"] == again["audit"] and first["verdict"] == again["verdict"]
         assert first["countermeasure"] == again["countermeasure"]
 
@@ -348,24 +400,31 @@ def test_an_interrupted_countermeasure_goes_on_with_the_same_bits(tmp_path):
     flags = (*SMALL, "--countermeasure", "selena:models=3,left_out=1", "--epoch", "2")
     whole = call("train.py", *flags, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    code = ("import os, utils\ncalls = []\nplain = utils.train_model\n"
-            "def deadly(*given, **more):\n    calls.append(1)\n"
-            "    return plain(*given, **more) if len(calls) < 3 else os._exit(9)\nutils.train_model = deadly")
+    code = (
+        "import os, utils\ncalls = []\nplain = utils.train_model\n"
+        "def deadly(*given, **more):\n    calls.append(1)\n"
+        "    return plain(*given, **more) if len(calls) < 3 else os._exit(9)\nutils.train_model = deadly"
+    )
     killed = call("train.py", *flags, "--out", tmp_path / "cut", code=code)
     assert killed.returncode == 9 and len(list((tmp_path / "cut").glob("*phase*"))) == 2
     counting = code.replace("if len(calls) < 3 else os._exit(9)", "if len(calls) < 3 else print('TOO MANY') or 1 / 0")
     again = call("train.py", *flags, "--out", tmp_path / "cut", code=counting)
     assert again.returncode == 0 and "TOO MANY" not in again.stdout, again.stderr
-    assert (tmp_path / "whole/model.safetensors").read_bytes()[-4096:] == \
-        (tmp_path / "cut/model.safetensors").read_bytes()[-4096:]
+    assert (tmp_path / "whole/model.safetensors").read_bytes()[-4096:] == (
+        tmp_path / "cut/model.safetensors"
+    ).read_bytes()[-4096:]
     assert not list((tmp_path / "cut").glob("*phase*"))
 
 
-@pytest.mark.parametrize(("flags", "words"), [
-    (("--countermeasure", "hamp", "--base_model", "x"), "finished model"),
-    (("--base_model", "x"), "leave it out"),
-    (("--countermeasure", "pruning", "--base_model", "nothing"), "neither a run folder"),
-    (("--countermeasure", "fine_tuning:share=1"), "clean images")])
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--countermeasure", "hamp", "--base_model", "x"), "finished model"),
+        (("--base_model", "x"), "leave it out"),
+        (("--countermeasure", "pruning", "--base_model", "nothing"), "neither a run folder"),
+        (("--countermeasure", "fine_tuning:share=1"), "clean images"),
+    ],
+)
 def test_flags_that_do_not_fit_leave_nothing_behind(tmp_path, flags, words):
     size = ("--train_size", "1900") if "fine_tuning:share=1" in flags else ()
     done = call("train.py", *SMALL, *size, "--out", tmp_path / "run", *flags)
@@ -374,6 +433,16 @@ def test_flags_that_do_not_fit_leave_nothing_behind(tmp_path, flags, words):
 
 
 def test_another_runs_model_is_refused(finished_run, tmp_path):
-    done = call("train.py", *SMALL, "--seed", "5", "--out", tmp_path / "run", "--countermeasure", "pruning",
-                "--base_model", finished_run)
+    done = call(
+        "train.py",
+        *SMALL,
+        "--seed",
+        "5",
+        "--out",
+        tmp_path / "run",
+        "--countermeasure",
+        "pruning",
+        "--base_model",
+        finished_run,
+    )
     assert done.returncode == 2 and "seed" in done.stderr and "without a countermeasure" in done.stderr

@@ -33,6 +33,7 @@ from utils import Marking, mark_images
 
 # --- what is written, and where ---
 
+
 def test_names_places_and_untouched_originals(photos, mark):
     before = tree(photos)
     done = mark(photos, "--img_blending_ratio", ".7", "--noise_injection_type", "perlin", "--noise_norm", "8")
@@ -55,8 +56,11 @@ def test_small_photos_get_the_marks_of_the_paper_exactly(photos, mark):
     stored = loaded(photos)
     for photo in stored["photos"]:
         original = torch.from_numpy(read_photo(photos / photo["original"])).permute(2, 0, 1)[None]
-        expected = mark_images(original, bytes.fromhex(stored["key"]), [0], [photo["number"]],
-                               Marking(0.7, "perlin", 6.0))[0].permute(1, 2, 0).numpy()
+        expected = (
+            mark_images(original, bytes.fromhex(stored["key"]), [0], [photo["number"]], Marking(0.7, "perlin", 6.0))[0]
+            .permute(1, 2, 0)
+            .numpy()
+        )
         with Image.open(marked_of(photos) / photo["marked"]) as image:
             assert image.mode == "RGB" and np.array_equal(np.asarray(image), expected)
 
@@ -169,14 +173,29 @@ def test_dry_run_writes_nothing(photos, mark):
     assert tree(photos.parent) == before and [path.name for path in photos.parent.iterdir()] == ["user"]
 
 
-@pytest.mark.parametrize("flags,folder", [
-    ((), "missing"), ((), "empty"), ((), "texts"), ((), "user/a.png"), (("--img_blending_ratio", "1.5"), "user"),
-    (("--img_blending_ratio", "-0.1"), "user"), (("--img_blending_ratio", "nan"), "user"),
-    (("--noise_injection_type", "pink"), "user"), (("--noise_norm", "256"), "user"), (("--holdout", "1"), "user"),
-    (("--img_blending_ratio", "1", "--noise_injection_type", "none"), "user"), (("--quality", "0"), "user"),
-    (("--img_blending_ratio", "1", "--noise_norm", "0"), "user"), (("--ood_pattern", "/nowhere"), "user"),
-    (("--record", "/nowhere/record.json"), "user"), (("--seed", "-1"), "user"), (("--format", "bmp"), "user"),
-    (("--verify", "/nowhere/record.json"), "user")])
+@pytest.mark.parametrize(
+    "flags,folder",
+    [
+        ((), "missing"),
+        ((), "empty"),
+        ((), "texts"),
+        ((), "user/a.png"),
+        (("--img_blending_ratio", "1.5"), "user"),
+        (("--img_blending_ratio", "-0.1"), "user"),
+        (("--img_blending_ratio", "nan"), "user"),
+        (("--noise_injection_type", "pink"), "user"),
+        (("--noise_norm", "256"), "user"),
+        (("--holdout", "1"), "user"),
+        (("--img_blending_ratio", "1", "--noise_injection_type", "none"), "user"),
+        (("--quality", "0"), "user"),
+        (("--img_blending_ratio", "1", "--noise_norm", "0"), "user"),
+        (("--ood_pattern", "/nowhere"), "user"),
+        (("--record", "/nowhere/record.json"), "user"),
+        (("--seed", "-1"), "user"),
+        (("--format", "bmp"), "user"),
+        (("--verify", "/nowhere/record.json"), "user"),
+    ],
+)
 def test_bad_input_ends_in_one_line_and_leaves_nothing(photos, mark, flags, folder):
     (photos.parent / "empty").mkdir()
     (photos.parent / "texts").mkdir()
@@ -214,6 +233,7 @@ def test_a_very_narrow_photo_does_not_stop_the_others(photos, mark):
 
 # --- names ---
 
+
 def folded(name):
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
@@ -231,22 +251,52 @@ def test_output_names_that_are_easy():
     check_names(["a.jpg"], ["a.png"])
 
 
-@pytest.mark.parametrize("originals,taken", [
-    (["a.jpg", "b.png"], ["A.PNG"]),
-    (["a.jpg", "a.png", "a.jpg.png"], []),
-    (["A.jpg", "a.jpg"], []),
-    (["X/a.png", "x/a.png"], []),
-    (["\u00e9.jpg", "e\u0301.jpg"], []),
-    (["a.jpg"], ["a.png", "a.jpg.png"])])
+@pytest.mark.parametrize(
+    "originals,taken",
+    [
+        (["a.jpg", "b.png"], ["A.PNG"]),
+        (["a.jpg", "a.png", "a.jpg.png"], []),
+        (["A.jpg", "a.jpg"], []),
+        (["X/a.png", "x/a.png"], []),
+        (["\u00e9.jpg", "e\u0301.jpg"], []),
+        (["a.jpg"], ["a.png", "a.jpg.png"]),
+    ],
+)
 def test_output_names_never_meet(originals, taken):
     """Two photos of one output name: the second overwrites the first, and the record's hash is wrong."""
     check_names(originals, taken)
 
 
-STEMS = st.lists(st.sampled_from(["a", "A", "\u00e9", "e\u0301", "E\u0301", "\u00df", "ss", "\u0130", "i\u0307", ".jpg",
-                                  ".png", ".", "~2", "-1", "_", "(1)"]), min_size=1, max_size=4).map("".join)
-PATHS = st.builds(lambda folder, stem, suffix: folder + stem.lstrip(".") + "x" * (not stem.lstrip(".")) + suffix,
-                  st.sampled_from(["", "", "f/", "F/", "a.jpg/"]), STEMS, st.sampled_from([".jpg", ".png", ".JPG"]))
+STEMS = st.lists(
+    st.sampled_from(
+        [
+            "a",
+            "A",
+            "\u00e9",
+            "e\u0301",
+            "E\u0301",
+            "\u00df",
+            "ss",
+            "\u0130",
+            "i\u0307",
+            ".jpg",
+            ".png",
+            ".",
+            "~2",
+            "-1",
+            "_",
+            "(1)",
+        ]
+    ),
+    min_size=1,
+    max_size=4,
+).map("".join)
+PATHS = st.builds(
+    lambda folder, stem, suffix: folder + stem.lstrip(".") + "x" * (not stem.lstrip(".")) + suffix,
+    st.sampled_from(["", "", "f/", "F/", "a.jpg/"]),
+    STEMS,
+    st.sampled_from([".jpg", ".png", ".JPG"]),
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -256,6 +306,7 @@ def test_output_names_of_batches_never_meet(first, second):
 
 
 # --- the key ---
+
 
 def test_a_second_key_gives_other_stripes_and_one_key_the_same(tmp_path, mark):
     """Stripes alone on flat grey: rows show the key's colours, for every photo and for photos added later."""
@@ -360,6 +411,7 @@ def test_overwrite_of_a_damaged_record_leaves_no_old_mark(tmp_path, mark):
 
 
 # --- hold-out ---
+
 
 def test_holdout_publishes_exactly_half(tmp_path, mark):
     folder, selections = tmp_path / "user", []

@@ -44,8 +44,15 @@ from dataset.store import FileStore, MemoryStore
 
 
 def test_names_and_unknown_name():
-    assert dataset.dataset_names() == ["cifar10", "cifar100", "tinyimagenet", "celeba", "artbench", "imagefolder",
-                                       "photos"]
+    assert dataset.dataset_names() == [
+        "cifar10",
+        "cifar100",
+        "tinyimagenet",
+        "celeba",
+        "artbench",
+        "imagefolder",
+        "photos",
+    ]
     user_error(lambda: dataset.load_dataset("cifar11"), "cifar11", "did you mean cifar10?", *dataset.dataset_names())
     user_error(lambda: dataset.recipe("TinyImagenet"), "did you mean tinyimagenet?")
 
@@ -63,8 +70,9 @@ SPEC = {
 @pytest.mark.parametrize("name", SPEC)
 def test_recipes_are_the_papers(name):
     net, train_size, epoch, lr, batch, decay, val, marked, classes, normalization = SPEC[name]
-    assert dataset.recipe(name) == Recipe(net, train_size, epoch, lr, batch, 0.9, decay, val, marked, 5_000, classes,
-                                          normalization)
+    assert dataset.recipe(name) == Recipe(
+        net, train_size, epoch, lr, batch, 0.9, decay, val, marked, 5_000, classes, normalization
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ splits
@@ -75,8 +83,13 @@ def split_cases(draw):
     labels = np.array(draw(st.lists(st.integers(0, 4), min_size=3, max_size=80)))
     is_test = np.array(draw(st.lists(st.booleans(), min_size=len(labels), max_size=len(labels))))
     is_test[draw(st.integers(0, len(labels) - 1))] = False
-    return (torch.from_numpy(labels), torch.from_numpy(is_test), draw(st.integers(1, int((~is_test).sum()))),
-            draw(st.sampled_from([0, 0.1, 0.2, 0.45])), draw(st.integers(0, 2**40)))
+    return (
+        torch.from_numpy(labels),
+        torch.from_numpy(is_test),
+        draw(st.integers(1, int((~is_test).sum()))),
+        draw(st.sampled_from([0, 0.1, 0.2, 0.45])),
+        draw(st.integers(0, 2**40)),
+    )
 
 
 @given(split_cases())
@@ -128,10 +141,20 @@ def test_splits_leave_other_generators_alone():
     assert torch.equal(before[2], torch.get_rng_state())
 
 
-@pytest.mark.parametrize(("train_size", "val_portion", "words"), [
-    (7, 0.2, ("--train_size 7", "1 to 6")), (0, 0.2, ("--train_size 0",)), (-1, 0.2, ("--train_size -1",)),
-    (2.5, 0.2, ("--train_size 2.5",)), (float("nan"), 0.2, ("--train_size nan",)), (4, 1, ("--val_portion 1",)),
-    (4, -0.1, ("--val_portion -0.1",)), (4, float("nan"), ("--val_portion nan",)), (1, 0.9, ("no training image",))])
+@pytest.mark.parametrize(
+    ("train_size", "val_portion", "words"),
+    [
+        (7, 0.2, ("--train_size 7", "1 to 6")),
+        (0, 0.2, ("--train_size 0",)),
+        (-1, 0.2, ("--train_size -1",)),
+        (2.5, 0.2, ("--train_size 2.5",)),
+        (float("nan"), 0.2, ("--train_size nan",)),
+        (4, 1, ("--val_portion 1",)),
+        (4, -0.1, ("--val_portion -0.1",)),
+        (4, float("nan"), ("--val_portion nan",)),
+        (1, 0.9, ("no training image",)),
+    ],
+)
 def test_splits_that_cannot_be(train_size, val_portion, words):
     labels, is_test = torch.arange(8) % 2, torch.arange(8) >= 6
     user_error(lambda: make_splits(labels, is_test, train_size, val_portion, 0), *words)
@@ -154,8 +177,13 @@ def test_stores_give_the_images_asked_for(both_stores):
             got = images[wanted]
             assert got.dtype == torch.uint8 and got.device.type == "cpu" and torch.equal(got, expected[[4, 0, 0, 2]])
         assert images[[]].shape == (0, 3, 8, 8)
-        for wrong, error in (([5], IndexError), ([-1], IndexError), ([0.0], TypeError), ([True], TypeError),
-                             ([[0]], TypeError)):
+        for wrong, error in (
+            ([5], IndexError),
+            ([-1], IndexError),
+            ([0.0], TypeError),
+            ([True], TypeError),
+            ([[0]], TypeError),
+        ):
             with pytest.raises(error):
                 images[wrong]
         images[[0]].zero_()
@@ -311,10 +339,18 @@ def test_exif_orientation(tmp_path):
     assert np.array_equal(store.decode_image(tmp_path / "turned.png", 16, 8)[[0, 15], 0], [RED, BLUE])
 
 
-@pytest.mark.parametrize(("mode", "colour", "expected"), [
-    ("L", 77, (77, 77, 77)), ("1", 1, (255, 255, 255)), ("LA", (77, 9), (77, 77, 77)),
-    ("RGBA", (1, 2, 3, 128), (1, 2, 3)), ("CMYK", (0, 255, 255, 0), RED), ("P", 3, (10, 20, 30)),
-    ("I;16", 0x8040, (128, 128, 128))])
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (77, 9), (77, 77, 77)),
+        ("RGBA", (1, 2, 3, 128), (1, 2, 3)),
+        ("CMYK", (0, 255, 255, 0), RED),
+        ("P", 3, (10, 20, 30)),
+        ("I;16", 0x8040, (128, 128, 128)),
+    ],
+)
 def test_colour_modes(tmp_path, mode, colour, expected):
     picture = Image.new(mode, (4, 4), colour)
     if mode == "P":
@@ -326,8 +362,13 @@ def test_colour_modes(tmp_path, mode, colour, expected):
 def png_claiming(width, height):
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b""))
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b"\0" * 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), [(10_001, 10_000), (20_000, 20_000), (60_000, 60_000)])
@@ -372,8 +413,14 @@ def test_split_layout(tmp_path):
     assert data.name == "imagefolder" and data.class_names == ("ant", "cat")
     assert data.labels.tolist() == [0, 0, 0, 1, 1, 1] and data.labels.dtype == torch.int64
     assert data.is_test.tolist() == [False] * 5 + [True]
-    assert torch.equal(all_images(data), torch.stack([pixels[f"train/ant/{i}.png"] for i in range(3)]
-                       + [pixels[f"train/cat/deep/er/{i}.png"] for i in range(2)] + [pixels["test/cat/0.png"]]))
+    assert torch.equal(
+        all_images(data),
+        torch.stack(
+            [pixels[f"train/ant/{i}.png"] for i in range(3)]
+            + [pixels[f"train/cat/deep/er/{i}.png"] for i in range(2)]
+            + [pixels["test/cat/0.png"]]
+        ),
+    )
 
 
 def test_plain_layout(tmp_path):
@@ -407,13 +454,19 @@ def test_a_class_called_train(tmp_path):
     assert dataset.load_dataset("imagefolder", tmp_path).class_names == ("bus", "train")
 
 
-@pytest.mark.parametrize(("counts", "words"), [
-    ({"train/a": 1, "train/b": 1, "test/a": 1, "test/zebra": 1}, ("'zebra'", "train")),
-    ({"train/a": 1, "train/b": 1, "train/empty": 0}, ("empty", "no images")),
-    ({"train/a": 1, "train/b": 0, "test/a": 1, "test/b": 1}, ("train/b", "no images")),
-    ({"a": 1, "b": 1, "blank/.x": 1}, ("blank", "no images")),
-    ({"test/a": 1, "other/a": 1}, ("train/", "test")), ({"val/a": 1}, ("train/",)),
-    ({}, ("no class folders", "train/<class>/*")), ({"only": 2}, ("'only'", "two or more"))])
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"train/a": 1, "train/b": 1, "test/a": 1, "test/zebra": 1}, ("'zebra'", "train")),
+        ({"train/a": 1, "train/b": 1, "train/empty": 0}, ("empty", "no images")),
+        ({"train/a": 1, "train/b": 0, "test/a": 1, "test/b": 1}, ("train/b", "no images")),
+        ({"a": 1, "b": 1, "blank/.x": 1}, ("blank", "no images")),
+        ({"test/a": 1, "other/a": 1}, ("train/", "test")),
+        ({"val/a": 1}, ("train/",)),
+        ({}, ("no class folders", "train/<class>/*")),
+        ({"only": 2}, ("'only'", "two or more")),
+    ],
+)
 def test_folders_that_are_no_data_set(tmp_path, counts, words):
     for folder in counts:
         (tmp_path / folder).mkdir(parents=True)
@@ -437,9 +490,14 @@ def test_links(tmp_path):
     assert len(dataset.load_dataset("imagefolder", root).labels) == 6, "links inside the root are followed"
     (tmp_path / "alias").symlink_to(root)
     assert len(dataset.load_dataset("imagefolder", tmp_path / "alias").labels) == 6
-    for link, target in (("train/b/x.png", "../../../outside/0.png"), ("train/b/x.png", "nowhere.png"),
-                         ("train/b/more", str(tmp_path / "outside")), ("train/b/loop", "../../train"),
-                         ("train/c", str(tmp_path / "outside")), ("test", str(tmp_path / "outside"))):
+    for link, target in (
+        ("train/b/x.png", "../../../outside/0.png"),
+        ("train/b/x.png", "nowhere.png"),
+        ("train/b/more", str(tmp_path / "outside")),
+        ("train/b/loop", "../../train"),
+        ("train/c", str(tmp_path / "outside")),
+        ("test", str(tmp_path / "outside")),
+    ):
         (root / link).symlink_to(target)
         if link == "test":
             write_image(tmp_path / "outside/a/0.png")
@@ -556,8 +614,8 @@ def test_photo_crops_are_where_they_say():
         pixels = np.asarray(image.reduce(photo.shrink))
         taken = np.zeros(pixels.shape[:2], dtype=int)
         for crop, ninth, (y, x) in zip(crops, ninths, corners, strict=True):
-            assert np.array_equal(crop, pixels[y:y + 32, x:x + 32])
-            taken[y:y + 32, x:x + 32] += 1
+            assert np.array_equal(crop, pixels[y : y + 32, x : x + 32])
+            taken[y : y + 32, x : x + 32] += 1
             row, column = (y + 16) * 3 // taken.shape[0], (x + 16) * 3 // taken.shape[1]
             assert ninth == 3 * row + column
         assert taken.max() == 1, f"crops of {photo.name} overlap"
@@ -571,11 +629,14 @@ def test_constant_crops_are_left_out():
 
 
 def test_photos_run_no_foreign_code_and_use_no_network():
-    code = ("import socket, sys; socket.socket.connect = socket.getaddrinfo = None; "
-            "import dataset; dataset.load_dataset('photos'); "
-            "print([name for name in ('skimage', 'sklearn', 'torchvision') if name in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(dataset.__file__).parents[1], capture_output=True,
-                          text=True, timeout=60)
+    code = (
+        "import socket, sys; socket.socket.connect = socket.getaddrinfo = None; "
+        "import dataset; dataset.load_dataset('photos'); "
+        "print([name for name in ('skimage', 'sklearn', 'torchvision') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(dataset.__file__).parents[1], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
 
 
@@ -594,21 +655,35 @@ def test_photos_that_have_changed(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------------ checks
 
 
-@pytest.mark.parametrize(("change", "word"), [
-    ({"labels": torch.tensor([0, 1, 2, 0])}, "image 2 has label 2"),
-    ({"labels": torch.tensor([0, -1, 1, 0])}, "image 1 has label -1"),
-    ({"labels": torch.tensor([0, 0, 0, 1]), "is_test": torch.tensor([False, False, False, True])}, "class 'bee'"),
-    ({"labels": torch.tensor([0, 1, 0])}, "one per label"),
-    ({"labels": torch.tensor([0, 1, 0]), "is_test": torch.zeros(3, dtype=torch.bool)}, "4 images but 3 labels"),
-    ({"labels": torch.tensor([0., 1, 0, 1])}, "int64"),
-    ({"is_test": torch.zeros(4)}, "bool"),
-    ({"images": MemoryStore(torch.full((4, 3, 2, 2), 9, dtype=torch.uint8))}, "all pixels"),
-    ({"images": MemoryStore(torch.zeros((0, 3, 2, 2), dtype=torch.uint8)), "labels": torch.zeros(0, dtype=torch.int64),
-      "is_test": torch.zeros(0, dtype=torch.bool)}, "no images")])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"labels": torch.tensor([0, 1, 2, 0])}, "image 2 has label 2"),
+        ({"labels": torch.tensor([0, -1, 1, 0])}, "image 1 has label -1"),
+        ({"labels": torch.tensor([0, 0, 0, 1]), "is_test": torch.tensor([False, False, False, True])}, "class 'bee'"),
+        ({"labels": torch.tensor([0, 1, 0])}, "one per label"),
+        ({"labels": torch.tensor([0, 1, 0]), "is_test": torch.zeros(3, dtype=torch.bool)}, "4 images but 3 labels"),
+        ({"labels": torch.tensor([0.0, 1, 0, 1])}, "int64"),
+        ({"is_test": torch.zeros(4)}, "bool"),
+        ({"images": MemoryStore(torch.full((4, 3, 2, 2), 9, dtype=torch.uint8))}, "all pixels"),
+        (
+            {
+                "images": MemoryStore(torch.zeros((0, 3, 2, 2), dtype=torch.uint8)),
+                "labels": torch.zeros(0, dtype=torch.int64),
+                "is_test": torch.zeros(0, dtype=torch.bool),
+            },
+            "no images",
+        ),
+    ],
+)
 def test_checks_at_load(change, word):
-    good = {"images": MemoryStore(torch.arange(48, dtype=torch.uint8).reshape(4, 3, 2, 2)),
-            "labels": torch.tensor([0, 1, 1, 0]), "class_names": ("ant", "bee"),
-            "is_test": torch.zeros(4, dtype=torch.bool), "recipe": photos.RECIPE}
+    good = {
+        "images": MemoryStore(torch.arange(48, dtype=torch.uint8).reshape(4, 3, 2, 2)),
+        "labels": torch.tensor([0, 1, 1, 0]),
+        "class_names": ("ant", "bee"),
+        "is_test": torch.zeros(4, dtype=torch.bool),
+        "recipe": photos.RECIPE,
+    }
     checked_data("mine", **good)
     user_error(lambda: checked_data("mine", **{**good, **change}), "data set mine", word)
 

@@ -1,6 +1,5 @@
 """Data sets that come as archives or as files of a download: unpacking, named folders, CIFAR."""
 
-
 import errno
 import hashlib
 import io
@@ -112,9 +111,11 @@ def test_full_disk_while_unpacking(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-NAMED = {"tinyimagenet": (tinyimagenet, "tiny-224", "tiny-224.zip", 200),
-         "celeba": (celeba, "celeba", "celeba.tar", 307),
-         "artbench": (artbench, "artbench", "artbench.tar", 10)}
+NAMED = {
+    "tinyimagenet": (tinyimagenet, "tiny-224", "tiny-224.zip", 200),
+    "celeba": (celeba, "celeba", "celeba.tar", 307),
+    "artbench": (artbench, "artbench", "artbench.tar", 10),
+}
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -123,8 +124,15 @@ def test_named_folders(tmp_path, monkeypatch, name):
     user_error(lambda: dataset.load_dataset(name, tmp_path), name, archive, tmp_path / folder, "download")
     assert class_count == module.CLASS_COUNT
     test = "val" if name == "tinyimagenet" else "test"
-    MAKERS[archive[-3:]](tmp_path / archive, {f"{folder}/{part}/{label}/{i}.png": image_bytes(i)
-                                              for part in ("train", test) for label in "ab" for i in range(2)})
+    MAKERS[archive[-3:]](
+        tmp_path / archive,
+        {
+            f"{folder}/{part}/{label}/{i}.png": image_bytes(i)
+            for part in ("train", test)
+            for label in "ab"
+            for i in range(2)
+        },
+    )
     user_error(lambda: dataset.load_dataset(name, tmp_path), name, f"2 classes instead of {class_count}")
     monkeypatch.setattr(module, "CLASS_COUNT", 2)
     data = dataset.load_dataset(name, tmp_path, 16)
@@ -169,14 +177,18 @@ def cifar_files(tmp_path, monkeypatch):
         (tmp_path / folder / name).write_bytes(packed)
         return [name, hashlib.md5(packed).hexdigest()]
 
-    for cls, label_key, names in ((datasets.CIFAR10, "labels", [f"data_batch_{i}" for i in range(1, 6)]),
-                                  (datasets.CIFAR100, "fine_labels", ["train"])):
+    for cls, label_key, names in (
+        (datasets.CIFAR10, "labels", [f"data_batch_{i}" for i in range(1, 6)]),
+        (datasets.CIFAR100, "fine_labels", ["train"]),
+    ):
         batches = []
         for seed, name in enumerate([*names, cls.test_list[0][0]]):
             pixels = np.random.default_rng(seed).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
             batches.append((name, pixels, [0, 1, 2, 2, 1, 0]))
-        rows = [pack(cls.base_folder, name, {"data": pixels.reshape(6, -1), label_key: labels})
-                for name, pixels, labels in batches]
+        rows = [
+            pack(cls.base_folder, name, {"data": pixels.reshape(6, -1), label_key: labels})
+            for name, pixels, labels in batches
+        ]
         meta = pack(cls.base_folder, cls.meta["filename"], {cls.meta["key"]: ["ant", "bee", "cat"]})
         monkeypatch.setattr(cls, "train_list", rows[:-1])
         monkeypatch.setattr(cls, "test_list", rows[-1:])
@@ -211,8 +223,9 @@ def test_cifar_from_its_archive(cifar_files, tmp_path_factory, monkeypatch):
     assert torch.equal(all_images(dataset.load_dataset("cifar10", other)), expected["cifar10"])
 
 
-@pytest.mark.parametrize(("name", "archive"), [("cifar10", "cifar-10-python.tar.gz"),
-                                               ("cifar100", "cifar-100-python.tar.gz")])
+@pytest.mark.parametrize(
+    ("name", "archive"), [("cifar10", "cifar-10-python.tar.gz"), ("cifar100", "cifar-100-python.tar.gz")]
+)
 def test_cifar_without_network(tmp_path, monkeypatch, name, archive):
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     user_error(lambda: dataset.load_dataset(name, tmp_path), name, tmp_path, archive, "no network in tests")

@@ -14,8 +14,14 @@ from torch import nn
 
 from kit import distributed
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
-            "--rdzv_endpoint=localhost:0"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--nproc_per_node=2",
+    "--rdzv_backend=c10d",
+    "--rdzv_endpoint=localhost:0",
+]
 WORKER = """
 import os, sys
 import torch, torch.distributed as dist
@@ -54,8 +60,13 @@ def safe_metadata(path):
 def _trained(folder, size):
     """The state dict after three steps in `size` processes."""
     out = folder / f"{size}.pt"
-    processes = [subprocess.Popen([sys.executable, "-c", WORKER, ROOT, folder / f"store{size}", str(rank), str(size),
-                                   out], env={**os.environ, "OMP_NUM_THREADS": "1"}) for rank in range(size)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, ROOT, folder / f"store{size}", str(rank), str(size), out],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(size)
+    ]
     assert [process.wait(timeout=120) for process in processes] == [0] * size
     return torch.load(out, weights_only=True)
 
@@ -83,29 +94,42 @@ def test_torchrun_gives_the_result_of_one_process(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     starts = {"alone": [sys.executable], "together": TORCHRUN}
     for name, start in starts.items():
-        done = subprocess.run([*start, str(ROOT / "train.py"), *flags, "--out", tmp_path / name], env=environment,
-                              capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            [*start, str(ROOT / "train.py"), *flags, "--out", tmp_path / name],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("FPR@100%TPR") == 1, "every process printed a table"
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in starts]
-    assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == \
-        sorted(path.name for path in (tmp_path / "together").iterdir())
+    assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == sorted(
+        path.name for path in (tmp_path / "together").iterdir()
+    )
     assert results[0]["accuracy"]["test"] == pytest.approx(results[1]["accuracy"]["test"], abs=0.03)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in starts]
     alone, together = (torch.cat([values[name].double().ravel() for name in sorted(values)]) for values in weights)
     # Rounding grows from step to step; a wrong mean or a missing share gives tens of per cent.
     assert (alone - together).norm() <= 0.01 * alone.norm()
-    losses = [json.loads(safe_metadata(tmp_path / name / "model.safetensors")["settings"])["history"]
-              for name in starts]
+    losses = [
+        json.loads(safe_metadata(tmp_path / name / "model.safetensors")["settings"])["history"] for name in starts
+    ]
     for one, two in zip(*losses, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=0.01)
 
 
 def test_a_follower_that_fails_ends_the_run(tmp_path):
     """Wrong: the leader waits for ever for a process that died of bad input."""
-    done = subprocess.run([*TORCHRUN, str(ROOT / "train.py"), *SMALL, "--target_user_cls", "4000",
-                           "--out", tmp_path / "bad"], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-                          capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [*TORCHRUN, str(ROOT / "train.py"), *SMALL, "--target_user_cls", "4000", "--out", tmp_path / "bad"],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode != 0
     assert "4000 does not exist" in done.stderr
     assert not (tmp_path / "bad").exists()

@@ -21,6 +21,7 @@ from suspects.suspect import Answers
 
 # --- the log of answers ---
 
+
 def block(number, rows=3, classes=4):
     rng = np.random.default_rng(number)
     return (rng.integers(0, 256, (rows, 32), dtype=np.uint8), Answers(rng.normal(size=(rows, classes)).astype("f4")))
@@ -34,14 +35,20 @@ def filled(folder, count=3):
 
 
 def same_block(one, other):
-    return all((left is None and right is None) or (left.tobytes() == right.tobytes() and left.shape == right.shape)
-               for left, right in zip((one[0], one[1].values, one[1].classes), (other[0], other[1].values,
-                                                                               other[1].classes), strict=True))
+    return all(
+        (left is None and right is None) or (left.tobytes() == right.tobytes() and left.shape == right.shape)
+        for left, right in zip(
+            (one[0], one[1].values, one[1].classes), (other[0], other[1].values, other[1].classes), strict=True
+        )
+    )
 
 
 def test_the_log_keeps_every_form_of_answer(tmp_path):
-    kinds = {5: block(5), 1: (block(1)[0], Answers(None, np.array([[1], [2], [3]], np.int32))),
-             3: (block(3)[0], Answers(block(3)[1].values, np.arange(12, dtype=np.int32).reshape(3, 4) - 1))}
+    kinds = {
+        5: block(5),
+        1: (block(1)[0], Answers(None, np.array([[1], [2], [3]], np.int32))),
+        3: (block(3)[0], Answers(block(3)[1].values, np.arange(12, dtype=np.int32).reshape(3, 4) - 1)),
+    }
     log = AnswerLog(tmp_path / "log", {"model": "m"})
     for number, (digests, answers) in kinds.items():
         log.add(number, digests, answers)
@@ -68,7 +75,7 @@ def test_a_torn_last_block_is_dropped_and_the_earlier_kept(tmp_path):
     for cut in [*range(2 * size, 3 * size, 7), 3 * size - 1]:
         path.write_bytes(whole[:cut])
         log = AnswerLog(tmp_path / "log", {"model": "m", "keys": 3})
-        assert set(log.blocks) == {0, 1} and path.read_bytes() == whole[:2 * size], cut
+        assert set(log.blocks) == {0, 1} and path.read_bytes() == whole[: 2 * size], cut
     log.add(2, *block(2))
     assert path.read_bytes() == whole
 
@@ -120,14 +127,22 @@ def test_no_half_block_after_an_exception(tmp_path, monkeypatch, name):
                 file = real(*arguments, **options)
                 if "a" in arguments[1:2][0]:
                     write = file.write
-                    fake = type("Full", (), {"__getattr__": lambda _, name: getattr(file, name),
-                                             "__enter__": lambda self: self, "__exit__": lambda *_: file.close(),
-                                             "write": lambda _, data: (write(data[:20]), file.flush(), fail())})
+                    fake = type(
+                        "Full",
+                        (),
+                        {
+                            "__getattr__": lambda _, name: getattr(file, name),
+                            "__enter__": lambda self: self,
+                            "__exit__": lambda *_: file.close(),
+                            "write": lambda _, data: (write(data[:20]), file.flush(), fail()),
+                        },
+                    )
                     return fake()
                 return file
 
             def fail():
                 raise OSError(28, "No space left on device")
+
             patch.setattr(evidence, "open", opened, raising=False)
         with pytest.raises((KeyboardInterrupt, OSError)):
             log.add(3, *block(3))
@@ -138,11 +153,19 @@ def test_no_half_block_after_an_exception(tmp_path, monkeypatch, name):
 
 # --- the bundle ---
 
+
 def bundle_parts(kind="logits", label=AUTO):
     """(document, order, digests, answers) of an audit in which nearly everything speaks for the user."""
     record = make_record((10, 0.5))
-    audit = {"keys": 4, "selections": 99, "alpha": 0.01, "audit_seed": "", "label": label, "label_only": False,
-             "top_k": None}
+    audit = {
+        "keys": 4,
+        "selections": 99,
+        "alpha": 0.01,
+        "audit_seed": "",
+        "label": label,
+        "label_only": False,
+        "top_k": None,
+    }
     rng = np.random.default_rng(5)
     logits = rng.normal(size=(10, 5, 4)).astype(np.float32)
     logits[np.flatnonzero(record.published), 0, 2] += 2.5
@@ -152,9 +175,17 @@ def bundle_parts(kind="logits", label=AUTO):
         answers = Answers(None, answers.values.argmax(axis=1)[:, None].astype(np.int32))
     digests = rng.integers(0, 256, (50, 32), dtype=np.uint8)
     result, _, _ = user_audit.judge(record.batches, record.selection_key, audit, order, answers, 4)
-    document = {"record": records.public_part(record, 1), "commitment": record.commitments[-1],
-                "selection_key": record.selection_key, "audit": audit, "classes": 4, "model": {"name": "m"},
-                "preprocessing": {}, "result": result, "versions": environment.software_versions()}
+    document = {
+        "record": records.public_part(record, 1),
+        "commitment": record.commitments[-1],
+        "selection_key": record.selection_key,
+        "audit": audit,
+        "classes": 4,
+        "model": {"name": "m"},
+        "preprocessing": {},
+        "result": result,
+        "versions": environment.software_versions(),
+    }
     return document, order, digests, answers
 
 
@@ -199,6 +230,7 @@ def replay(script, tmp_path):
     def run(document, order, digests, answers, *flags):
         write_bundle(tmp_path / "e.zip", document, order, digests, answers)
         return script("eval", "--replay", tmp_path / "e.zip", *flags)
+
     return run
 
 
@@ -223,7 +255,7 @@ def tampered(change):
     document = copied(document)
     values = answers.values.copy()
     order = order.copy()
-    order, values = (change(document, order, values) or (order, values))
+    order, values = change(document, order, values) or (order, values)
     return document, order, digests, Answers(values)
 
 
@@ -233,6 +265,7 @@ def set_in(*path):
         for name in path[:-2]:
             part = part[name]
         part[path[-2]] = path[-1]
+
     return change
 
 
@@ -240,26 +273,47 @@ def shuffle_own(document, order, values):
     values[order % 5 == 0] = -values[order % 5 == 0]
 
 
-@pytest.mark.parametrize("change", [
-    set_in("result", "p_value", 1e-5), set_in("selection_key", "ab" * 32), set_in("commitment", "0" * 64),
-    set_in("record", "settings", "noise_norm", 4.0), set_in("record", "evidence", True),
-    set_in("record", "software", "torch", "0"), set_in("record", "batches", 0, "published", 4),
-    set_in("record", "batches", 0, "photos", 11), set_in("record", "secret_sha256", "0" * 64),
-    set_in("record", "selection_key_sha256", "0" * 64), set_in("audit", "label", 1),
-    set_in("audit", "audit_seed", "other side"), set_in("audit", "selections", 98), shuffle_own,
-    lambda document, order, values: (np.roll(order, 7), values)],
-    ids=lambda change: getattr(change, "__name__", "") + str(getattr(change, "__closure__", "") and
-                                                            change.__closure__[0].cell_contents))
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_in("result", "p_value", 1e-5),
+        set_in("selection_key", "ab" * 32),
+        set_in("commitment", "0" * 64),
+        set_in("record", "settings", "noise_norm", 4.0),
+        set_in("record", "evidence", True),
+        set_in("record", "software", "torch", "0"),
+        set_in("record", "batches", 0, "published", 4),
+        set_in("record", "batches", 0, "photos", 11),
+        set_in("record", "secret_sha256", "0" * 64),
+        set_in("record", "selection_key_sha256", "0" * 64),
+        set_in("audit", "label", 1),
+        set_in("audit", "audit_seed", "other side"),
+        set_in("audit", "selections", 98),
+        shuffle_own,
+        lambda document, order, values: (np.roll(order, 7), values),
+    ],
+    ids=lambda change: (
+        getattr(change, "__name__", "")
+        + str(getattr(change, "__closure__", "") and change.__closure__[0].cell_contents)
+    ),
+)
 def test_tampering_is_noticed(replay, change):
     """What changes the public part does not fit the commitment, what changes T changes p."""
     refused(replay(*tampered(change)))
 
 
-@pytest.mark.parametrize("change", [
-    set_in("result", "statistic", 0.0), set_in("result", "detected", True), set_in("result", "sentences", "Proven."),
-    set_in("audit", "alpha", 0.5), set_in("result", "label", 0),
-    lambda document, order, values: values.__setitem__((slice(None), 0), values[:, 0] - 1e-3)],
-    ids=["statistic", "detected", "sentences", "alpha", "label", "answers"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_in("result", "statistic", 0.0),
+        set_in("result", "detected", True),
+        set_in("result", "sentences", "Proven."),
+        set_in("audit", "alpha", 0.5),
+        set_in("result", "label", 0),
+        lambda document, order, values: values.__setitem__((slice(None), 0), values[:, 0] - 1e-3),
+    ],
+    ids=["statistic", "detected", "sentences", "alpha", "label", "answers"],
+)
 def test_tampering_that_leaves_p_is_noticed(replay, change):
     refused(replay(*tampered(change)))
 
@@ -272,34 +326,42 @@ def forged_batches(*batches):
     def change(document, order, values):
         document["record"]["batches"] = [{"created": "", "photos": p, "published": s} for p, s in batches]
         recommitted(document)
+
     return change
 
 
 def with_values(value):
     def change(document, order, values):
         values[3, 1] = value
+
     return change
 
 
 HOSTILE = {
-    "no audit": (set_in("audit", None)), "a list": (set_in("record", [])),
-    "negative keys": (set_in("audit", "keys", -1)), "no class": (set_in("audit", "label", "cat")),
-    "true as class": (set_in("audit", "label", True)), "odd key": (set_in("selection_key", "abc")),
-    "key no text": (set_in("selection_key", 5)), "huge": (set_in("audit", "selections", 10**12)),
+    "no audit": (set_in("audit", None)),
+    "a list": (set_in("record", [])),
+    "negative keys": (set_in("audit", "keys", -1)),
+    "no class": (set_in("audit", "label", "cat")),
+    "true as class": (set_in("audit", "label", True)),
+    "odd key": (set_in("selection_key", "abc")),
+    "key no text": (set_in("selection_key", 5)),
+    "huge": (set_in("audit", "selections", 10**12)),
     "no result": (lambda document, *_: document.pop("result") and None),
     "result no dict": (set_in("result", [])),
-    "alpha no number": (set_in("audit", "alpha", "x")), "alpha null": (set_in("audit", "alpha", None)),
-    "top_k no number": (set_in("audit", "top_k", "x")), "top_k 0": (set_in("audit", "top_k", 0)),
+    "alpha no number": (set_in("audit", "alpha", "x")),
+    "alpha null": (set_in("audit", "alpha", None)),
+    "top_k no number": (set_in("audit", "top_k", "x")),
+    "top_k 0": (set_in("audit", "top_k", 0)),
     "audit seed": (set_in("audit", "audit_seed", 0.5)),
     "more photos": (forged_batches((11, 5))),
     "photos that fit by chance": (forged_batches((5, 2))),
-    "NaN": (with_values(np.nan)), "infinite": (with_values(np.inf)),
+    "NaN": (with_values(np.nan)),
+    "infinite": (with_values(np.inf)),
     "keys": set_in("audit", "keys", 9),
 }
 
 
-@pytest.mark.parametrize("change", [
-    pytest.param(change, id=name) for name, change in HOSTILE.items()])
+@pytest.mark.parametrize("change", [pytest.param(change, id=name) for name, change in HOSTILE.items()])
 def test_hostile_documents_end_in_user_error(replay, change):
     refused(replay(*tampered(change)))
 
@@ -355,22 +417,29 @@ def hostile_bundles():
     yield "truncated", zipped({"bundle.json": good, "answers.npz": arrays_with()})[:-300]
     label = np.zeros((50, 1), np.int32)
     cases = [  # name, member, array
-        ("pickle", "values", np.array([[{}]] * 50, dtype=object)), ("floats", "order", fifty + 0.5),
-        ("twice", "order", np.zeros(50, int)), ("short", "order", fifty[:49]),
-        ("no digests", "digests", None), ("no values", "values", None), ("no npy", "values", b"abc"),
-        ("flat", "values", np.zeros(50, "f4")), ("digests", "digests", np.zeros((50, 31), np.uint8)),
+        ("pickle", "values", np.array([[{}]] * 50, dtype=object)),
+        ("floats", "order", fifty + 0.5),
+        ("twice", "order", np.zeros(50, int)),
+        ("short", "order", fifty[:49]),
+        ("no digests", "digests", None),
+        ("no values", "values", None),
+        ("no npy", "values", b"abc"),
+        ("flat", "values", np.zeros(50, "f4")),
+        ("digests", "digests", np.zeros((50, 31), np.uint8)),
         ("claims 40 TB", "values", claim),
         ("words", "values", np.array([["a", "b"]] * 50)),
-        ("no columns", "values", np.zeros((50, 0), "f4")), ("class -2", "classes", label - 2),
+        ("no columns", "values", np.zeros((50, 0), "f4")),
+        ("class -2", "classes", label - 2),
         ("class 2**31", "classes", label + (2**31 - 1)),
-        ("two labels", "classes", np.zeros((50, 2), np.int32)), ("half classes", "classes", label + 0.5)]
+        ("two labels", "classes", np.zeros((50, 2), np.int32)),
+        ("half classes", "classes", label + 0.5),
+    ]
     for name, member, array in cases:
         arrays = arrays_with(**{"values": None, member: array} if member == "classes" else {member: array})
         yield name, zipped({"bundle.json": good, "answers.npz": arrays})
 
 
-@pytest.mark.parametrize("content", [
-    pytest.param(content, id=name) for name, content in hostile_bundles()])
+@pytest.mark.parametrize("content", [pytest.param(content, id=name) for name, content in hostile_bundles()])
 def test_hostile_bundles_end_in_user_error(script, tmp_path, content):
     (tmp_path / "e.zip").write_bytes(content)
     refused(script("eval", "--replay", tmp_path / "e.zip"), "e.zip")

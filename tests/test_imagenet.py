@@ -56,8 +56,9 @@ def source(tmp_path):
 
 def prepare(script, source, out, **flags):
     chosen = {**PREPARE, **{f"--{name}": value for name, value in flags.items()}}
-    return script("imagenet-prepare", "--data_root", source, "--out", out,
-                  *(part for item in chosen.items() for part in item))
+    return script(
+        "imagenet-prepare", "--data_root", source, "--out", out, *(part for item in chosen.items() for part in item)
+    )
 
 
 def snapshot(folder, follow=False):
@@ -67,8 +68,13 @@ def snapshot(folder, follow=False):
         for name in [*files, *(name for name in folders if os.path.islink(os.path.join(parent, name)))]:
             path = os.path.join(parent, name)
             key = os.path.relpath(path, folder)
-            found[key] = os.readlink(path) if os.path.islink(path) and not follow else Path(path).read_bytes() \
-                if os.path.isfile(path) else None
+            found[key] = (
+                os.readlink(path)
+                if os.path.islink(path) and not follow
+                else Path(path).read_bytes()
+                if os.path.isfile(path)
+                else None
+            )
     return found
 
 
@@ -102,13 +108,22 @@ def entries(manifest, group):
 # The tree
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def test_tree_has_the_sources_files_but_for_those_held_out(prepared, manifest):
     source, out = prepared
     for label in CLASSES:
-        away = {name for entry in manifest["users"].values() if entry["class"] == label
-                for name in (entry["originals"] if entry["group"] == "non_member" else entry["held_out"])}
-        renamed = {original: file for entry in entries(manifest, "member").values() if entry["class"] == label
-                   for original, file in zip(entry["originals"], entry["files"], strict=True)}
+        away = {
+            name
+            for entry in manifest["users"].values()
+            if entry["class"] == label
+            for name in (entry["originals"] if entry["group"] == "non_member" else entry["held_out"])
+        }
+        renamed = {
+            original: file
+            for entry in entries(manifest, "member").values()
+            if entry["class"] == label
+            for original, file in zip(entry["originals"], entry["files"], strict=True)
+        }
         expected = {renamed.get(name, name) for name in os.listdir(source / "train" / label) if name not in away}
         assert set(os.listdir(out / "train" / label)) == expected
 
@@ -132,8 +147,9 @@ def test_member_files_are_the_marked_pixels(script, source, tmp_path, format):
         seed = int.from_bytes(utils.derive_key(3, "imagenet user", "member", number)[:6], "little")
         key = utils.derive_key(seed, "mark record")
         for position, original, file in zip(entry["numbers"], entry["originals"], entry["files"], strict=True):
-            pixels = protect.mark_photo(read_photo(source / "train" / entry["class"] / original), key, position,
-                                        utils.Marking())
+            pixels = protect.mark_photo(
+                read_photo(source / "train" / entry["class"] / original), key, position, utils.Marking()
+            )
             expected = encode_photo(pixels, format, settings["quality"])
             assert (out / "train" / entry["class"] / file).read_bytes() == expected
             assert (out / "members" / name / entry["class"] / file).read_bytes() == expected
@@ -221,8 +237,9 @@ def test_a_second_call_changes_nothing(script, source, tmp_path):
     before = {path: path.lstat().st_mtime_ns for path in (tmp_path / "tree").rglob("*")}
     second = prepare(script, source, tmp_path / "tree")
     assert second.code == 0 and second.out == first.out
-    assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "tree").rglob("*") if path.name != ".lock"} == \
-        {path: time for path, time in before.items() if path.name != ".lock"}
+    assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "tree").rglob("*") if path.name != ".lock"} == {
+        path: time for path, time in before.items() if path.name != ".lock"
+    }
     assert prepare(script, source, tmp_path / "tree", noise_norm=4).code == 2
 
 
@@ -290,13 +307,29 @@ def test_a_class_full_of_damaged_images_is_one_line(script, source, tmp_path):
 # Users
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def plan(counts, **changes):
-    settings = {"num_of_users": 4, "marked_samples_per_user": 3, "num_of_non_member_users": 4, "holdout": 0.0,
-                "non_member_source": "train", "non_member_pool": None, "seed": 1, "img_blending_ratio": 0.7,
-                "noise_injection_type": "perlin", "noise_norm": 8.0, "format": "png", "quality": 95, **changes}
-    train, val = (Source(side, {
-        label: "\0".join(f"{label}{image}.png" for image in range(count)) for label, count in counts.items()})
-        for side in ("train", "val"))
+    settings = {
+        "num_of_users": 4,
+        "marked_samples_per_user": 3,
+        "num_of_non_member_users": 4,
+        "holdout": 0.0,
+        "non_member_source": "train",
+        "non_member_pool": None,
+        "seed": 1,
+        "img_blending_ratio": 0.7,
+        "noise_injection_type": "perlin",
+        "noise_norm": 8.0,
+        "format": "png",
+        "quality": 95,
+        **changes,
+    }
+    train, val = (
+        Source(
+            side, {label: "\0".join(f"{label}{image}.png" for image in range(count)) for label, count in counts.items()}
+        )
+        for side in ("train", "val")
+    )
     return plan_users(settings, train, val)
 
 
@@ -374,27 +407,44 @@ HOSTILE = ("a b", "ä\u202e名", "-rf", "..x", "$(touch hacked)", "new\nline", "
 def test_hostile_names_survive(script, tmp_path):
     source = make_source(tmp_path / "data", HOSTILE, images=9)
     for label in HOSTILE:
-        write_images(source / "train" / label, ["-n.png", "x\ny.png", "back\\slash.png", "é\u202e.png", ".hidden.png",
-                                                "L" * 250 + ".png"])
+        write_images(
+            source / "train" / label,
+            ["-n.png", "x\ny.png", "back\\slash.png", "é\u202e.png", ".hidden.png", "L" * 250 + ".png"],
+        )
         os.rename(source / "train" / label / "-n.png", os.fsencode(source / "train" / label) + b"/bad\xff.png")
         (source / "train" / label / "notes.txt").write_text("no image")
-    done = prepare(script, source, tmp_path / "tree", num_of_users=14, num_of_non_member_users=14, format="png",
-                   marked_samples_per_user=2)
+    done = prepare(
+        script,
+        source,
+        tmp_path / "tree",
+        num_of_users=14,
+        num_of_non_member_users=14,
+        format="png",
+        marked_samples_per_user=2,
+    )
     assert done.code == 0, done.err
-    before, after = ({label: set(os.listdir(os.fsencode(root / "train" / label))) for label in HOSTILE}
-                     for root in (source, tmp_path / "tree"))
+    before, after = (
+        {label: set(os.listdir(os.fsencode(root / "train" / label))) for label in HOSTILE}
+        for root in (source, tmp_path / "tree")
+    )
     for label in HOSTILE:
         assert {b"bad\xff.png", b"back\\slash.png", b"notes.txt", b"L" * 250 + b".png"} <= after[label]
     assert sum(map(len, before.values())) - sum(map(len, after.values())) == 14 * 2
-    assert find_users(tmp_path / "tree" / "members") == \
-        find_users(tmp_path / "tree" / "members", read_manifest(tmp_path / "tree"), "member")
+    assert find_users(tmp_path / "tree" / "members") == find_users(
+        tmp_path / "tree" / "members", read_manifest(tmp_path / "tree"), "member"
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"data", "tree"}
 
 
 def test_output_names_never_meet():
     names = ["a.png", "a.png.jpg", "a.bmp", "a.JPEG", "a.jpg"]
-    assert [output_name(name, names, "jpeg") for name in names] == \
-        ["a.png.jpg.jpg", "a.png.jpg", "a.bmp.jpg", "a.JPEG", "a.jpg"]
+    assert [output_name(name, names, "jpeg") for name in names] == [
+        "a.png.jpg.jpg",
+        "a.png.jpg",
+        "a.bmp.jpg",
+        "a.JPEG",
+        "a.jpg",
+    ]
 
 
 def spoil(source, how):
@@ -416,18 +466,28 @@ def spoil(source, how):
             path.rename(path.with_suffix(".txt"))
 
 
-@pytest.mark.parametrize(("how", "flags", "part"), [
-    ("no train", {}, "can't be opened"), ("no val", {}, "can't be opened"), ("flat val", {}, "no class folders"),
-    ("empty class", {}, "is empty"), ("nested", {}, "has a folder inside"), ("bad class", {}, "not valid UTF-8"),
-    ("no images", {}, "room for 0 of 4 member users"),
-    ("", {"marked_samples_per_user": 14}, "room for 0 of 4 member users of 14"),
-    ("", {"num_of_users": 21}, "room for 20 of 21 member users"),
-    ("", {"num_of_non_member_users": 50}, "non-member users"),
-    ("", {"non_member_pool": 2}, "smaller than the 3"), ("", {"non_member_pool": 400}, "room for 0 of 5 non-member"),
-    ("", {"non_member_source": "val", "marked_samples_per_user": 5}, "room for 0 of 5 non-member"),
-    ("", {"img_blending_ratio": 1, "noise_norm": 0}, "leaves the images as they are"),
-    ("", {"seed": -1}, "at least 0"), ("", {"num_of_users": 0}, "at least 1"), ("", {"link": "soft"}, "invalid choice"),
-])
+@pytest.mark.parametrize(
+    ("how", "flags", "part"),
+    [
+        ("no train", {}, "can't be opened"),
+        ("no val", {}, "can't be opened"),
+        ("flat val", {}, "no class folders"),
+        ("empty class", {}, "is empty"),
+        ("nested", {}, "has a folder inside"),
+        ("bad class", {}, "not valid UTF-8"),
+        ("no images", {}, "room for 0 of 4 member users"),
+        ("", {"marked_samples_per_user": 14}, "room for 0 of 4 member users of 14"),
+        ("", {"num_of_users": 21}, "room for 20 of 21 member users"),
+        ("", {"num_of_non_member_users": 50}, "non-member users"),
+        ("", {"non_member_pool": 2}, "smaller than the 3"),
+        ("", {"non_member_pool": 400}, "room for 0 of 5 non-member"),
+        ("", {"non_member_source": "val", "marked_samples_per_user": 5}, "room for 0 of 5 non-member"),
+        ("", {"img_blending_ratio": 1, "noise_norm": 0}, "leaves the images as they are"),
+        ("", {"seed": -1}, "at least 0"),
+        ("", {"num_of_users": 0}, "at least 1"),
+        ("", {"link": "soft"}, "invalid choice"),
+    ],
+)
 def test_bad_input_of_prepare_is_one_line(script, source, tmp_path, how, flags, part):
     spoil(source, how)
     refused = prepare(script, source, tmp_path / "tree", **flags)
@@ -456,14 +516,19 @@ def test_foreign_folders_and_links_are_refused(script, source, tmp_path):
     assert [path.name for path in (tmp_path / "full").iterdir() if path.name != ".lock"] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("change", [
-    lambda m: m["users"]["member_00000"].update({"files": ["../../../etc/passwd"] * 3}),
-    lambda m: m["users"]["member_00000"].update({"class": ".."}),
-    lambda m: m["users"].update({"a/b": m["users"]["member_00000"]}),
-    lambda m: m["users"]["member_00000"].update({"group": "friend"}),
-    lambda m: m["users"]["member_00000"].pop("files"), lambda m: m.update({"format": "other"}),
-    lambda m: m.update({"users": [1]}), lambda m: m.update({"class_names": [1]}),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["users"]["member_00000"].update({"files": ["../../../etc/passwd"] * 3}),
+        lambda m: m["users"]["member_00000"].update({"class": ".."}),
+        lambda m: m["users"].update({"a/b": m["users"]["member_00000"]}),
+        lambda m: m["users"]["member_00000"].update({"group": "friend"}),
+        lambda m: m["users"]["member_00000"].pop("files"),
+        lambda m: m.update({"format": "other"}),
+        lambda m: m.update({"users": [1]}),
+        lambda m: m.update({"class_names": [1]}),
+    ],
+)
 def test_hostile_manifests_are_refused(manifest, tmp_path, change):
     copy = json.loads(json.dumps(manifest))
     change(copy)
@@ -475,6 +540,7 @@ def test_hostile_manifests_are_refused(manifest, tmp_path, change):
 # ----------------------------------------------------------------------------------------------------------------------
 # The audit
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
@@ -489,12 +555,24 @@ def checkpoint(tmp_path_factory):
 
 
 def audit(script, tree, checkpoint, out, *flags, **replaced):
-    named = {"--resume_path": checkpoint, "--arch": "resnet18", "--member_data_folder": tree / "members",
-             "--non_member_data_folder": tree / "non_members", "--val_set_data_folder": tree / "val",
-             "--out": out, "--device": "cpu", "--input_size": SIDE, "--resize": SIDE, "--batch_size": 4,
-             **{f"--{name}": value for name, value in replaced.items()}}
-    return script("imagenet-audit", *(part for name, value in named.items() if value is not None
-                                      for part in (name, value)), *flags)
+    named = {
+        "--resume_path": checkpoint,
+        "--arch": "resnet18",
+        "--member_data_folder": tree / "members",
+        "--non_member_data_folder": tree / "non_members",
+        "--val_set_data_folder": tree / "val",
+        "--out": out,
+        "--device": "cpu",
+        "--input_size": SIDE,
+        "--resize": SIDE,
+        "--batch_size": 4,
+        **{f"--{name}": value for name, value in replaced.items()},
+    }
+    return script(
+        "imagenet-audit",
+        *(part for name, value in named.items() if value is not None for part in (name, value)),
+        *flags,
+    )
 
 
 def direct_losses(checkpoint, users):
@@ -502,21 +580,35 @@ def direct_losses(checkpoint, users):
     model = torchvision.models.resnet18(num_classes=len(CLASSES))
     with torch.serialization.safe_globals([argparse.Namespace]):
         model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
-    change = torchvision.transforms.Compose([
-        torchvision.transforms.ToTensor(),
-        torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+    change = torchvision.transforms.Compose(
+        [
+            torchvision.transforms.ToTensor(),
+            torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
     with torch.inference_mode():
-        return np.array([[torch.nn.functional.cross_entropy(
-            model.eval()(change(Image.open(path).convert("RGB"))[None]).double(),
-            torch.tensor([CLASSES.index(label)])).item() for label, path in files] for files in users.values()])
+        return np.array(
+            [
+                [
+                    torch.nn.functional.cross_entropy(
+                        model.eval()(change(Image.open(path).convert("RGB"))[None]).double(),
+                        torch.tensor([CLASSES.index(label)]),
+                    ).item()
+                    for label, path in files
+                ]
+                for files in users.values()
+            ]
+        )
 
 
 def test_losses_are_those_of_a_direct_computation(script, prepared, checkpoint, tmp_path):
     done = audit(script, prepared[1], checkpoint, tmp_path / "out", manifest=prepared[1] / "manifest.json")
     assert done.code == 0, done.err
     found = read_arrays(tmp_path / "out" / "losses.npz")
-    users = {group: find_users(prepared[1] / folder) for group, folder in
-             (("target", "members"), ("non_member", "non_members"))}
+    users = {
+        group: find_users(prepared[1] / folder)
+        for group, folder in (("target", "members"), ("non_member", "non_members"))
+    }
     for group, expected in users.items():
         losses = direct_losses(checkpoint, expected)
         assert found[f"{group}_cross_entropy"].shape == losses.shape
@@ -541,19 +633,23 @@ def test_manifest_and_folders_give_the_same_audit(script, prepared, checkpoint, 
 
 
 def test_users_are_cut_by_name_and_both_sides_are_scaled_alike(script, prepared, checkpoint, tmp_path):
-    done = audit(script, prepared[1], checkpoint, tmp_path / "out", marked_samples_per_user=2, scaled_loss=1,
-                 instance_mi=1)
+    done = audit(
+        script, prepared[1], checkpoint, tmp_path / "out", marked_samples_per_user=2, scaled_loss=1, instance_mi=1
+    )
     assert done.code == 0 and "instance-based, scaled_loss" in done.out
-    found, result = (read(tmp_path / "out" / name) for read, name in (
-        (read_arrays, "losses.npz"), (read_json, "result.json")))
+    found, result = (
+        read(tmp_path / "out" / name) for read, name in ((read_arrays, "losses.npz"), (read_json, "result.json"))
+    )
     users = {name: files[:2] for name, files in find_users(prepared[1] / "members").items()}
     assert np.allclose(found["target_cross_entropy"], direct_losses(checkpoint, users), atol=1e-4)
     assert result["mode"] == "instance" and result["audit"]["set"] == utils.membership_inference(
-        found["target_scaled_loss"], found["non_member_scaled_loss"])
+        found["target_scaled_loss"], found["non_member_scaled_loss"]
+    )
 
 
-def test_a_finished_audit_is_shown_again_and_another_one_is_not_mixed_with_it(script, prepared, checkpoint, tmp_path,
-                                                                              monkeypatch):
+def test_a_finished_audit_is_shown_again_and_another_one_is_not_mixed_with_it(
+    script, prepared, checkpoint, tmp_path, monkeypatch
+):
     first = audit(script, prepared[1], checkpoint, tmp_path / "out")
     stamp = (tmp_path / "out" / "losses.npz").stat().st_mtime_ns
     again = audit(script, prepared[1], checkpoint, tmp_path / "out")
@@ -569,10 +665,19 @@ def test_networks_of_timm_and_class_order_of_the_manifest(script, prepared, tmp_
     timm = pytest.importorskip("timm")
     with utils.seeded("timm"):
         model = timm.create_model("resnet10t", num_classes=len(CLASSES))
-    torch.save({"state_dict": model.state_dict(), "arch": "resnet10t", "args": argparse.Namespace(model="resnet10t")},
-               tmp_path / "last.pth.tar.pth")
-    done = audit(script, prepared[1], tmp_path / "last.pth.tar.pth", tmp_path / "out", arch="resnet10t",
-                 val_set_data_folder=None, manifest=prepared[1] / "manifest.json")
+    torch.save(
+        {"state_dict": model.state_dict(), "arch": "resnet10t", "args": argparse.Namespace(model="resnet10t")},
+        tmp_path / "last.pth.tar.pth",
+    )
+    done = audit(
+        script,
+        prepared[1],
+        tmp_path / "last.pth.tar.pth",
+        tmp_path / "out",
+        arch="resnet10t",
+        val_set_data_folder=None,
+        manifest=prepared[1] / "manifest.json",
+    )
     assert done.code == 0, done.err
     assert "timm:resnet10t" in done.out and "accuracy, validation" not in done.out
 
@@ -600,8 +705,10 @@ class _Bomb:
 
 def test_a_checkpoint_that_holds_code_is_refused(script, prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, save in (("a.pth", lambda path: torch.save({"model": {}, "args": _Bomb()}, path)),
-                       ("b.pth", lambda path: Path(path).write_bytes(pickle.dumps(_Bomb())))):
+    for name, save in (
+        ("a.pth", lambda path: torch.save({"model": {}, "args": _Bomb()}, path)),
+        ("b.pth", lambda path: Path(path).write_bytes(pickle.dumps(_Bomb()))),
+    ):
         save(name)
         refused = audit(script, prepared[1], name, tmp_path / "out")
         assert refused.code == 2 and "nothing in it was run" in refused.err and refused.err.count("\n") == 1
@@ -637,21 +744,34 @@ def bad_copy(prepared, tmp_path, how):
     return tree
 
 
-@pytest.mark.parametrize(("how", "flags", "part"), [
-    ("short", {}, "users have 2 to 3 images"), ("short", {"marked_samples_per_user": 3}, "member_00001 has 2 images"),
-    ("short", {"manifest": "manifest.json"}, "is missing, though the manifest lists it"),
-    ("damaged", {}, "replace it or remove it"), ("class", {}, "class 'n99' is not one of the model's"),
-    ("mixed", {}, "mixes USER/CLASS/IMAGES"), ("both", {}, "both images and folders"),
-    ("no images", {}, "0 to 3 images"), ("empty", {}, "has no users"),
-    ("val", {}, "the model has 5 classes and the data 4"),
-    ("", {"arch": "resnet5O"}, "unknown network"), ("", {"arch": "resnet50"}, "does not fit"),
-    ("", {"arch": None}, "give --net_type"), ("", {"resume_path": "nowhere.pth"}, "does not exist"),
-    ("", {"member_data_folder": "nowhere"}, "is not a folder"), ("", {"val_set_data_folder": "nowhere"}, "can't be"),
-    ("", {"val_set_data_folder": None}, "give --val_set_data_folder or --manifest"),
-    ("", {"manifest": "nowhere.json"}, "does not exist"), ("", {"fpr": 2}, "at most 1"),
-    ("", {"batch_size": 0}, "at least 1"), ("", {"device": "gpu"}, "--device gpu"),
-    ("same", {}, "are the same folder"), ("", {"out": "TREE"}, "holds a run or a tree"),
-])
+@pytest.mark.parametrize(
+    ("how", "flags", "part"),
+    [
+        ("short", {}, "users have 2 to 3 images"),
+        ("short", {"marked_samples_per_user": 3}, "member_00001 has 2 images"),
+        ("short", {"manifest": "manifest.json"}, "is missing, though the manifest lists it"),
+        ("damaged", {}, "replace it or remove it"),
+        ("class", {}, "class 'n99' is not one of the model's"),
+        ("mixed", {}, "mixes USER/CLASS/IMAGES"),
+        ("both", {}, "both images and folders"),
+        ("no images", {}, "0 to 3 images"),
+        ("empty", {}, "has no users"),
+        ("val", {}, "the model has 5 classes and the data 4"),
+        ("", {"arch": "resnet5O"}, "unknown network"),
+        ("", {"arch": "resnet50"}, "does not fit"),
+        ("", {"arch": None}, "give --net_type"),
+        ("", {"resume_path": "nowhere.pth"}, "does not exist"),
+        ("", {"member_data_folder": "nowhere"}, "is not a folder"),
+        ("", {"val_set_data_folder": "nowhere"}, "can't be"),
+        ("", {"val_set_data_folder": None}, "give --val_set_data_folder or --manifest"),
+        ("", {"manifest": "nowhere.json"}, "does not exist"),
+        ("", {"fpr": 2}, "at most 1"),
+        ("", {"batch_size": 0}, "at least 1"),
+        ("", {"device": "gpu"}, "--device gpu"),
+        ("same", {}, "are the same folder"),
+        ("", {"out": "TREE"}, "holds a run or a tree"),
+    ],
+)
 def test_bad_input_of_audit_is_one_line(script, prepared, checkpoint, tmp_path, how, flags, part):
     tree = bad_copy(prepared, tmp_path, how)
     if how == "same":
@@ -668,11 +788,20 @@ def test_bad_input_of_audit_is_one_line(script, prepared, checkpoint, tmp_path, 
 
 def test_the_sweep_names_what_is_missing_and_prints_a_table(script, prepared, checkpoint, tmp_path):
     shutil.copy(checkpoint, tmp_path / "resnet18-3.pth")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DATA": str(tmp_path), "NETS": "resnet18", "SAMPLES": "3 2",
-                   "RES_FOLDER": str(tmp_path / "res"), "TREE_3": str(prepared[1]), "PYTHON": sys.executable,
-                   "EXTRA": f"--device cpu --input_size {SIDE} --resize {SIDE}"}
-    done = subprocess.run(["bash", str(ROOT / "imagenet-eval.sh")], env=environment, capture_output=True, text=True,
-                          check=False)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DATA": str(tmp_path),
+        "NETS": "resnet18",
+        "SAMPLES": "3 2",
+        "RES_FOLDER": str(tmp_path / "res"),
+        "TREE_3": str(prepared[1]),
+        "PYTHON": sys.executable,
+        "EXTRA": f"--device cpu --input_size {SIDE} --resize {SIDE}",
+    }
+    done = subprocess.run(
+        ["bash", str(ROOT / "imagenet-eval.sh")], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("not finished: resnet18-2 (") and done.stderr.count("\n") == 1
     row = done.stdout.splitlines()[-1].split()

@@ -20,7 +20,8 @@ from networks import build_network
 
 CLASSES, SIZE = 3, 32
 needs_library = pytest.mark.skipif(
-    __import__("importlib.util").util.find_spec("pytorch_ood") is None, reason="pytorch-ood is not installed")
+    __import__("importlib.util").util.find_spec("pytorch_ood") is None, reason="pytorch-ood is not installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def auc(high, low):
 # Detectors
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 @needs_library
 @pytest.mark.parametrize("name", detectors.UNSUPERVISED)
 def test_every_detector_scores_outliers_higher(name, clusters):
@@ -61,11 +63,17 @@ def test_every_detector_scores_outliers_higher(name, clusters):
 def test_mahalanobis_is_the_distance_to_the_nearest_class(clusters):
     features, labels, head, outliers = clusters
     score = detectors.fit_detector("Mahalanobis", features[:900], labels[:900], head)
-    centred = np.concatenate([features[:900][labels[:900] == k] - features[:900][labels[:900] == k].mean(0)
-                              for k in range(CLASSES)])
+    centred = np.concatenate(
+        [features[:900][labels[:900] == k] - features[:900][labels[:900] == k].mean(0) for k in range(CLASSES)]
+    )
     shape = EmpiricalCovariance(assume_centered=True).fit(np.float64(centred))
-    wanted = np.min([shape.mahalanobis(np.float64(outliers) - np.float64(features[:900][labels[:900] == k].mean(0)))
-                     for k in range(CLASSES)], axis=0)
+    wanted = np.min(
+        [
+            shape.mahalanobis(np.float64(outliers) - np.float64(features[:900][labels[:900] == k].mean(0)))
+            for k in range(CLASSES)
+        ],
+        axis=0,
+    )
     found = score(outliers)
     # The library has half the distance, and the sum of outer products in place of their mean.
     assert np.allclose(found * 2 * 900, wanted, rtol=1e-3)
@@ -136,6 +144,7 @@ def test_classes_that_are_too_small_are_named():
 # Neural PCA
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def test_alphas_of_all_components_sum_to_the_logit():
     draws = torch.Generator().manual_seed(3)
     features, labels = torch.randn(400, 6, generator=draws).abs(), torch.arange(400) % 2
@@ -179,6 +188,7 @@ def test_neural_pca_judges_an_image_by_its_own_class():
 # MCHAD
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def photos(count, seed=0):
     """Smooth images of three colours, one colour a class: uint8 (count, 3, 32, 32), labels."""
     draws, labels = np.random.default_rng(seed), np.arange(count) % CLASSES
@@ -206,6 +216,7 @@ def test_mchad_separates_marks_it_knows_under_keys_it_does_not():
 # The script
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A data set of class folders, a checkpoint in the form of train.py's, and a folder of other images."""
@@ -221,25 +232,57 @@ def folder(tmp_path_factory):
         Image.fromarray(image).save(others / f"{number}.png")
     with utils.seeded("test network"):
         model = build_network("smallnet", 5)
-    files.save_model(root / "model.safetensors", model.state_dict(), {
-        "settings": {"net_type": "smallnet", "image_size": SIZE, "epoch": 1, "lr": 0.1, "batch_size": 32, "seed": 1,
-                     "momentum": 0.9, "weight_decay": 0.0, "precision": "float32"},
-        "classes": 5, "class_names": list("abcde"), "mean": (0.5,) * 3, "std": (0.25,) * 3})
+    files.save_model(
+        root / "model.safetensors",
+        model.state_dict(),
+        {
+            "settings": {
+                "net_type": "smallnet",
+                "image_size": SIZE,
+                "epoch": 1,
+                "lr": 0.1,
+                "batch_size": 32,
+                "seed": 1,
+                "momentum": 0.9,
+                "weight_decay": 0.0,
+                "precision": "float32",
+            },
+            "classes": 5,
+            "class_names": list("abcde"),
+            "mean": (0.5,) * 3,
+            "std": (0.25,) * 3,
+        },
+    )
     return root
 
 
 def flags(folder, **more):
-    chosen = {"dataset": "imagefolder", "data_root": folder / "data", "features": folder / "model.safetensors",
-              "train_size": 200, "fit_share": 0.5, "num_of_multiTarget_diffCls": 4, "marked_samples_per_user": 5,
-              "clean_images": 60, "ood_pattern": folder / "others", "mchad_epochs": 1, "device": "cpu",
-              "out": folder / "out", **more}
-    return [word for name, value in chosen.items() for word in (f"--{name}", *(value if isinstance(value, list)
-                                                                               else [value]))]
+    chosen = {
+        "dataset": "imagefolder",
+        "data_root": folder / "data",
+        "features": folder / "model.safetensors",
+        "train_size": 200,
+        "fit_share": 0.5,
+        "num_of_multiTarget_diffCls": 4,
+        "marked_samples_per_user": 5,
+        "clean_images": 60,
+        "ood_pattern": folder / "others",
+        "mchad_epochs": 1,
+        "device": "cpu",
+        "out": folder / "out",
+        **more,
+    }
+    return [
+        word
+        for name, value in chosen.items()
+        for word in (f"--{name}", *(value if isinstance(value, list) else [value]))
+    ]
 
 
 @pytest.fixture
 def start(monkeypatch, capsys):
     """Run the script in this process: exit code and the last line of stderr."""
+
     def run(words):
         monkeypatch.setattr(sys, "argv", ["input_detection.py", *map(str, words)])
         code = 0
@@ -248,6 +291,7 @@ def start(monkeypatch, capsys):
         except SystemExit as stop:
             code = stop.code
         return code, (capsys.readouterr().err.strip().splitlines() or [""])[-1]
+
     return run
 
 
@@ -267,10 +311,17 @@ def test_script_from_end_to_end(folder, start):
         assert {"hardware", "seconds"} <= results[-1].keys() and "pytorch-ood" in results[-1]["versions"]
         assert all(Image.open(own / name).size[0] > 500 for name in ("unsupervised.png", "supervised.png"))
     summary = files.read_json(folder / "out" / "result.json")["summary"]
-    best, mahalanobis = (next(one for one in summary if one["detector"] == name)
-                         for name in (script.BEST, "Mahalanobis"))
-    assert best["auc"] == [max(row["auc"] for row in result["rows"] if row["marking"] == best["marking"] and
-                               row["detector"] in detectors.UNSUPERVISED) for result in results]
+    best, mahalanobis = (
+        next(one for one in summary if one["detector"] == name) for name in (script.BEST, "Mahalanobis")
+    )
+    assert best["auc"] == [
+        max(
+            row["auc"]
+            for row in result["rows"]
+            if row["marking"] == best["marking"] and row["detector"] in detectors.UNSUPERVISED
+        )
+        for result in results
+    ]
     assert (best["paper_auc"], mahalanobis["paper_auc"], best["marking"]) == ("0.8085", None, "0.7, 8/255")
 
     # Deleted, a seed comes back with the same figures; the other one is taken up; another setting is refused by name.
@@ -284,16 +335,19 @@ def test_script_from_end_to_end(folder, start):
 
 
 @needs_library
-@pytest.mark.parametrize(("change", "words"), [
-    ({"features": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
-    ({"ood_pattern": "nowhere"}, "'nowhere'"),
-    ({"noise_norm": [8]}, "one value for each marking strength"),
-    ({"fit_share": 0.05}, "of the 10 clean images"),
-    ({"train_size": 350, "fit_share": 0.9}, "fit the detectors"),
-    ({"marked_samples_per_user": 100}, "images to choose from"),
-    ({"pretrained_weights": "x.pth"}, "leave it out"),
-    ({"features": script.IMAGENET, "net_type": "torchvision:resnet50"}, "leave --net_type out"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"features": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
+        ({"ood_pattern": "nowhere"}, "'nowhere'"),
+        ({"noise_norm": [8]}, "one value for each marking strength"),
+        ({"fit_share": 0.05}, "of the 10 clean images"),
+        ({"train_size": 350, "fit_share": 0.9}, "fit the detectors"),
+        ({"marked_samples_per_user": 100}, "images to choose from"),
+        ({"pretrained_weights": "x.pth"}, "leave it out"),
+        ({"features": script.IMAGENET, "net_type": "torchvision:resnet50"}, "leave --net_type out"),
+    ],
+)
 def test_bad_input_is_one_line(folder, change, words, start):
     code, error = start(flags(folder, **{"out": folder / "bad", **change}))
     assert code == 2 and error.startswith("error: ") and words in error
@@ -310,12 +364,21 @@ def test_a_missing_library_is_named(folder, monkeypatch, start):
 @pytest.fixture(scope="module")
 def data(folder):
     from dataset import load_dataset
+
     return load_dataset("imagefolder", folder / "data")
 
 
-SETTINGS = {"seed": 3, "train_size": 240, "num_of_multiTarget_diffCls": 5, "marked_samples_per_user": 6,
-            "fit_share": 0.25, "clean_images": 1000, "img_blending_ratio": [0.7, 0.8], "noise_norm": [8.0, 4.0],
-            "noise_injection_type": "perlin"}
+SETTINGS = {
+    "seed": 3,
+    "train_size": 240,
+    "num_of_multiTarget_diffCls": 5,
+    "marked_samples_per_user": 6,
+    "fit_share": 0.25,
+    "clean_images": 1000,
+    "img_blending_ratio": [0.7, 0.8],
+    "noise_norm": [8.0, 4.0],
+    "noise_injection_type": "perlin",
+}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -335,7 +398,7 @@ def test_fit_set_clean_images_and_users_never_overlap(data, seed):
 def test_marks_come_from_the_users_keys(data):
     chosen = script.draw_images(data, SETTINGS)
     strong, weak, grey = script.markings(SETTINGS, None, (SIZE, SIZE)).values()
-    assert (strong.img_blending_ratio, strong.noise_norm, weak.img_blending_ratio, weak.noise_norm) == (.7, 8, .8, 4)
+    assert (strong.img_blending_ratio, strong.noise_norm, weak.img_blending_ratio, weak.noise_norm) == (0.7, 8, 0.8, 4)
     found = script.mark(data, chosen.users, strong)
     assert found.shape == (30, 3, SIZE, SIZE) and found.dtype == torch.uint8
     row = data.images[torch.from_numpy(chosen.users.samples[2, 4:5])]
@@ -345,7 +408,7 @@ def test_marks_come_from_the_users_keys(data):
     originals = data.images[torch.from_numpy(chosen.users.samples.ravel())].float()
     change = [(script.mark(data, chosen.users, one).float() - originals).abs().mean() for one in (strong, weak)]
     assert change[0] > change[1] > 0
-    assert torch.equal(script.mark(data, chosen.users, grey), (originals * .7 + 128 * .3).round().to(torch.uint8))
+    assert torch.equal(script.mark(data, chosen.users, grey), (originals * 0.7 + 128 * 0.3).round().to(torch.uint8))
 
 
 def test_pictures_take_the_place_of_the_stripes(data):
@@ -361,6 +424,7 @@ def test_pictures_take_the_place_of_the_stripes(data):
 
 def test_features_are_what_the_last_layer_sees(folder):
     from suspects.opened import open_model
+
     network = script.FeatureNetwork(open_model(folder / "model.safetensors", None, "cpu", "float32"))
     images = photos(70)[0]
     features = network.features(images)
@@ -373,6 +437,7 @@ def test_features_are_what_the_last_layer_sees(folder):
 def test_imagenet_weights_are_scaled_to_224_pixels(tmp_path):
     """Weights as torchvision saves them, from a file: the classifier of 1,000 classes is there, too."""
     from torchvision.models import resnet18
+
     with utils.seeded("test resnet"):
         model = resnet18(weights=None).eval()
     torch.save(model.state_dict(), tmp_path / "resnet18.pth")

@@ -72,8 +72,16 @@ def folder(tmp_path):
 
 
 def command(folder, tag, **flags):
-    words = [sys.executable, str(folder / "train.py"), "--dataset", "photos", "--save_tag", tag,
-             "--res_folder", str(folder / "res")]
+    words = [
+        sys.executable,
+        str(folder / "train.py"),
+        "--dataset",
+        "photos",
+        "--save_tag",
+        tag,
+        "--res_folder",
+        str(folder / "res"),
+    ]
     return shlex.join([*words, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))])
 
 
@@ -119,12 +127,17 @@ def until(condition):
 
 
 def open_launcher(folder, commands, *flags, **environment):
-    return subprocess.Popen([sys.executable, str(ROOT / "launch.py"), *started(folder, commands, *flags)],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "launch.py"), *started(folder, commands, *flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
 
 
 # --- this machine ----------------------------------------------------------------------------------------------------
+
 
 def test_every_run_once_whatever_the_order_and_finished_ones_are_skipped(folder, script):
     commands = [command(folder, f"run-{number}") for number in range(4)]
@@ -200,15 +213,18 @@ def test_what_is_not_known_to_be_finished_is_left_to_train(folder, script):
     assert tags(folder, "end") == ["run", "run"]
 
 
-@pytest.mark.parametrize(("lines", "environment", "word"), [
-    (["python train.py --save_tag 'open"], {}, "line 2"),
-    ([], {}, "no command"),
-    (["true"], {"JOBS": "0"}, "--jobs"),
-    (["true"], {"JOBS": "many"}, "--jobs"),
-    (["true"], {"LAUNCHER": "slurm"}, "slurm"),
-    (["true"], {"LAUNCHER": "ray", "GPUS_PER_RUN": "-1"}, "--gpus_per_run"),
-    (["true"], {"LAUNCHER": "ray"}, "pip install ray"),
-])
+@pytest.mark.parametrize(
+    ("lines", "environment", "word"),
+    [
+        (["python train.py --save_tag 'open"], {}, "line 2"),
+        ([], {}, "no command"),
+        (["true"], {"JOBS": "0"}, "--jobs"),
+        (["true"], {"JOBS": "many"}, "--jobs"),
+        (["true"], {"LAUNCHER": "slurm"}, "slurm"),
+        (["true"], {"LAUNCHER": "ray", "GPUS_PER_RUN": "-1"}, "--gpus_per_run"),
+        (["true"], {"LAUNCHER": "ray"}, "pip install ray"),
+    ],
+)
 def test_bad_input_is_one_line(folder, script, monkeypatch, lines, environment, word):
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     for name, value in environment.items():
@@ -251,6 +267,7 @@ def test_a_folder_that_is_locked_for_a_moment_is_waited_for(folder, script):
 
     def met():
         return any("another process" in log.read_text() for log in (folder / "res" / "logs").glob("*.log"))
+
     closer = threading.Thread(target=lambda: (until(met), lock.close()))
     closer.start()
     done = script("launch", *started(folder, [command(folder, "run")]))
@@ -259,8 +276,7 @@ def test_a_folder_that_is_locked_for_a_moment_is_waited_for(folder, script):
 
 
 def test_train_says_what_the_guard_listens_for(tmp_path):
-    with lock_folder(tmp_path / "run"), pytest.raises(UserError) as told, \
-            lock_folder(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"), pytest.raises(UserError) as told, lock_folder(tmp_path / "run"):
         pass
     assert guard.LOCKED.decode() in str(told.value)
 
@@ -293,6 +309,7 @@ def test_a_finished_run_of_the_real_train_is_shown_once_and_then_skipped(finishe
 
 # --- the sweep scripts -----------------------------------------------------------------------------------------------
 
+
 def fake_python(folder, **flags):
     """An interpreter for which train.py is FAKE (with these flags added) and tables.py does nothing."""
     (folder / "train.py").write_text(FAKE)
@@ -302,7 +319,7 @@ def fake_python(folder, **flags):
 echo "$@" >> {shlex.quote(str(folder))}/calls
 case $1 in
     launch.py) exec {sys.executable} "$@" ;;
-    train.py) exec {sys.executable} {shlex.quote(str(folder / 'train.py'))} "${{@:2}}" {more} ;;
+    train.py) exec {sys.executable} {shlex.quote(str(folder / "train.py"))} "${{@:2}}" {more} ;;
 esac
 """)
     path.chmod(0o755)
@@ -314,10 +331,21 @@ SWEPT = ("multiTarget-1", "multiTarget-2", "multiTarget-clean")  # the runs of `
 
 def sweep(folder, script, *arguments, res="res", start_new_session=False, stdout=subprocess.PIPE, **environment):
     return subprocess.Popen(
-        ["bash", str(ROOT / script), *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True,
+        ["bash", str(ROOT / script), *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=start_new_session,
-        env={**os.environ, "PYTHON": str(folder / "python"), "QUICK": "1", "RES_FOLDER": str(folder / res),
-             "CKPT_FOLDER": str(folder / "ckpt"), "OMP_NUM_THREADS": "1", **environment})
+        env={
+            **os.environ,
+            "PYTHON": str(folder / "python"),
+            "QUICK": "1",
+            "RES_FOLDER": str(folder / res),
+            "CKPT_FOLDER": str(folder / "ckpt"),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+    )
 
 
 def test_a_sweep_with_jobs_gives_the_same_commands(folder):
@@ -325,8 +353,9 @@ def test_a_sweep_with_jobs_gives_the_same_commands(folder):
     fake_python(folder)
     commands = {}
     for jobs in ("1", "2"):
-        process = sweep(folder, "single-target.sh", res=f"it's $HOME {jobs}", JOBS=jobs, EXTRA="--epoch 5 --lr .05",
-                        TABLES="1 7")
+        process = sweep(
+            folder, "single-target.sh", res=f"it's $HOME {jobs}", JOBS=jobs, EXTRA="--epoch 5 --lr .05", TABLES="1 7"
+        )
         _, error = process.communicate(timeout=DEADLINE)
         assert process.returncode == 0, error
         calls = (folder / "calls").read_text().replace(f"HOME {jobs}", "HOME").splitlines()
@@ -369,23 +398,32 @@ def test_ctrl_c_ends_the_whole_sweep_and_the_second_start_goes_on(folder):
 
 # --- Ray -------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def cluster():
     """A Ray cluster whose head has one core. Its folder is short, because it holds Unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder, \
-            pytest.MonkeyPatch.context() as patch:
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Ray gives its own processes 30 or 60 seconds to start, which is not enough for them on a busy machine.
-        for wait in ("gcs_server_port_wait_time_s", "gcs_server_request_timeout_seconds",
-                     "worker_register_timeout_seconds"):
+        for wait in (
+            "gcs_server_port_wait_time_s",
+            "gcs_server_request_timeout_seconds",
+            "worker_register_timeout_seconds",
+        ):
             patch.setenv(f"RAY_{wait}", str(DEADLINE))
         pytest.importorskip("ray", reason="needs Ray (requirements-extra.txt)")
         from ray.cluster_utils import Cluster
+
         patch.setattr(Cluster, "_wait_for_node", functools.partialmethod(Cluster._wait_for_node, timeout=DEADLINE))
         patch.setenv("RAY_TMPDIR", folder)
         (Path(folder) / "ray").mkdir()
-        cluster = Cluster(initialize_head=True, head_node_args={
-            "num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False})
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False},
+        )
         yield cluster
         cluster.shutdown()
 
@@ -435,8 +473,13 @@ def test_every_run_finishes_once_though_a_node_is_killed(folder, cluster):
 
 def test_ctrl_c_stops_the_runs_on_the_cluster(folder, cluster):
     held(folder, *"ab")
-    launcher = open_launcher(folder, [command(folder, tag) for tag in ("quick", "a", "b")],
-                             LAUNCHER="ray", RAY_ADDRESS=cluster.address, CPUS_PER_RUN="0.5")
+    launcher = open_launcher(
+        folder,
+        [command(folder, tag) for tag in ("quick", "a", "b")],
+        LAUNCHER="ray",
+        RAY_ADDRESS=cluster.address,
+        CPUS_PER_RUN="0.5",
+    )
     until(lambda: len(tags(folder, "start")) == 3)
     launcher.send_signal(signal.SIGINT)
     out, error = launcher.communicate(timeout=DEADLINE)

@@ -36,12 +36,23 @@ from utils import Marking
 
 
 def dummy_record(count, holdout, seed=None, finish=True):
-    photos = [{"original": f"{number}.png", "original_sha256": hashlib.sha256(b"%d" % number).hexdigest(),
-               "height": 9, "width": 9} for number in range(count)]
-    record = records.add_batch(records.new_record(SETTINGS, seed), photos, holdout, "in", "out",
-                               [f"{number}.png" for number in range(count)])
-    return records.finish_batch(record, {photo.number: "0" * 64 for photo in record.photos if photo.published}) \
-        if finish else record
+    photos = [
+        {
+            "original": f"{number}.png",
+            "original_sha256": hashlib.sha256(b"%d" % number).hexdigest(),
+            "height": 9,
+            "width": 9,
+        }
+        for number in range(count)
+    ]
+    record = records.add_batch(
+        records.new_record(SETTINGS, seed), photos, holdout, "in", "out", [f"{number}.png" for number in range(count)]
+    )
+    return (
+        records.finish_batch(record, {photo.number: "0" * 64 for photo in record.photos if photo.published})
+        if finish
+        else record
+    )
 
 
 def test_every_photo_is_published_about_half_of_the_time():
@@ -53,8 +64,10 @@ def test_every_photo_is_published_about_half_of_the_time():
     assert np.abs(together - 2 / 9).max() < 5 * 0.021, "pairs are chosen independently of their places"
 
 
-@pytest.mark.parametrize("count,holdout,published", [(1, 0.5, 1), (1, 0.9, 1), (2, 0.5, 1), (10, 0.0, 10), (10, 0.3, 7),
-                                                     (7, 0.9, 1), (50, 0.5, 25)])
+@pytest.mark.parametrize(
+    "count,holdout,published",
+    [(1, 0.5, 1), (1, 0.9, 1), (2, 0.5, 1), (10, 0.0, 10), (10, 0.3, 7), (7, 0.9, 1), (50, 0.5, 25)],
+)
 def test_how_many_are_published(count, holdout, published):
     record = dummy_record(count, holdout)
     assert record.published.sum() == record.batches[0].published == published
@@ -70,6 +83,7 @@ def test_the_selection_has_a_secret_of_its_own():
 
 # --- further photos ---
 
+
 def test_further_photos_under_the_same_key(photos, mark):
     assert mark(photos, "--holdout", "0.5").code == 0
     first, marks = loaded(photos), tree(marked_of(photos))
@@ -83,8 +97,9 @@ def test_further_photos_under_the_same_key(photos, mark):
     assert len(second["commitments"]) == 2 and len(set(second["commitments"])) == 2
     assert second["commitments"][1] in done.out
     assert [(batch["photos"], batch["published"]) for batch in second["batches"]] == [(6, 3), (4, 2)]
-    assert {name: content for name, (content, _) in tree(marked_of(photos)).items() if name in marks} \
-        == {name: content for name, (content, _) in marks.items()}
+    assert {name: content for name, (content, _) in tree(marked_of(photos)).items() if name in marks} == {
+        name: content for name, (content, _) in marks.items()
+    }
     record = records.read_record(record_of(photos))
     assert records.commitment_of(record, 1) == first["commitments"][0]
     assert (records.draw_selections(record.selection_key, record.batches, 1)[0] == record.published).all()
@@ -158,15 +173,18 @@ def test_a_killed_run_goes_on_with_the_same_key(tmp_path, mark):
     whole, files = loaded(folder), contents(marked_of(folder))
     assert (whole["key"], whole["selection_key"]) == (half["key"], half["selection_key"])
     assert [photo["published"] for photo in whole["photos"]] == [photo["published"] for photo in half["photos"]]
-    assert {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} \
-        == {photo["marked"]: photo["marked_sha256"] for photo in whole["photos"] if photo["published"]}
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} == {
+        photo["marked"]: photo["marked_sha256"] for photo in whole["photos"] if photo["published"]
+    }
     assert mark_verify(mark, folder).code == 0
 
 
 def test_a_resumed_run_does_not_silently_keep_another_holdout(photos, mark, monkeypatch):
     """Who asks for half and gets all published (or the other way round) must be told by name."""
+
     def fail(*_):
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         patch.setattr(protect, "encode_photo", fail)
         assert mark(photos).code == 130
@@ -185,6 +203,7 @@ def test_an_original_that_changes_meanwhile_is_named(photos, mark, monkeypatch):
 
 
 # --- the record ---
+
 
 def leaves(value, path=()):
     if isinstance(value, dict | list) and value:
@@ -228,8 +247,7 @@ def test_every_altered_field_is_noticed(photos, mark):
     refused(mark_verify(mark, photos))
 
 
-NAMES = ["../x.png", "/etc/x.png", "a/../../x.png", "..", "a/..", "..\\x.png", "a\0.png", "",
-         "a\n/../../x.png"]
+NAMES = ["../x.png", "/etc/x.png", "a/../../x.png", "..", "a/..", "..\\x.png", "a\0.png", "", "a\n/../../x.png"]
 
 
 @pytest.mark.parametrize("field", ["original", "marked"])
@@ -241,15 +259,24 @@ def test_names_that_leave_their_folder(photos, mark, field, name):
     refused(mark(photos, "--record", record_of(photos)))
 
 
-@pytest.mark.parametrize("change", [
-    lambda content: content.update(more=1), lambda content: content["photos"][0].update(more=1),
-    lambda content: content.update(format="membershiptracker-record-2"),
-    lambda content: content.update(key=content["key"][:-2]), lambda content: content.update(photos=[]),
-    lambda content: content["photos"][0].update(number=1), lambda content: content["photos"][0].update(batch=1),
-    lambda content: content["photos"].reverse(), lambda content: content["settings"].update(noise_norm=-1),
-    lambda content: content["batches"][0].update(published=5), lambda content: content["photos"][0].update(height=0),
-    lambda content: content["settings"].update(noise_injection_type="pink"),
-    lambda content: content["commitments"].append("0" * 64)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(more=1),
+        lambda content: content["photos"][0].update(more=1),
+        lambda content: content.update(format="membershiptracker-record-2"),
+        lambda content: content.update(key=content["key"][:-2]),
+        lambda content: content.update(photos=[]),
+        lambda content: content["photos"][0].update(number=1),
+        lambda content: content["photos"][0].update(batch=1),
+        lambda content: content["photos"].reverse(),
+        lambda content: content["settings"].update(noise_norm=-1),
+        lambda content: content["batches"][0].update(published=5),
+        lambda content: content["photos"][0].update(height=0),
+        lambda content: content["settings"].update(noise_injection_type="pink"),
+        lambda content: content["commitments"].append("0" * 64),
+    ],
+)
 def test_records_that_can_not_be(photos, mark, change):
     """Each with commitments that fit, as a forger would make them."""
     assert mark(photos).code == 0
@@ -268,9 +295,12 @@ def test_a_selection_that_does_not_follow_from_its_key(photos, mark):
             public[name], private[name] = private[name], public[name]
         private["marked"] = public["original"][:1] + "x.png"
         original = read_photo(photos / private["original"])
-        save(marked_of(photos) / private["marked"],
-             protect.mark_photo(original, bytes.fromhex(content["key"]), private["number"], Marking()))
+        save(
+            marked_of(photos) / private["marked"],
+            protect.mark_photo(original, bytes.fromhex(content["key"]), private["number"], Marking()),
+        )
         private["marked_sha256"] = file_digest(marked_of(photos) / private["marked"])
+
     rewritten(photos, swap)
     done = mark_verify(mark, photos)
     assert done.code != 0, done.out
@@ -298,7 +328,7 @@ def test_files_that_are_no_record(photos, mark, content):
 def test_a_truncated_record(photos, mark):
     assert mark(photos).code == 0
     whole = record_of(photos).read_bytes()
-    record_of(photos).write_bytes(whole[:len(whole) // 2])
+    record_of(photos).write_bytes(whole[: len(whole) // 2])
     done = mark_verify(mark, photos)
     refused(done, "record.json", "undamaged copy")
     assert "delete" not in done.err  # it is all that the user can prove anything with
@@ -309,12 +339,19 @@ def test_the_public_part_gives_nothing_away():
     public = json.dumps(records.public_part(record, 1))
     assert record.key not in public and record.selection_key not in public and ".png" not in public
     assert not any(photo.original_sha256 in public for photo in record.photos)
-    flipped = record.model_copy(update={"photos": [*record.photos[:-1], record.photos[-1].model_copy(
-        update={"published": not record.photos[-1].published})]})
+    flipped = record.model_copy(
+        update={
+            "photos": [
+                *record.photos[:-1],
+                record.photos[-1].model_copy(update={"published": not record.photos[-1].published}),
+            ]
+        }
+    )
     assert records.commitment_of(flipped, 1) != records.commitment_of(record, 1)
 
 
 # --- --verify ---
+
 
 def test_verify(photos, mark, tmp_path):
     assert mark(photos, "--holdout", "0.5").code == 0
@@ -330,8 +367,9 @@ def test_verify(photos, mark, tmp_path):
     marked_of(photos).rename(tmp_path / "web")
     done = mark_verify(mark, photos, "--originals", tmp_path / "elsewhere")
     assert done.code == 1 and "missing" in done.err
-    assert mark_verify(mark, photos, "--originals", tmp_path / "elsewhere", "--marked_folder",
-                       tmp_path / "web").code == 0
+    assert (
+        mark_verify(mark, photos, "--originals", tmp_path / "elsewhere", "--marked_folder", tmp_path / "web").code == 0
+    )
 
 
 @pytest.mark.parametrize("flags", [(), ("--format", "jpeg", "--quality", "80")])
@@ -367,12 +405,14 @@ def test_verify_notices_pixels_that_no_key_made(photos, mark):
     def change(content):
         photo = next(photo for photo in content["photos"] if photo["marked"] == "b.png")
         photo["marked_sha256"] = file_digest(marked_of(photos) / "b.png")
+
     rewritten(photos, change)
     done = mark_verify(mark, photos)
     assert done.code == 1 and "b.png" in done.err and done.err.count("wrong:") == 1
 
 
 # --- large photos ---
+
 
 def shrunk(pixels, width, height):
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)).astype(float)
@@ -382,8 +422,10 @@ def correlation(one, other):
     return np.corrcoef(one.ravel(), other.ravel())[0, 1]
 
 
-@pytest.mark.parametrize("marking", [Marking(1.0, "perlin", 8.0), Marking(0.7, "none"), Marking(0.7, "perlin", 8.0),
-                                     Marking(1.0, "uniform", 8.0)])
+@pytest.mark.parametrize(
+    "marking",
+    [Marking(1.0, "perlin", 8.0), Marking(0.7, "none"), Marking(0.7, "perlin", 8.0), Marking(1.0, "uniform", 8.0)],
+)
 def test_the_mark_survives_scaling(marking):
     """A mark computed in the large photo's own pixels would be gone, or another one, at the size of training."""
     y, x = np.mgrid[:896, :1344]
@@ -395,6 +437,7 @@ def test_the_mark_survives_scaling(marking):
         # Blending takes away a share of the photo, under every key alike: that share is no mark.
         marked = protect.mark_photo(pixels, key, number, marking)
         return shrunk(marked, 336, 224) - marking.img_blending_ratio * shrunk(pixels, 336, 224)
+
     same, others = [], []
     for number in (0, 3, 8):
         scaled = mark_of(large, key, number)
@@ -425,6 +468,7 @@ def test_large_photos_through_the_script(tmp_path, mark):
 
 # --- duplicates ---
 
+
 def test_the_same_file_twice_is_one_photo(photos, mark):
     """Its copy among the held-out photos would make the halves alike."""
     (photos / "copy.png").write_bytes((photos / "a.png").read_bytes())
@@ -433,15 +477,23 @@ def test_the_same_file_twice_is_one_photo(photos, mark):
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 2**32), ratio=st.floats(0, 1),
-       noise=st.sampled_from(["perlin", "uniform", "none"]))
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+    ratio=st.floats(0, 1),
+    noise=st.sampled_from(["perlin", "uniform", "none"]),
+)
 def test_a_mark_stays_within_its_budget(height, width, seed, ratio, noise):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     before = pixels.copy()
     marked = protect.mark_photo(pixels, bytes(range(32)), 1, Marking(ratio, noise, 8.0))
     assert marked.shape == pixels.shape and marked.dtype == np.uint8 and (pixels == before).all()
-    nearest = np.clip(marked.astype(float), ratio * np.clip(pixels - 8.0, 0, 255) + (1 - ratio) * 128,
-                      ratio * np.clip(pixels + 8.0, 0, 255) + (1 - ratio) * 160)
+    nearest = np.clip(
+        marked.astype(float),
+        ratio * np.clip(pixels - 8.0, 0, 255) + (1 - ratio) * 128,
+        ratio * np.clip(pixels + 8.0, 0, 255) + (1 - ratio) * 160,
+    )
     assert np.abs(marked - nearest).max() <= 0.51
 
 

@@ -34,11 +34,23 @@ def pixels(count, height=8, width=None, seed=0):
 # Outlier features
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def test_eleven_distinct_colours_with_the_names_of_the_paper():
     """Defect 8: 'blue' was green, so that there were 10 colours."""
     colours = utils.STRIPE_COLORS
-    assert set(colours) == {"white", "red", "green", "blue", "yellow", "purple", "orange", "black", "grey", "brown",
-                            "pink"}
+    assert set(colours) == {
+        "white",
+        "red",
+        "green",
+        "blue",
+        "yellow",
+        "purple",
+        "orange",
+        "black",
+        "grey",
+        "brown",
+        "pink",
+    }
     assert len(set(map(tuple, colours.values()))) == 11
     assert max(range(3), key=lambda channel: colours["blue"][channel]) == 2
     assert max(range(3), key=lambda channel: colours["green"][channel]) == 1
@@ -118,8 +130,10 @@ def test_large_images_carry_the_mark_of_their_small_copy(noise, shape):
     """Wrong: a mark in pixels, which scaling to 224 px for training wipes out."""
     small = [round(side * 224 / min(shape)) for side in shape]
     marking = Marking(noise_injection_type=noise)
-    large, tiny = (mark_images(torch.full((1, 3, *size), 120, dtype=torch.uint8), KEY, [0], [0], marking).float()
-                   for size in (shape, small))
+    large, tiny = (
+        mark_images(torch.full((1, 3, *size), 120, dtype=torch.uint8), KEY, [0], [0], marking).float()
+        for size in (shape, small)
+    )
     scaled = torch.nn.functional.interpolate(large, small, mode="bilinear", antialias=True)
 
     def alike(other):
@@ -134,6 +148,7 @@ def test_large_images_carry_the_mark_of_their_small_copy(noise, shape):
 # ----------------------------------------------------------------------------------------------------------------------
 # Marking: Eq. 1, budget, dtypes
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 def test_equation_1_by_hand():
     """m * x + (1 - m) * o with m = 0.7. Wrong: m on the outlier feature, noise after the blend, clipping too late."""
@@ -157,8 +172,14 @@ def test_the_defaults_are_the_papers():
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), norm=st.floats(0, 255), kind=st.sampled_from(["perlin", "uniform"]),
-       height=st.integers(1, 12), width=st.integers(1, 12), user=st.integers(0, 2**40))
+@given(
+    seed=st.integers(0, 10**6),
+    norm=st.floats(0, 255),
+    kind=st.sampled_from(["perlin", "uniform"]),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    user=st.integers(0, 2**40),
+)
 def test_noise_stays_within_its_budget(seed, norm, kind, height, width, user):
     """Any image, any norm: without the blend, no value moves by more than norm/255 or leaves [0, 1]."""
     images = pixels(2, height, width, seed)
@@ -185,8 +206,14 @@ def test_whole_norms_are_kept_exactly_in_uint8_and_are_used_up(kind, norm):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), ratio=st.floats(0, 1), norm=st.floats(0, 255),
-       kind=st.sampled_from(utils.NOISE_TYPES), height=st.integers(1, 20), width=st.integers(1, 20))
+@given(
+    seed=st.integers(0, 10**6),
+    ratio=st.floats(0, 1),
+    norm=st.floats(0, 255),
+    kind=st.sampled_from(utils.NOISE_TYPES),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+)
 def test_uint8_and_float_agree_to_rounding(seed, ratio, norm, kind, height, width):
     """Defects 8 and 9: the pattern must not depend on the dtype, and blended pixels must not exceed 1."""
     images = pixels(2, height, width, seed)
@@ -199,8 +226,10 @@ def test_uint8_and_float_agree_to_rounding(seed, ratio, norm, kind, height, widt
         assert (fine * 255 - whole).abs().max() <= 0.5 + 1e-3
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, 8e-3),
-                                                  (torch.float32, 1e-6), (torch.float64, 1e-6)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float16, 1e-3), (torch.bfloat16, 8e-3), (torch.float32, 1e-6), (torch.float64, 1e-6)],
+)
 @pytest.mark.parametrize("kind", ["perlin", "uniform", "none"])
 def test_float_types_are_kept_and_get_the_same_pattern(dtype, tolerance, kind):
     """Defect 9: the seed depended on the array's dtype."""
@@ -212,8 +241,17 @@ def test_float_types_are_kept_and_get_the_same_pattern(dtype, tolerance, kind):
     assert (marked.double() - reference).abs().max() <= tolerance
 
 
-@pytest.mark.parametrize("convert", [list, tuple, lambda n: np.array(n, np.int32), lambda n: np.array(n, np.int64),
-                                     lambda n: np.array(n, np.uint8), torch.tensor])
+@pytest.mark.parametrize(
+    "convert",
+    [
+        list,
+        tuple,
+        lambda n: np.array(n, np.int32),
+        lambda n: np.array(n, np.int64),
+        lambda n: np.array(n, np.uint8),
+        torch.tensor,
+    ],
+)
 def test_the_type_of_user_and_index_numbers_does_not_matter(convert):
     """Defect 9's kind: int32 numbers of one platform must give the patterns of int64."""
     images = pixels(3)
@@ -238,8 +276,9 @@ def test_tiny_and_oblong_images(marking, shape):
     assert as_float.isfinite().all()
 
 
-@pytest.mark.parametrize("marking", [UNMARKED, Marking(1.0, "none"), Marking(1.0, "perlin", 0),
-                                     Marking(1.0, "uniform", 0)])
+@pytest.mark.parametrize(
+    "marking", [UNMARKED, Marking(1.0, "none"), Marking(1.0, "perlin", 0), Marking(1.0, "uniform", 0)]
+)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64])
 def test_unmarked_images_are_equal_but_not_the_same_memory(marking, dtype):
     """Wrong: handing back the caller's tensor, which the caller then changes; or a round trip that loses digits."""
@@ -276,6 +315,7 @@ def test_memory_layout_does_not_matter():
 # What decides a pattern, and what doesn't
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("marking", [Marking(), NOISE_ONLY, Marking(0.7, "uniform")])
 def test_marks_do_not_depend_on_batch_composition_order_or_size(marking):
     """Wrong: a generator that is carried from image to image, or the position in the batch as part of the seed."""
@@ -285,8 +325,10 @@ def test_marks_do_not_depend_on_batch_composition_order_or_size(marking):
     order = np.random.default_rng(1).permutation(40)
     assert torch.equal(mark_images(images[order], KEY, users[order], numbers[order], marking), expected[order])
     for size in (1, 3, 17):
-        parts = [mark_images(images[s:s + size], KEY, users[s:s + size], numbers[s:s + size], marking)
-                 for s in range(0, 40, size)]
+        parts = [
+            mark_images(images[s : s + size], KEY, users[s : s + size], numbers[s : s + size], marking)
+            for s in range(0, 40, size)
+        ]
         assert torch.equal(torch.cat(parts), expected)
 
 
@@ -294,16 +336,39 @@ def test_marks_do_not_depend_on_batch_composition_order_or_size(marking):
 def test_key_user_and_index_all_matter(kind):
     """Wrong: noise that is the same for all images of a user, for all users, or under any key."""
     marking, images = Marking(1.0, kind), torch.full((1, 3, 16, 16), 100, dtype=torch.uint8)
-    cases = [(b"a", 0, 0), (b"b", 0, 0), (b"a", 1, 0), (b"a", 0, 1), (b"a", 1, 1), (b"a", -1, 0), (b"a", 2**33, 0),
-             (0, 0, 0), (1, 0, 0), (b"\0", 0, 0)]
+    cases = [
+        (b"a", 0, 0),
+        (b"b", 0, 0),
+        (b"a", 1, 0),
+        (b"a", 0, 1),
+        (b"a", 1, 1),
+        (b"a", -1, 0),
+        (b"a", 2**33, 0),
+        (0, 0, 0),
+        (1, 0, 0),
+        (b"\0", 0, 0),
+    ]
     marks = {mark_images(images, key, [user], [index], marking).numpy().tobytes() for key, user, index in cases}
     assert len(marks) == len(cases)
 
 
 def test_keys_do_not_run_into_each_other():
     """Wrong: concatenation, under which (1, 23) and (12, 3), or b'1' and 1 and '1', are one key."""
-    parts = [(1, 23), (12, 3), (123,), ("1", "23"), ("123",), (b"123",), ("1", 23), ("", "123"), ("123", ""), (),
-             ("1:", "2"), ("1", ":2"), (-1, 23)]
+    parts = [
+        (1, 23),
+        (12, 3),
+        (123,),
+        ("1", "23"),
+        ("123",),
+        (b"123",),
+        ("1", 23),
+        ("", "123"),
+        ("123", ""),
+        (),
+        ("1:", "2"),
+        ("1", ":2"),
+        (-1, 23),
+    ]
     keys = {utils.derive_key(*each) for each in parts}
     assert len(keys) == len(parts)
     assert {len(key) for key in keys} == {32}
@@ -376,8 +441,14 @@ before = torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(), r
 import utils
 assert before == (torch.get_rng_state().tolist(), numpy.random.get_state()[1].tolist(), random.getstate())
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(utils.__file__).parent, capture_output=True, text=True,
-                          timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(utils.__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -385,10 +456,22 @@ assert before == (torch.get_rng_state().tolist(), numpy.random.get_state()[1].to
 # Bad input
 # ----------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("arguments", [
-    {"img_blending_ratio": 1.1}, {"img_blending_ratio": -0.1}, {"img_blending_ratio": math.nan},
-    {"noise_injection_type": "gauss"}, {"noise_injection_type": "Perlin"}, {"noise_injection_type": None},
-    {"noise_norm": -1}, {"noise_norm": 256}, {"noise_norm": math.nan}, {"noise_norm": math.inf}])
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"img_blending_ratio": 1.1},
+        {"img_blending_ratio": -0.1},
+        {"img_blending_ratio": math.nan},
+        {"noise_injection_type": "gauss"},
+        {"noise_injection_type": "Perlin"},
+        {"noise_injection_type": None},
+        {"noise_norm": -1},
+        {"noise_norm": 256},
+        {"noise_norm": math.nan},
+        {"noise_norm": math.inf},
+    ],
+)
 def test_settings_out_of_range_are_user_errors(arguments):
     """The message names the flag, so that the user knows what to change."""
     with pytest.raises(UserError, match=f"--{next(iter(arguments))}"):
@@ -430,6 +513,7 @@ def test_the_device_gives_the_same_marks(device):
 
 # --- Gabor noise ------------------------------------------------------------------------------------------------------
 
+
 def test_gabor_fields_are_the_sum_of_their_kernels():
     """Against the definition (Lagae et al. 2009), pixel by pixel and kernel by kernel."""
     draws = np.random.default_rng(3)
@@ -443,15 +527,16 @@ def test_gabor_fields_are_the_sum_of_their_kernels():
         for y, x, w in zip(down[n], across[n], weights[n], strict=True):
             dy, dx = rows[:, None] - y, columns[None] - x
             wave = np.cos(2 * np.pi / wavelength[n] * (dy * np.sin(angle[n]) + dx * np.cos(angle[n])))
-            expected += w * np.exp(-(dy**2 + dx**2) / (2 * sigma[n]**2)) * wave
+            expected += w * np.exp(-(dy**2 + dx**2) / (2 * sigma[n] ** 2)) * wave
         np.testing.assert_allclose(fields[n], expected, atol=1e-4)
 
 
 def test_gabor_noise_depends_on_the_key_and_not_on_the_batch():
     users, indices = np.repeat(np.arange(6), 4), np.tile(np.arange(4), 6)
     together = utils.gabor_signs(KEY, users, indices, 32, 32)
-    alone = torch.cat([utils.gabor_signs(KEY, [user], [index], 32, 32)
-                       for user, index in zip(users, indices, strict=True)])
+    alone = torch.cat(
+        [utils.gabor_signs(KEY, [user], [index], 32, 32) for user, index in zip(users, indices, strict=True)]
+    )
     assert torch.equal(together, alone)
     assert len({field.numpy().tobytes() for field in together}) == 24
     assert not torch.equal(together, utils.gabor_signs(b"x" * 32, users, indices, 32, 32))

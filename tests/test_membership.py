@@ -39,13 +39,16 @@ KEY = b"k" * 32
 # Signals of single samples
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def reference_signals(logits, label):
     """-log p and log(1 - p) - log p of one sample, in Python's exact-to-the-digit float sums."""
     highest = max(logits)
     parts = [math.exp(value - highest) for value in logits]
     rest = math.fsum(part for column, part in enumerate(parts) if column != label)
-    return (math.log(math.fsum(parts)) + highest - logits[label],
-            (math.log(rest) if rest > 0 else -math.inf) + highest - logits[label])
+    return (
+        math.log(math.fsum(parts)) + highest - logits[label],
+        (math.log(rest) if rest > 0 else -math.inf) + highest - logits[label],
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -55,8 +58,9 @@ def test_signals_equal_a_float64_reference(classes, dtype):
     logits = (torch.randn(200, classes, generator=torch.Generator().manual_seed(classes)) * 6).to(dtype)
     labels = torch.arange(200) % classes
     signals = sample_signals(logits, labels)
-    expected = np.array([reference_signals(row, label) for row, label in
-                         zip(logits.double().tolist(), labels.tolist(), strict=True)])
+    expected = np.array(
+        [reference_signals(row, label) for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True)]
+    )
     assert set(signals) == {*utils.SIGNALS, "correct"}
     assert {signal.dtype for signal in signals.values()} == {torch.float64}
     np.testing.assert_allclose(signals["cross_entropy"], expected[:, 0], atol=1e-12, rtol=1e-12)
@@ -70,8 +74,9 @@ def test_extreme_logits_are_finite_and_exact():
     signals = sample_signals(logits, torch.zeros(5, dtype=torch.long))
     third = math.log(3)
     np.testing.assert_allclose(signals["cross_entropy"], [0, 2e4, 2e4 + math.log(2), third, third], atol=1e-11)
-    np.testing.assert_allclose(signals["scaled_loss"], [-1e4, 2e4, 2e4 + math.log(2), math.log(2), math.log(2)],
-                               atol=1e-11)
+    np.testing.assert_allclose(
+        signals["scaled_loss"], [-1e4, 2e4, 2e4 + math.log(2), math.log(2), math.log(2)], atol=1e-11
+    )
 
 
 def test_the_two_signals_are_one_probability():
@@ -94,6 +99,7 @@ def test_very_confident_samples_keep_their_order():
 # ----------------------------------------------------------------------------------------------------------------------
 # Rates
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 def column(*values):
     """Losses of users with one sample each."""
@@ -171,10 +177,17 @@ def test_users_are_rows_whatever_their_number_of_samples():
     assert found == same
 
 
-@pytest.mark.parametrize(("member", "other"), [
-    (np.zeros(3), np.zeros((3, 1))), (np.zeros((3, 1)), np.zeros(3)), (np.zeros((0, 2)), np.zeros((3, 2))),
-    (np.zeros((3, 2)), np.zeros((0, 2))), (np.zeros((3, 0)), np.zeros((3, 2))),
-    (np.zeros((2, 2, 2)), np.zeros((3, 2)))])
+@pytest.mark.parametrize(
+    ("member", "other"),
+    [
+        (np.zeros(3), np.zeros((3, 1))),
+        (np.zeros((3, 1)), np.zeros(3)),
+        (np.zeros((0, 2)), np.zeros((3, 2))),
+        (np.zeros((3, 2)), np.zeros((0, 2))),
+        (np.zeros((3, 0)), np.zeros((3, 2))),
+        (np.zeros((2, 2, 2)), np.zeros((3, 2))),
+    ],
+)
 def test_losses_that_are_no_users_times_samples_are_refused(member, other):
     """Wrong: a flat array taken for users, or a rate out of nothing."""
     with pytest.raises((ValueError, UserError)):
@@ -213,22 +226,25 @@ def test_clopper_pearson_equals_quantiles_of_the_beta_distribution(trials, share
 def test_intervals_of_zero_false_positives():
     """Defect 15: 0 of 500 cannot show 0.1 %. SPEC's 0.60 % and 0.06 % are one-sided bounds (two-sided at 90 %); the
     two-sided 95 % interval ends at 0.74 % and 0.07 %."""
-    assert clopper_pearson(0, 500) == pytest.approx([0, 1 - 0.025**(1 / 500)])
+    assert clopper_pearson(0, 500) == pytest.approx([0, 1 - 0.025 ** (1 / 500)])
     assert clopper_pearson(0, 500)[1] == pytest.approx(0.00735, abs=1e-5)
     assert clopper_pearson(0, 5000)[1] == pytest.approx(0.000738, abs=1e-6)
     assert clopper_pearson(0, 500, 0.9)[1] == pytest.approx(0.0060, abs=5e-5)
     assert clopper_pearson(0, 5000, 0.9)[1] == pytest.approx(0.0006, abs=5e-6)
     assert clopper_pearson(0, 500)[1] > 0.001 > clopper_pearson(0, 5000)[1]
-    assert clopper_pearson(7, 7) == pytest.approx([0.025**(1 / 7), 1])
+    assert clopper_pearson(7, 7) == pytest.approx([0.025 ** (1 / 7), 1])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Algorithm 1
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 @settings(max_examples=150, deadline=None)
-@given(scores=st.lists(st.integers(-3, 8).map(float) | st.floats(-5, 5), min_size=1, max_size=60),
-       fpr=st.sampled_from([0.0, 1e-4, 1e-3, 0.01, 0.05, 0.1, 1 / 3, 0.5, 0.7, 0.9, 1.0]) | st.floats(0, 1))
+@given(
+    scores=st.lists(st.integers(-3, 8).map(float) | st.floats(-5, 5), min_size=1, max_size=60),
+    fpr=st.sampled_from([0.0, 1e-4, 1e-3, 0.01, 0.05, 0.1, 1 / 3, 0.5, 0.7, 0.9, 1.0]) | st.floats(0, 1),
+)
 def test_the_share_of_accused_out_world_users_never_exceeds_the_fpr(scores, fpr):
     """Wrong: a percentile that interpolates, an off-by-one rank, or 'not above' at ties."""
     losses = np.array(scores)[:, None]
@@ -253,8 +269,19 @@ def test_verdict_by_hand_strict_and_per_user():
     assert (used.tolist(), tau) == ([True, True, True, False, False], 3.0)
 
 
-@pytest.mark.parametrize(("count", "fpr", "accused"), [(5000, 1e-3, 5), (1000, 1e-3, 1), (999, 1e-3, 0), (100, 0.07, 7),
-                                                       (100, 0.29, 29), (1000, 0.057, 57), (10, 0.3, 3), (20, 0.15, 3)])
+@pytest.mark.parametrize(
+    ("count", "fpr", "accused"),
+    [
+        (5000, 1e-3, 5),
+        (1000, 1e-3, 1),
+        (999, 1e-3, 0),
+        (100, 0.07, 7),
+        (100, 0.29, 29),
+        (1000, 0.057, 57),
+        (10, 0.3, 3),
+        (20, 0.15, 3),
+    ],
+)
 def test_exact_shares_are_used_up(count, fpr, accused):
     """Wrong: floor(0.29 * 100), which is 28 in floating point, or a threshold one rank too strict."""
     scores = np.random.default_rng(count).random((count, 1))
@@ -272,6 +299,7 @@ def test_default_fpr_is_a_tenth_of_a_percent():
 # ----------------------------------------------------------------------------------------------------------------------
 # Who the users are
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 def many_labels(classes=10, each=30, seed=0):
     return np.random.default_rng(seed).permutation(np.repeat(np.arange(classes), each))
@@ -417,6 +445,7 @@ def test_users_check_their_shapes():
 # Scoring users
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 class LazyStore:
     """Images made when they are asked for; remembers the largest request and how many are alive."""
 
@@ -443,6 +472,7 @@ def linear_query(classes=10, size=8, seed=0):
     def query(images):
         assert images.dtype == torch.uint8
         return (images.flatten(1).double() / 255 @ weight / 4).float()
+
     return query
 
 
@@ -458,7 +488,8 @@ def test_scores_equal_a_loop_over_users(marking):
     users, store, query = some_users(), LazyStore(200), linear_query()
     signals = score_users(query, store, users, marking, CPU, batch_size=7)
     assert {name: values.shape for name, values in signals.items()} == dict.fromkeys(
-        ("cross_entropy", "scaled_loss", "correct"), (30, 5))
+        ("cross_entropy", "scaled_loss", "correct"), (30, 5)
+    )
     assert {values.dtype for values in signals.values()} == {np.dtype("float64")}
     for user in range(30):
         images = store[torch.from_numpy(users.samples[user])]
@@ -506,6 +537,7 @@ def test_images_are_requested_batch_by_batch_in_constant_memory():
     def query(images):
         seen.append(len(images))
         return inner(images)
+
     users = Users(np.arange(400).reshape(80, 5), np.zeros(80, int), KEY)
     score_users(query, store, users, Marking(), CPU, batch_size=32)
     assert store.largest <= 32
@@ -516,6 +548,7 @@ def test_images_are_requested_batch_by_batch_in_constant_memory():
 
 def test_peak_memory_does_not_grow_with_the_number_of_users():
     """Defect 14 measured: tensors of images alive at any time, for 10 and for 100 users."""
+
     class Counting(LazyStore):
         alive = peak = 0
 
@@ -524,8 +557,10 @@ def test_peak_memory_does_not_grow_with_the_number_of_users():
             Counting.alive += len(images)
             Counting.peak = max(Counting.peak, Counting.alive)
             import weakref
+
             weakref.finalize(images, lambda count: setattr(Counting, "alive", Counting.alive - count), len(images))
             return images
+
     peaks = []
     for count in (10, 100):
         Counting.alive = Counting.peak = 0
@@ -538,8 +573,14 @@ def test_members_and_non_members_get_the_same_signal():
     """Defect 2: the scaled loss on one side and the raw loss on the other. Both sides come out of one function, and a
     model that knows nobody tells nobody apart under either signal."""
     store, query = LazyStore(2000), linear_query()
-    groups = [Users(np.random.default_rng(seed).integers(0, 2000, (200, 4)),
-                    np.random.default_rng(seed + 9).integers(0, 10, 200), bytes([seed]) * 32) for seed in (0, 1)]
+    groups = [
+        Users(
+            np.random.default_rng(seed).integers(0, 2000, (200, 4)),
+            np.random.default_rng(seed + 9).integers(0, 10, 200),
+            bytes([seed]) * 32,
+        )
+        for seed in (0, 1)
+    ]
     member, other = (score_users(query, store, users, Marking(), CPU) for users in groups)
     for signal in utils.SIGNALS:
         assert membership_inference(member[signal], other[signal])["auc"] == pytest.approx(0.5, abs=0.12)
@@ -557,6 +598,7 @@ def test_logits_that_are_not_finite_are_a_user_error(bad, where):
             logits[where - seen[0]] = bad
         seen[0] += len(images)
         return logits
+
     with pytest.raises(UserError, match="finite"):
         score_users(query, LazyStore(200), some_users(), UNMARKED, CPU, batch_size=64)
 
@@ -573,8 +615,11 @@ def test_scoring_touches_no_global_generator():
 def test_scores_separate_a_model_that_memorised_its_users():
     """End to end on a model made by hand: it is sure of the marked images that it saw, and of nothing else."""
     store, users, others = LazyStore(2000), some_users(5, 5, 200), some_users(300, 5, 2000, seed=4, key=b"o" * 32)
-    known = {image.numpy().tobytes() for user in range(5) for image in mark_images(
-        store[torch.from_numpy(users.samples[user])], users.key, [user] * 5, range(5))}
+    known = {
+        image.numpy().tobytes()
+        for user in range(5)
+        for image in mark_images(store[torch.from_numpy(users.samples[user])], users.key, [user] * 5, range(5))
+    }
     labels = {image: int(label) for label in users.classes[:1] for image in known}
 
     def query(images):
@@ -584,6 +629,7 @@ def test_scores_separate_a_model_that_memorised_its_users():
                 logits[row] = 9.0
                 logits[row, users.classes] = 10.0
         return logits
+
     member, other = (score_users(query, store, group, Marking(), CPU)["cross_entropy"] for group in (users, others))
     found = membership_inference(member, other)
     assert found["fpr_at_100_tpr"] == 0

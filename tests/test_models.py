@@ -76,6 +76,7 @@ def smallnet():
 def photo():
     """A real photograph that is not square, uint8 (384, 512, 3). Libraries round sides of other shapes differently."""
     from skimage.data import astronaut
+
     return astronaut()[:384]
 
 
@@ -83,11 +84,13 @@ def photo():
 # Runs of train.py
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
 def test_a_run_answers_as_its_own_query(finished_run, precision):
     """Bit by bit, from the folder and from the file. Wrong: another precision, mean or std than that of the run."""
-    query, record = training.load_trained(finished_run / "model.safetensors", torch.device("cpu"),
-                                            None if precision == "auto" else precision)
+    query, record = training.load_trained(
+        finished_run / "model.safetensors", torch.device("cpu"), None if precision == "auto" else precision
+    )
     pixels = images(5, 32)
     for path in (finished_run, finished_run / "model.safetensors"):
         suspect = open_model(path, device="cpu", precision=precision)
@@ -112,8 +115,14 @@ def test_a_run_keeps_its_own_settings(finished_run):
 def test_damaged_runs_are_refused(finished_run, tmp_path):
     whole = (finished_run / "model.safetensors").read_bytes()
     path = tmp_path / "model.safetensors"
-    for content in (whole[:len(whole) // 2], whole[:7], b"", struct.pack("<Q", 2**62) + b"{}",
-                    struct.pack("<Q", 10**8) + b'{"a":' + b" " * 100, whole.replace(b'smallnet', b"hugenet!")):
+    for content in (
+        whole[: len(whole) // 2],
+        whole[:7],
+        b"",
+        struct.pack("<Q", 2**62) + b"{}",
+        struct.pack("<Q", 10**8) + b'{"a":' + b" " * 100,
+        whole.replace(b"smallnet", b"hugenet!"),
+    ):
         path.write_bytes(content)
         refused(path, "model.safetensors", net_type="smallnet", overrides=GIVEN)
     refused(tmp_path / "none.pt", "does not exist")
@@ -124,6 +133,7 @@ def test_damaged_runs_are_refused(finished_run, tmp_path):
 # ----------------------------------------------------------------------------------------------------------------------
 # State dicts
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin", ".ckpt"])
 @pytest.mark.parametrize("classes", [3, 1000])
@@ -137,17 +147,28 @@ def test_a_state_dict_of_our_networks(suffix, classes, tmp_path):
     pixels = images(4, 32)
     np.testing.assert_allclose(suspect.ask(pixels).values, expected(model, pixels), rtol=0, atol=1e-5)
     assert suspect.classes == classes and suspect.batch_size == 9 and suspect.class_names is None
-    assert suspect.identity == {"kind": "state dict", "file": path.name, "net_type": "networks:smallnet",
-                                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                                "classes": classes}
+    assert suspect.identity == {
+        "kind": "state dict",
+        "file": path.name,
+        "net_type": "networks:smallnet",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "classes": classes,
+    }
     assert json.dumps(suspect.identity) and suspect.preprocessing.source == "flags"
 
 
-@pytest.mark.parametrize("name, classes, build", [
-    ("torchvision:mobilenet_v3_small", 7, None), ("shufflenet_v2_x0_5", 1000, None),
-    ("mnasnet0_5", 3, None),  # refuses weights without a version, which safetensors files have not
-    ("torchvision:regnet_y_400mf", 3, None),  # can't be built on the meta device
-    ("timm:resnet10t", 3, "timm"), ("test_resnet", 7, "timm"), ("timm:test_vit.r160_in1k", 1000, "timm")])
+@pytest.mark.parametrize(
+    "name, classes, build",
+    [
+        ("torchvision:mobilenet_v3_small", 7, None),
+        ("shufflenet_v2_x0_5", 1000, None),
+        ("mnasnet0_5", 3, None),  # refuses weights without a version, which safetensors files have not
+        ("torchvision:regnet_y_400mf", 3, None),  # can't be built on the meta device
+        ("timm:resnet10t", 3, "timm"),
+        ("test_resnet", 7, "timm"),
+        ("timm:test_vit.r160_in1k", 1000, "timm"),
+    ],
+)
 def test_a_state_dict_of_a_library(name, classes, build, tmp_path):
     plain = name.rpartition(":")[2]
     if build == "timm":
@@ -177,9 +198,19 @@ def test_auxiliary_classifiers(tmp_path):
     refused(path, "--mean", "--std", net_type="torchvision:googlenet")
 
 
-@pytest.mark.parametrize("wrapper, prefix", [
-    *((wrapper, "") for wrapper in WRAPPERS), ("state_dict", "model."), ("model", "module."), (None, "_orig_mod."),
-    (None, "module."), (None, "backbone."), (None, "_orig_mod.module."), ("net", "model.backbone.")])
+@pytest.mark.parametrize(
+    "wrapper, prefix",
+    [
+        *((wrapper, "") for wrapper in WRAPPERS),
+        ("state_dict", "model."),
+        ("model", "module."),
+        (None, "_orig_mod."),
+        (None, "module."),
+        (None, "backbone."),
+        (None, "_orig_mod.module."),
+        ("net", "model.backbone."),
+    ],
+)
 def test_wrappers_and_prefixes(wrapper, prefix, smallnet, tmp_path):
     tensors = {prefix + name: value for name, value in smallnet.state_dict().items()}
     wrapped = {"epoch": 3, **dict.fromkeys(WRAPPERS, "not this one"), wrapper: tensors}
@@ -210,8 +241,9 @@ def test_a_file_of_another_network(smallnet, tmp_path):
     path = saved(tmp_path / "theirs.pt", smallnet.state_dict())
     refused(path, "theirs.pt", "is missing", "is unexpected", "resnet", net_type="networks:resnet", overrides=GIVEN)
     wide = {**smallnet.state_dict(), "features.0.weight": torch.zeros(32, 3, 5, 5)}
-    refused(saved(path, wide), "features.0.weight", "(32, 3, 5, 5)", "(32, 3, 4, 4)", net_type="smallnet",
-            overrides=GIVEN)
+    refused(
+        saved(path, wide), "features.0.weight", "(32, 3, 5, 5)", "(32, 3, 4, 4)", net_type="smallnet", overrides=GIVEN
+    )
     odd = {**smallnet.state_dict(), "two\nlines": torch.zeros(1)}
     refused(saved(path, odd), "is unexpected", net_type="smallnet", overrides=GIVEN)
     lacking = {name: value for name, value in smallnet.state_dict().items() if name != "classifier.bias"}
@@ -224,8 +256,11 @@ def test_a_file_of_another_network(smallnet, tmp_path):
 
 def test_a_class_count_that_would_fill_the_memory(smallnet, tmp_path):
     """A tensor of 10^11 values can be stored as one value with strides of zero."""
-    huge = {**smallnet.state_dict(), "classifier.weight": torch.zeros(1).expand(10**9, 256),
-            "classifier.bias": torch.zeros(1).expand(10**9)}
+    huge = {
+        **smallnet.state_dict(),
+        "classifier.weight": torch.zeros(1).expand(10**9, 256),
+        "classifier.bias": torch.zeros(1).expand(10**9),
+    }
     refused(saved(tmp_path / "theirs.pt", huge), "1000000000 classes", net_type="smallnet", overrides=GIVEN)
     one = {**smallnet.state_dict(), "classifier.weight": torch.zeros(1, 256), "classifier.bias": torch.zeros(1)}
     refused(saved(tmp_path / "theirs.pt", one), "1 classes", net_type="smallnet", overrides=GIVEN)
@@ -258,6 +293,7 @@ def test_images_of_another_size_are_a_mistake_of_the_caller(smallnet, tmp_path):
 # Hostile and damaged files
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("suffix", [".pt", ".ckpt", ".bin", ".safetensors", ".onnx"])
 @pytest.mark.parametrize("kind", PICKLES)
 def test_a_pickle_runs_nothing(kind, suffix, tmp_path):
@@ -281,15 +317,32 @@ def test_files_that_are_no_state_dict(smallnet, tmp_path):
     zipped.mkdir()
     (zipped / "a.txt").write_text("no model")
     archive = shutil.make_archive(str(tmp_path / "archive"), "zip", zipped)
-    for content in (b"", b"garbage" * 9, whole[:len(whole) // 2], whole[:100], scripted.getvalue(),
-                    Path(archive).read_bytes()):
+    for content in (
+        b"",
+        b"garbage" * 9,
+        whole[: len(whole) // 2],
+        whole[:100],
+        scripted.getvalue(),
+        Path(archive).read_bytes(),
+    ):
         path.write_bytes(content)
         refused(path, net_type="smallnet", overrides=GIVEN)
     itself = {}
     itself["model"] = itself
     far = {name: value.to("meta") for name, value in smallnet.state_dict().items()}
-    for content in (far, smallnet, [1, 2], {}, {"epoch": 3}, {"state_dict": {}}, {"a": "b"}, itself, torch.zeros(3),
-                    {"a": torch.zeros(3).to_sparse()}, {"state_dict": {"a": 1}, "model": smallnet.state_dict()}):
+    for content in (
+        far,
+        smallnet,
+        [1, 2],
+        {},
+        {"epoch": 3},
+        {"state_dict": {}},
+        {"a": "b"},
+        itself,
+        torch.zeros(3),
+        {"a": torch.zeros(3).to_sparse()},
+        {"state_dict": {"a": 1}, "model": smallnet.state_dict()},
+    ):
         refused(saved(path, content), net_type="smallnet", overrides=GIVEN)
     text = tmp_path / "theirs.txt"
     text.write_text("hello")
@@ -299,6 +352,7 @@ def test_files_that_are_no_state_dict(smallnet, tmp_path):
 # ----------------------------------------------------------------------------------------------------------------------
 # Preprocessing
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 def close_to(suspect, photo, theirs):
     """Our input of a photo is theirs, to a grey level or two: both resize with Pillow."""
@@ -329,8 +383,12 @@ def test_torchvision_preprocessing_is_torchvisions(name, photo, tmp_path):
 def test_flags_win(tmp_path):
     model = stirred(torchvision.models.get_model("shufflenet_v2_x0_5", weights=None, num_classes=3))
     path = saved(tmp_path / "theirs.pt", model.state_dict())
-    suspect = open_model(path, "torchvision:shufflenet_v2_x0_5", "cpu",
-                         overrides={"size": (64, 96), "mean": MEAN, "std": None, "interpolation": "nearest"})
+    suspect = open_model(
+        path,
+        "torchvision:shufflenet_v2_x0_5",
+        "cpu",
+        overrides={"size": (64, 96), "mean": MEAN, "std": None, "interpolation": "nearest"},
+    )
     made = suspect.preprocessing
     assert (made.size, made.mean, made.interpolation, made.resize) == ((64, 96), MEAN, "nearest", None)
     assert made.std == (0.229, 0.224, 0.225) and made.source == "torchvision and flags"
@@ -352,8 +410,18 @@ def test_what_is_not_known_is_asked_for(smallnet, tmp_path):
     refused(path, "--input_size and --mean and --std", net_type="smallnet")
     message = refused(path, "--std", net_type="smallnet", overrides={"size": 32, "mean": MEAN})
     assert "--mean" not in message
-    for wrong in ({"mean": (1, 2)}, {"mean": "abc"}, {"std": (1, 1, 0)}, {"std": (1, 1, np.nan)}, {"size": 0},
-                  {"size": (1, 2, 3)}, {"size": 10**6}, {"resize": 0}, {"white": 100}, {"interpolation": "best"}):
+    for wrong in (
+        {"mean": (1, 2)},
+        {"mean": "abc"},
+        {"std": (1, 1, 0)},
+        {"std": (1, 1, np.nan)},
+        {"size": 0},
+        {"size": (1, 2, 3)},
+        {"size": 10**6},
+        {"resize": 0},
+        {"white": 100},
+        {"interpolation": "best"},
+    ):
         refused(path, "mean" if "mean" in wrong else "", net_type="smallnet", overrides={**GIVEN, **wrong})
     ours = saved(path, build_network("resnet18_pretrained", 4, weights="random").state_dict())
     made = open_model(ours, "resnet18_pretrained", "cpu").preprocessing
@@ -397,23 +465,37 @@ def onnx_file(path, shape=("n", 3, 8, 6), kind="FLOAT", outputs=("dense",), meta
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper, numpy_helper
+
     node, info = helper.make_node, helper.make_tensor_value_info
     last = shape[-1] == 3
-    nodes = [node("Cast", ["x"], ["cast"], to=TensorProto.FLOAT),
-             node("Transpose", ["cast"], ["nchw"], perm=[0, 3, 1, 2] if last else [0, 1, 2, 3]),
-             node("ReduceMean", ["nchw", "axes"], ["mean"], keepdims=0), node("MatMul", ["mean", "w"], ["dense"]),
-             node("ArgMax", ["dense"], ["label"], axis=1, keepdims=0),
-             node("ArgMax", ["dense"], ["column"], axis=1, keepdims=1), node("Cast", ["label"], ["words"], to=8),
-             node("Neg", ["dense"], ["spare"]), node("ZipMap", ["dense"], ["map"], domain="ai.onnx.ml",
-                                                     classlabels_int64s=[0, 1, 2, 3])]
-    kinds = {"dense": info("dense", 1, [shape[0], 4]), "label": info("label", 7, [shape[0]]),
-             "column": info("column", 7, [shape[0], 1]), "words": info("words", 8, [shape[0]]),
-             "spare": info("spare", 1, [shape[0], 4]),
-             "map": helper.make_value_info("map", helper.make_sequence_type_proto(
-                 helper.make_map_type_proto(7, helper.make_tensor_type_proto(1, []))))}
-    needed = [each for each in nodes if each.output[0] in (*outputs, "cast", "nchw", "mean", "dense")
-              or (each.output[0] == "label" and "words" in outputs)]
-    weights = numpy_helper.from_array(WEIGHTS[:shape[1] if shape[1] == 1 else 3], "w")
+    nodes = [
+        node("Cast", ["x"], ["cast"], to=TensorProto.FLOAT),
+        node("Transpose", ["cast"], ["nchw"], perm=[0, 3, 1, 2] if last else [0, 1, 2, 3]),
+        node("ReduceMean", ["nchw", "axes"], ["mean"], keepdims=0),
+        node("MatMul", ["mean", "w"], ["dense"]),
+        node("ArgMax", ["dense"], ["label"], axis=1, keepdims=0),
+        node("ArgMax", ["dense"], ["column"], axis=1, keepdims=1),
+        node("Cast", ["label"], ["words"], to=8),
+        node("Neg", ["dense"], ["spare"]),
+        node("ZipMap", ["dense"], ["map"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3]),
+    ]
+    kinds = {
+        "dense": info("dense", 1, [shape[0], 4]),
+        "label": info("label", 7, [shape[0]]),
+        "column": info("column", 7, [shape[0], 1]),
+        "words": info("words", 8, [shape[0]]),
+        "spare": info("spare", 1, [shape[0], 4]),
+        "map": helper.make_value_info(
+            "map", helper.make_sequence_type_proto(helper.make_map_type_proto(7, helper.make_tensor_type_proto(1, [])))
+        ),
+    }
+    needed = [
+        each
+        for each in nodes
+        if each.output[0] in (*outputs, "cast", "nchw", "mean", "dense")
+        or (each.output[0] == "label" and "words" in outputs)
+    ]
+    weights = numpy_helper.from_array(WEIGHTS[: shape[1] if shape[1] == 1 else 3], "w")
     if location is not None:
         (path.parent / location).write_bytes(weights.raw_data)
         weights.ClearField("raw_data")
@@ -421,13 +503,20 @@ def onnx_file(path, shape=("n", 3, 8, 6), kind="FLOAT", outputs=("dense",), meta
         for key, value in (("location", location), ("offset", "0"), ("length", str(WEIGHTS.nbytes))):
             entry = weights.external_data.add()
             entry.key, entry.value = key, value
-    graph = helper.make_graph(needed, "g", [info("x", getattr(TensorProto, kind), shape)],
-                              [kinds[name] for name in outputs],
-                              [weights, numpy_helper.from_array(np.array([2, 3]), "axes")])
-    model = helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18),
-                                                                  helper.make_opsetid("ai.onnx.ml", 3)])
-    helper.set_model_props(model, {key: value.decode() if isinstance(value, bytes) else json.dumps(value)
-                                   for key, value in metadata.items()})
+    graph = helper.make_graph(
+        needed,
+        "g",
+        [info("x", getattr(TensorProto, kind), shape)],
+        [kinds[name] for name in outputs],
+        [weights, numpy_helper.from_array(np.array([2, 3]), "axes")],
+    )
+    model = helper.make_model(
+        graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+    )
+    helper.set_model_props(
+        model,
+        {key: value.decode() if isinstance(value, bytes) else json.dumps(value) for key, value in metadata.items()},
+    )
     path.write_bytes(model.SerializeToString())
     return path
 
@@ -436,8 +525,18 @@ def onnx_answers(pixels, mean=MEAN, std=STD, white=1):
     return ((pixels / 255 * white).mean(axis=(2, 3)) - mean) / std @ WEIGHTS
 
 
-@pytest.mark.parametrize("shape", [("n", 3, 8, 6), ("n", 8, 6, 3), (None, 3, 8, 6), (3, 3, 8, 6), (1, 8, 6, 3),
-                                   ("n", 3, "h", "w"), ("n", "c", "h", "w")])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ("n", 3, 8, 6),
+        ("n", 8, 6, 3),
+        (None, 3, 8, 6),
+        (3, 3, 8, 6),
+        (1, 8, 6, 3),
+        ("n", 3, "h", "w"),
+        ("n", "c", "h", "w"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "DOUBLE", "UINT8"])
 def test_onnx_inputs(kind, shape, tmp_path):
     """Wrong: NCHW for everybody; a fixed batch that is not filled up or not cut off; scaled pixels for uint8 inputs."""
@@ -456,8 +555,16 @@ def test_onnx_inputs(kind, shape, tmp_path):
         np.testing.assert_allclose(suspect.ask(pixels[:1]).values, wanted[:1], rtol=1e-5, atol=2e-3)
 
 
-@pytest.mark.parametrize("outputs, labels", [(("dense",), False), (("label",), True), (("column",), True),
-                                             (("label", "dense"), False), (("words", "dense"), False)])
+@pytest.mark.parametrize(
+    "outputs, labels",
+    [
+        (("dense",), False),
+        (("label",), True),
+        (("column",), True),
+        (("label", "dense"), False),
+        (("words", "dense"), False),
+    ],
+)
 def test_onnx_outputs(outputs, labels, tmp_path):
     """Wrong: the first output, whatever it is (scikit-learn's exporter puts the label first)."""
     suspect = open_model(onnx_file(tmp_path / "theirs.onnx", outputs=outputs), device="cpu")
@@ -471,8 +578,10 @@ def test_onnx_outputs(outputs, labels, tmp_path):
         assert suspect.classes == 4
 
 
-@pytest.mark.parametrize("outputs, word", [(("words",), "words"), (("map",), "zipmap"), (("label", "map"), None),
-                                           (("dense", "spare"), "one output")])
+@pytest.mark.parametrize(
+    "outputs, word",
+    [(("words",), "words"), (("map",), "zipmap"), (("label", "map"), None), (("dense", "spare"), "one output")],
+)
 def test_onnx_outputs_that_are_no_answers(outputs, word, tmp_path):
     path = onnx_file(tmp_path / "theirs.onnx", outputs=outputs)
     if word:
@@ -503,9 +612,16 @@ def test_onnx_metadata(tmp_path):
 
 
 def test_onnx_metadata_that_is_wrong(tmp_path):
-    for metadata in ({**SAYS, "size": b"large"}, {**SAYS, "mean": b"[" * 5000}, {"preprocessing": [1]},
-                     {"preprocessing": {**SAYS, "crop_pct": 0.9}}, {**SAYS, "std": [0, 1, 1]},
-                     {**SAYS, "resize": 10**9}, {**SAYS, "interpolation": 3}, {**SAYS, "size": [8, 8]}):
+    for metadata in (
+        {**SAYS, "size": b"large"},
+        {**SAYS, "mean": b"[" * 5000},
+        {"preprocessing": [1]},
+        {"preprocessing": {**SAYS, "crop_pct": 0.9}},
+        {**SAYS, "std": [0, 1, 1]},
+        {**SAYS, "resize": 10**9},
+        {**SAYS, "interpolation": 3},
+        {**SAYS, "size": [8, 8]},
+    ):
         refused(onnx_file(tmp_path / "theirs.onnx", metadata=metadata), "", overrides={"white": 1})
     for metadata in ({**SAYS, "mean": b"no JSON"}, {"preprocessing": {**SAYS, "mean": "large"}}):
         path = onnx_file(tmp_path / "theirs.onnx", metadata=metadata)
@@ -517,14 +633,23 @@ def test_onnx_metadata_that_is_wrong(tmp_path):
 
 def test_onnx_models_that_take_no_photos(tmp_path, capfd):
     path = tmp_path / "theirs.onnx"
-    for shape, word in ((("n", 1, 8, 6), "RGB"), (("n", 3, 5000, 6), "--input_size"), ((2000, 3, 8, 6), "2000"),
-                        (("n", 3, "h", "w"), "--input_size")):
+    for shape, word in (
+        (("n", 1, 8, 6), "RGB"),
+        (("n", 3, 5000, 6), "--input_size"),
+        ((2000, 3, 8, 6), "2000"),
+        (("n", 3, "h", "w"), "--input_size"),
+    ):
         refused(onnx_file(path, shape), word)
     refused(onnx_file(path, kind="INT64"), "float or uint8")
     refused(onnx_file(path), "--precision", precision="bfloat16")
-    for content in (b"", b"garbage" * 30, onnx_file(path).read_bytes()[:150], onnx_file(path).read_bytes()[50:],
-                    onnx_file(path, ("n", 3, "h", "w")).read_bytes().replace(b"\n\x12\x01w", b"\n\x12\x01\xe8"),
-                    onnx_file(path).read_bytes().replace(b"0.4, 0.5", b"0.4,\xe4\xb00.")):
+    for content in (
+        b"",
+        b"garbage" * 30,
+        onnx_file(path).read_bytes()[:150],
+        onnx_file(path).read_bytes()[50:],
+        onnx_file(path, ("n", 3, "h", "w")).read_bytes().replace(b"\n\x12\x01w", b"\n\x12\x01\xe8"),
+        onnx_file(path).read_bytes().replace(b"0.4, 0.5", b"0.4,\xe4\xb00."),
+    ):
         path.write_bytes(content)
         refused(path)
     assert capfd.readouterr() == ("", "")  # onnxruntime prints on its own, unless told otherwise
@@ -536,8 +661,9 @@ def test_onnx_weights_beside_the_file(tmp_path):
     folder.mkdir()
     path = onnx_file(folder / "theirs.onnx", location="theirs.onnx.data")
     suspect = open_model(path, device="cpu")
-    np.testing.assert_allclose(suspect.ask(images(2, 8)[..., :6]).values, onnx_answers(images(2, 8)[..., :6]),
-                               rtol=0, atol=2e-5)
+    np.testing.assert_allclose(
+        suspect.ask(images(2, 8)[..., :6]).values, onnx_answers(images(2, 8)[..., :6]), rtol=0, atol=2e-5
+    )
     first = suspect.identity["external_data"]["theirs.onnx.data"]
     (folder / "theirs.onnx.data").write_bytes((WEIGHTS + 1).tobytes())
     assert open_model(path, device="cpu").identity["external_data"]["theirs.onnx.data"] != first
@@ -552,8 +678,12 @@ def test_onnx_weights_beside_the_file(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_onnx_answers_that_are_not_finite(tmp_path):
-    suspect = open_model(onnx_file(tmp_path / "theirs.onnx"), device="cpu",
-                         overrides={"std": (1e-38, 1e-38, 1e-38), "mean": (-9, -9, -9)}, batch_size=4)
+    suspect = open_model(
+        onnx_file(tmp_path / "theirs.onnx"),
+        device="cpu",
+        overrides={"std": (1e-38, 1e-38, 1e-38), "mean": (-9, -9, -9)},
+        batch_size=4,
+    )
     with pytest.raises(UserError, match="not finite for 2 of 2"):
         suspect.ask(images(2, 8)[..., :6])
 
@@ -563,8 +693,15 @@ def test_an_export_of_a_torch_module(smallnet, tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     path, pixels = tmp_path / "theirs.onnx", images(3, 32)
-    torch.onnx.export(smallnet.eval(), (torch.zeros(2, 3, 32, 32),), path, dynamo=True, verbose=False,
-                      dynamic_shapes=({0: torch.export.Dim("n")},), input_names=["pixels"])
+    torch.onnx.export(
+        smallnet.eval(),
+        (torch.zeros(2, 3, 32, 32),),
+        path,
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("n")},),
+        input_names=["pixels"],
+    )
     suspect = open_model(path, device="cpu", overrides=SAYS)
     np.testing.assert_allclose(suspect.ask(pixels).values, expected(smallnet, pixels), rtol=0, atol=1e-5)
     assert suspect.classes == 7
@@ -573,6 +710,7 @@ def test_an_export_of_a_torch_module(smallnet, tmp_path):
 def test_checkpoints_of_torchvisions_and_timms_trainers(tmp_path):
     """They keep their flags as a Namespace beside the weights. Wrong: refused, or unpickled freely."""
     import argparse
+
     model = build_network("smallnet", 3)
     content = {"model": model.state_dict(), "args": argparse.Namespace(lr=0.1, workers=[1, 2]), "epoch": 3}
     flags = {"size": (32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3}

@@ -63,32 +63,49 @@ def error_of(*arguments, **options):
 
 # --- the networks are the published ones ------------------------------------------------------------------------------
 
+
 def test_registry_is_complete():
     assert sorted(network_names()) == sorted(ALL)
 
 
-@pytest.mark.parametrize(("name", "num_classes", "published"), [
-    ("wideresnet-28-10", 10, 36_479_194),
-    ("wideresnet-28-10", 100, 36_536_884),
-    # torchvision's counts for ImageNet, carried over to a CIFAR stem and 10 classes.
-    ("resnet", 10, 11_689_512 - STEM - classifier_difference(512)),
-    ("resnet", 10, 11_173_962),
-    ("densenet", 10, 7_978_856 - STEM - classifier_difference(1024)),
-    ("googlenet", 10, 6_624_904 - STEM - classifier_difference(1024)),
-    ("resnet18_pretrained", 1000, 11_689_512),
-    # SE-ResNet-18 with ImageNet's stem, as published with pretrained-models libraries.
-    ("senet", 10, 11_778_592 - STEM - classifier_difference(512)),
-    # The often quoted 9,128,778 has a 1x1 stem; ours is the ResNeXt paper's 3x3.
-    ("resnext", 10, 9_128_778 + 64 * 3 * (3 * 3 - 1)),
-])
+@pytest.mark.parametrize(
+    ("name", "num_classes", "published"),
+    [
+        ("wideresnet-28-10", 10, 36_479_194),
+        ("wideresnet-28-10", 100, 36_536_884),
+        # torchvision's counts for ImageNet, carried over to a CIFAR stem and 10 classes.
+        ("resnet", 10, 11_689_512 - STEM - classifier_difference(512)),
+        ("resnet", 10, 11_173_962),
+        ("densenet", 10, 7_978_856 - STEM - classifier_difference(1024)),
+        ("googlenet", 10, 6_624_904 - STEM - classifier_difference(1024)),
+        ("resnet18_pretrained", 1000, 11_689_512),
+        # SE-ResNet-18 with ImageNet's stem, as published with pretrained-models libraries.
+        ("senet", 10, 11_778_592 - STEM - classifier_difference(512)),
+        # The often quoted 9,128,778 has a 1x1 stem; ours is the ResNeXt paper's 3x3.
+        ("resnext", 10, 9_128_778 + 64 * 3 * (3 * 3 - 1)),
+    ],
+)
 def test_published_parameter_counts(name, num_classes, published):
     with torch.device("meta"):
         assert count_parameters(build_network(name, num_classes, weights="random")) == published
 
 
-@pytest.mark.parametrize(("depth", "width", "millions"), [
-    (40, 1, 0.6), (40, 2, 2.2), (40, 4, 8.9), (40, 8, 35.7), (28, 10, 36.5), (28, 12, 52.5), (22, 8, 17.2),
-    (22, 10, 26.8), (16, 8, 11.0), (16, 10, 17.1), (16, 4, 2.7)])
+@pytest.mark.parametrize(
+    ("depth", "width", "millions"),
+    [
+        (40, 1, 0.6),
+        (40, 2, 2.2),
+        (40, 4, 8.9),
+        (40, 8, 35.7),
+        (28, 10, 36.5),
+        (28, 12, 52.5),
+        (22, 8, 17.2),
+        (22, 10, 26.8),
+        (16, 8, 11.0),
+        (16, 10, 17.1),
+        (16, 4, 2.7),
+    ],
+)
 def test_wideresnets_have_the_size_of_the_papers_tables(depth, width, millions):
     with torch.device("meta"):
         count = count_parameters(build_network(f"wideresnet-{depth}-{width}", 10))
@@ -106,6 +123,7 @@ def test_count_leaves_out_frozen_values_and_statistics():
 
 
 # --- what goes in and comes out ---------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["wideresnet-10-2", *ALL[1:]])
 @pytest.mark.parametrize("size", [33, 64])
@@ -140,7 +158,8 @@ def convolution_inputs(model, size):
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(
-                lambda layer, x, y: seen.append((x[0].shape[-1], y.shape[-1], layer.kernel_size)))
+                lambda layer, x, y: seen.append((x[0].shape[-1], y.shape[-1], layer.kernel_size))
+            )
     with torch.no_grad():
         model.eval()(images(1, size))
     return seen
@@ -178,6 +197,7 @@ def test_pretrained_resnet_keeps_imagenets_stem():
 
 
 # --- the blocks are what their papers say -----------------------------------------------------------------------------
+
 
 @pytest.fixture
 def block_input():
@@ -269,6 +289,7 @@ def test_smallnet_memorises_random_labels():
 
 # --- seeds ------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", ALL)
 def test_the_seed_alone_decides_the_weights(name):
     random.seed(1)
@@ -293,10 +314,23 @@ def test_importing_touches_no_generator(monkeypatch):
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("name", "depth", "width"), [
-    ("wideresnet284", 28, 4), ("wideresnet2810", 28, 10), ("wideresnet-28-10", 28, 10), ("wrn28-2", 28, 2),
-    ("wrn16-4", 16, 4), ("wrn-16-4", 16, 4), ("WRN-40-2", 40, 2), ("wideresnet164", 16, 4), ("wideresnet_10_1", 10, 1),
-    ("wrn40x2", 40, 2), ("wrn-100-1", 100, 1)])
+
+@pytest.mark.parametrize(
+    ("name", "depth", "width"),
+    [
+        ("wideresnet284", 28, 4),
+        ("wideresnet2810", 28, 10),
+        ("wideresnet-28-10", 28, 10),
+        ("wrn28-2", 28, 2),
+        ("wrn16-4", 16, 4),
+        ("wrn-16-4", 16, 4),
+        ("WRN-40-2", 40, 2),
+        ("wideresnet164", 16, 4),
+        ("wideresnet_10_1", 10, 1),
+        ("wrn40x2", 40, 2),
+        ("wrn-100-1", 100, 1),
+    ],
+)
 def test_wideresnet_names(name, depth, width):
     with torch.device("meta"):
         model = build_network(name, 10)
@@ -305,10 +339,21 @@ def test_wideresnet_names(name, depth, width):
     assert blocks[-1].conv2.out_channels == 64 * width
 
 
-@pytest.mark.parametrize(("name", "nearest"), [
-    ("resent", "senet"), ("resnet18", "resnet"), ("resnet18_pretrain", "resnet18_pretrained"), ("densnet", "densenet"),
-    ("smalnet", "smallnet"), ("wideresnet", "wideresnet284"), ("wideresnet-28", "wideresnet284"),
-    ("wideresnet-28-four", "wideresnet284"), ("wideresnet10010", "wideresnet284"), ("widresnet284", "wideresnet284")])
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("resent", "senet"),
+        ("resnet18", "resnet"),
+        ("resnet18_pretrain", "resnet18_pretrained"),
+        ("densnet", "densenet"),
+        ("smalnet", "smallnet"),
+        ("wideresnet", "wideresnet284"),
+        ("wideresnet-28", "wideresnet284"),
+        ("wideresnet-28-four", "wideresnet284"),
+        ("wideresnet10010", "wideresnet284"),
+        ("widresnet284", "wideresnet284"),
+    ],
+)
 def test_unknown_names_are_answered_with_the_nearest(name, nearest):
     message = error_of(name, 10)
     question, _, known = message.partition("Known: ")
@@ -322,9 +367,15 @@ def test_foreign_names_are_refused(name):
     assert "unknown network" in error_of(name, 10)
 
 
-@pytest.mark.parametrize(("name", "advice"), [
-    ("wideresnet-27-4", "wideresnet-22-4 or wideresnet-28-4"), ("wideresnet304", "wideresnet-28-4 or wideresnet-34-4"),
-    ("wrn4-1", "wideresnet-10-1 or wideresnet-16-1"), ("wrn-0-2", "wideresnet-10-2 or wideresnet-16-2")])
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("wideresnet-27-4", "wideresnet-22-4 or wideresnet-28-4"),
+        ("wideresnet304", "wideresnet-28-4 or wideresnet-34-4"),
+        ("wrn4-1", "wideresnet-10-1 or wideresnet-16-1"),
+        ("wrn-0-2", "wideresnet-10-2 or wideresnet-16-2"),
+    ],
+)
 def test_wideresnet_depths_that_cant_be(name, advice):
     message = error_of(name, 10)
     assert "6n+4" in message and advice in message
@@ -346,6 +397,7 @@ def test_only_the_pretrained_network_takes_weights(name, tmp_path):
 
 
 # --- pretrained weights -----------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def imagenet_model():
@@ -370,6 +422,7 @@ def weights_files(imagenet_model, tmp_path_factory):
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
     """torch's hub folder is empty and a download is a failure."""
+
     def fail(url, *_, **__):
         raise URLError("Name or service not known")
 
@@ -395,8 +448,11 @@ def test_pretrained_weights_from_a_file(name, as_type, weights_files, imagenet_m
 
 
 def test_pretrained_weights_without_classifier_and_counters(tmp_path, imagenet_model):
-    slim = {key: tensor for key, tensor in imagenet_model.state_dict().items()
-            if not key.startswith("fc.") and not key.endswith("num_batches_tracked")}
+    slim = {
+        key: tensor
+        for key, tensor in imagenet_model.state_dict().items()
+        if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
+    }
     torch.save(slim, tmp_path / "slim.pth")
     model = build_network("resnet18_pretrained", 1000, weights=tmp_path / "slim.pth")
     for key, tensor in slim.items():
@@ -466,7 +522,7 @@ def test_hostile_pickles_dont_run(tmp_path, name, write):
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
 def test_truncated_weights(tmp_path, weights_files, name, share):
     whole = (weights_files / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[:int(share * len(whole))])
+    (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
     message = error_of("resnet18_pretrained", 7, weights=tmp_path / name)
     assert str(tmp_path / name) in message and "truncated" in message
 
@@ -476,16 +532,21 @@ def test_missing_weights(tmp_path):
     assert "no such file" in error_of("resnet18_pretrained", 7, weights=tmp_path)
 
 
-@pytest.mark.parametrize(("change", "expected"), [
-    ({"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1), "layer3.0.conv1.weight": torch.zeros(1)},
-     ["'layer1.0.conv1.weight'", "(64, 64, 1, 1)", "(64, 64, 3, 3)"]),
-    ({"layer1.0.conv1.weight": None}, ["'layer1.0.conv1.weight'", "missing"]),
-    ({"layer5.weight": torch.zeros(1)}, ["'layer5.weight'", "no key"]),
-    ({"bn1.weight": torch.zeros(64, dtype=torch.int64)}, ["'bn1.weight'", "float"]),
-    ({"bn1.weight": torch.zeros(64).to_sparse()}, ["'bn1.weight'", "dense"]),
-    ({"bn1.weight": "text"}, ["'bn1.weight'", "float"]),
-    ({"bn1.bias": torch.full((64,), float("nan"))}, ["'bn1.bias'", "finite"]),
-])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1), "layer3.0.conv1.weight": torch.zeros(1)},
+            ["'layer1.0.conv1.weight'", "(64, 64, 1, 1)", "(64, 64, 3, 3)"],
+        ),
+        ({"layer1.0.conv1.weight": None}, ["'layer1.0.conv1.weight'", "missing"]),
+        ({"layer5.weight": torch.zeros(1)}, ["'layer5.weight'", "no key"]),
+        ({"bn1.weight": torch.zeros(64, dtype=torch.int64)}, ["'bn1.weight'", "float"]),
+        ({"bn1.weight": torch.zeros(64).to_sparse()}, ["'bn1.weight'", "dense"]),
+        ({"bn1.weight": "text"}, ["'bn1.weight'", "float"]),
+        ({"bn1.bias": torch.full((64,), float("nan"))}, ["'bn1.bias'", "finite"]),
+    ],
+)
 def test_wrong_weights_are_named(tmp_path, imagenet_model, change, expected):
     content = {**imagenet_model.state_dict(), **change}
     torch.save({key: value for key, value in content.items() if value is not None}, tmp_path / "wrong.pth")

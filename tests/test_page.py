@@ -47,8 +47,9 @@ def visit(browser, site):
     contexts = []
 
     def open_page(scheme="light", width=1280, address=site.address):
-        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900},
-                                      accept_downloads=True)
+        context = browser.new_context(
+            color_scheme=scheme, viewport={"width": width, "height": 900}, accept_downloads=True
+        )
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(LONG)
@@ -91,8 +92,15 @@ def protected(browser, site):
     context.close()
     with zipfile.ZipFile(folder / "photos-to-publish.zip") as bundle:
         bundle.extractall(site.root / "published")
-    return SimpleNamespace(text=text, originals=paths, data=data, user=user, strangers=strangers,
-                           published=site.root / "published", private=folder / "PRIVATE-record-keep-secret.zip")
+    return SimpleNamespace(
+        text=text,
+        originals=paths,
+        data=data,
+        user=user,
+        strangers=strangers,
+        published=site.root / "published",
+        private=folder / "PRIVATE-record-keep-secret.zip",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +108,10 @@ def models(site, protected):
     """A model that was trained on the published photos among strangers' images, and one on the strangers' alone."""
     people = protected.data, protected.user, protected.strangers
     marked = published_images(protected.published)
-    return SimpleNamespace(guilty=train(site.root / "guilty.safetensors", *people, marked),
-                           innocent=train(site.root / "innocent.safetensors", *people))
+    return SimpleNamespace(
+        guilty=train(site.root / "guilty.safetensors", *people, marked),
+        innocent=train(site.root / "innocent.safetensors", *people),
+    )
 
 
 def go(page, tab):
@@ -150,6 +160,7 @@ def verdict(page, name):
 
 # --- the whole way ---
 
+
 def test_photos_are_marked_and_both_files_can_be_kept(protected):
     assert f"{PHOTOS // 2} photos are marked" in protected.text and f"{PHOTOS // 2} are held out" in protected.text
     assert "torn.jpg" in protected.text and "damaged" in protected.text  # named, and the rest is done
@@ -178,8 +189,9 @@ def test_the_guilty_model_is_found_and_the_innocent_one_is_not(visit, protected,
     waiting.value.save_as(tmp_path / "evidence.zip")
     replayed = script("eval", "--replay", tmp_path / "evidence.zip")
     shown = re.search(r"exact p\s+([\d.e-]+)", text)[1]
-    assert replayed.code == 0 and float(re.search(r"p recomputed\s+(\S+)", replayed.out)[1]) == \
-        pytest.approx(float(shown), rel=0.01)
+    assert replayed.code == 0 and float(re.search(r"p recomputed\s+(\S+)", replayed.out)[1]) == pytest.approx(
+        float(shown), rel=0.01
+    )
 
     innocent = visit()
     hand_in(innocent, protected, models.innocent)
@@ -205,9 +217,15 @@ def test_a_record_of_this_page_needs_no_file(visit, protected, models):
 
 # --- faults ---
 
-@pytest.mark.parametrize("address, words", [
-    ("http://127.0.0.1:9/v2/models/net", "can't be reached|refused|no answer"), ("/no/such/model.pt", "does not exist"),
-    ("", "there is no model yet")])
+
+@pytest.mark.parametrize(
+    "address, words",
+    [
+        ("http://127.0.0.1:9/v2/models/net", "can't be reached|refused|no answer"),
+        ("/no/such/model.pt", "does not exist"),
+        ("", "there is no model yet"),
+    ],
+)
 def test_a_model_that_is_not_there_is_one_line(visit, protected, address, words):
     page = visit()
     hand_in(page, protected, address)
@@ -255,10 +273,12 @@ def test_choices_change_preview_and_figures(visit, protected):
 
 # --- reloads, several tabs, restarts ---
 
+
 @pytest.fixture
 def slow_server(models):
     """A model behind the protocol whose answers take a while: (address, the app's log)."""
     from provenance import case
+
     suspect = case.open_suspect(models.guilty)
 
     def predict(images):
@@ -334,6 +354,7 @@ def test_a_killed_page_goes_on_where_it_stopped(browser, tmp_path, protected, sl
 
 # --- looking around in finished runs ---
 
+
 def test_a_run_of_train_can_be_looked_at(visit, finished_run):
     page = visit()
     go(page, "Audit")
@@ -373,8 +394,11 @@ SETTLED = """() => [...document.querySelectorAll(".mt")].every(part => {
 def serious(page):
     page.wait_for_function(SETTLED)
     found = axe_module.Axe().run(page).response["violations"]
-    return [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found
-            if one["impact"] in ("serious", "critical")]
+    return [
+        (one["id"], [node["html"][:200] for node in one["nodes"]])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
 
 
 @pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 1280), ("light", 400), ("dark", 400)])
@@ -409,8 +433,12 @@ def test_keys_alone_are_enough(visit, protected):
     reached = []
     for _ in range(60):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.innerText || document.activeElement.getAttribute("
-                                     "'aria-label') || document.activeElement.type"))
+        reached.append(
+            page.evaluate(
+                "document.activeElement.innerText || document.activeElement.getAttribute("
+                "'aria-label') || document.activeElement.type"
+            )
+        )
         if "Mark the photos" in str(reached[-1]):
             break
     assert "Mark the photos" in str(reached[-1]), reached

@@ -12,10 +12,19 @@ from page_parts import OnePanel, desk, marked, until, uploaded  # noqa: F401
 
 from page.tabs import check
 
-FIELDS = dict.fromkeys(check.INPUTS, "") | {"record": None, "originals": None, "model": None, "label": "auto",
-                                            "alpha": 0.05, "label_only": False, "net_type": "smallnet",
-                                            "input_size": "32", "mean": "0.5 0.5 0.5", "std": "0.25 0.25 0.25",
-                                            "max_queries": "30"}
+FIELDS = dict.fromkeys(check.INPUTS, "") | {
+    "record": None,
+    "originals": None,
+    "model": None,
+    "label": "auto",
+    "alpha": 0.05,
+    "label_only": False,
+    "net_type": "smallnet",
+    "input_size": "32",
+    "mean": "0.5 0.5 0.5",
+    "std": "0.25 0.25 0.25",
+    "max_queries": "30",
+}
 
 
 def save_network(path, seed):
@@ -51,13 +60,38 @@ def test_an_audit_of_the_page_is_that_of_eval(desk, fields, marked, script, tmp_
     job, shown = audited(desk, fields)
     assert "30 queries" in shown and "Nothing has been asked yet" in shown
     result = json.loads((job.folder / "result.json").read_text())
-    done = script("eval", "--record", marked[0].result["record"], "--checkpoint", fields["address"], "--net_type",
-                  "smallnet", "--input_size", "32", "--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25",
-                  "--alpha", "0.05", "--max_queries", "30", "--device", "cpu", "--out", tmp_path / "by-eval")
+    done = script(
+        "eval",
+        "--record",
+        marked[0].result["record"],
+        "--checkpoint",
+        fields["address"],
+        "--net_type",
+        "smallnet",
+        "--input_size",
+        "32",
+        "--mean",
+        "0.5",
+        "0.5",
+        "0.5",
+        "--std",
+        "0.25",
+        "0.25",
+        "0.25",
+        "--alpha",
+        "0.05",
+        "--max_queries",
+        "30",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "by-eval",
+    )
     assert done.code == 0, done.err
     same = json.loads((tmp_path / "by-eval" / "result.json").read_text())
     assert {name: result[name] for name in ("p_value", "statistic", "queries", "model", "audit")} == {
-        name: same[name] for name in ("p_value", "statistic", "queries", "model", "audit")}
+        name: same[name] for name in ("p_value", "statistic", "queries", "model", "audit")
+    }
     assert f"{result['queries']:,}" in check._result(desk, job) and job.details["subject"]
 
 
@@ -115,12 +149,21 @@ def test_no_header_is_kept(desk, fields):
     assert not any(b"tops3cret" in path.read_bytes() for path in desk.root.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"known": ""}, "there is no record yet"), ({"known": "gone"}, "that record is gone"),
-    ({"address": ""}, "there is no model yet"), ({"address": "/no/model.pt"}, "does not exist"),
-    ({"address": "~nobody-of-this-name/x"}, "can&#x27;t be a path"), ({"input_size": "nan"}, "“Input size” takes"),
-    ({"folder": "/no/originals"}, "is not a folder"), ({"net_type": "resnet18"}, "class=\"box bad\""),
-    ({"max_queries": "1"}, "“Most queries” allows 1"), ({"label": "zebra"}, "“Class of the photos” zebra")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"known": ""}, "there is no record yet"),
+        ({"known": "gone"}, "that record is gone"),
+        ({"address": ""}, "there is no model yet"),
+        ({"address": "/no/model.pt"}, "does not exist"),
+        ({"address": "~nobody-of-this-name/x"}, "can&#x27;t be a path"),
+        ({"input_size": "nan"}, "“Input size” takes"),
+        ({"folder": "/no/originals"}, "is not a folder"),
+        ({"net_type": "resnet18"}, 'class="box bad"'),
+        ({"max_queries": "1"}, "“Most queries” allows 1"),
+        ({"label": "zebra"}, "“Class of the photos” zebra"),
+    ],
+)
 def test_bad_input_is_one_line_and_leaves_nothing(desk, fields, capfd, changes, words):
     shown, ready, _ = check._plan(desk, None, {**fields, **changes})
     assert ready is None and words in shown and 'role="alert"' in shown and "defect" not in shown
@@ -136,9 +179,11 @@ def test_a_recount_leaves_one_draft(desk, fields):
 
 def test_damaged_uploads_are_one_line(desk, fields):
     torn = uploaded(desk, "record.zip", b"PK\x03\x04 torn")
-    for changes in ({"record": torn}, {"model": uploaded(desk, "model.zip", b"PK\x03\x04 torn")},
-                    {"record": uploaded(desk, "notes.txt", b"hello")}, {"model": str(desk.root / "uploads" / "gone")}):
+    for changes in (
+        {"record": torn},
+        {"model": uploaded(desk, "model.zip", b"PK\x03\x04 torn")},
+        {"record": uploaded(desk, "notes.txt", b"hello")},
+        {"model": str(desk.root / "uploads" / "gone")},
+    ):
         shown, ready, _ = check._plan(desk, None, {**fields, **changes})
         assert ready is None and 'role="alert"' in shown and "defect" not in shown, shown
-
-

@@ -33,20 +33,28 @@ from provenance.protect import mark_photo, resolve_settings
 
 # --- progress that somebody watches ---
 
+
 def test_watchers_hear_every_step_and_can_end_the_work():
     heard = []
     with progress.watched(lambda *step: heard.append(step)):
         assert list(Progress([5, 6, 7], "looking")) == [5, 6, 7]
         with Progress(desc="asking", total=10, initial=4) as bar:
             bar.update(3)
-    assert heard == [("looking", 0, 3), ("looking", 1, 3), ("looking", 2, 3), ("looking", 3, 3),
-                     ("asking", 4, 10), ("asking", 7, 10)]
+    assert heard == [
+        ("looking", 0, 3),
+        ("looking", 1, 3),
+        ("looking", 2, 3),
+        ("looking", 3, 3),
+        ("asking", 4, 10),
+        ("asking", 7, 10),
+    ]
     list(Progress([1, 2], "unwatched"))
     assert len(heard) == 6
 
     def stop(_, done, __):
         if done == 2:
             raise Cancelled
+
     seen = []
     with pytest.raises(Cancelled), progress.watched(stop):
         for item in Progress(range(9), "working"):
@@ -82,6 +90,7 @@ def test_threads_have_watchers_of_their_own():
 
 
 # --- jobs ---
+
 
 def test_a_job_goes_through_its_states_and_is_found_again(tmp_path):
     jobs, gate = Jobs(tmp_path), threading.Event()
@@ -135,8 +144,10 @@ def test_what_fails_is_one_line(tmp_path, capfd):
     def defect(job):
         raise ZeroDivisionError("oops")
 
-    found = {name: jobs.start(name, "checks", name, {}, work)
-             for name, work in (("user_error", user_error), ("full", full), ("defect", defect))}
+    found = {
+        name: jobs.start(name, "checks", name, {}, work)
+        for name, work in (("user_error", user_error), ("full", full), ("defect", defect))
+    }
     until(lambda: not any(job.active for job in found.values()))
     assert {job.state for job in found.values()} == {"failed"}
     assert found["user_error"].message == "the record is gone; restore it"
@@ -176,20 +187,29 @@ def test_damaged_jobs_are_left_out(tmp_path, content):
 
 # --- what is handed in, and what may be fetched ---
 
+
 def test_uploads_become_photos_and_zips_are_unpacked(desk, tmp_path):
     bundle = tmp_path / "more.zip"
     with zipfile.ZipFile(bundle, "w") as out:
         out.writestr("holiday/beach.png", png(picture(1)))
         out.writestr("holiday/inner/sea.png", png(picture(2)))
-    draft = desk.receive(desk.draft(), [uploaded(desk, "a.png", png(picture(3))), uploaded(desk, "a.png", b"other"),
-                                        uploaded(desk, "more.zip", bundle.read_bytes())])
+    draft = desk.receive(
+        desk.draft(),
+        [
+            uploaded(desk, "a.png", png(picture(3))),
+            uploaded(desk, "a.png", b"other"),
+            uploaded(desk, "more.zip", bundle.read_bytes()),
+        ],
+    )
     names = sorted(path.relative_to(draft.photos).as_posix() for path in draft.photos.rglob("*") if path.is_file())
     assert names == ["a (2).png", "a.png", "more/beach.png", "more/inner/sea.png"]
     assert draft.problems == []
 
 
-@pytest.mark.parametrize("name, words", [("../out.png", "leaves its folder"), ("/etc/x.png", "leaves its folder"),
-                                         ("..\\out.png", "leaves its folder")])
+@pytest.mark.parametrize(
+    "name, words",
+    [("../out.png", "leaves its folder"), ("/etc/x.png", "leaves its folder"), ("..\\out.png", "leaves its folder")],
+)
 def test_zips_that_reach_out_are_refused_by_name(desk, tmp_path, name, words):
     bundle = tmp_path / "evil.zip"
     with zipfile.ZipFile(bundle, "w") as out:
@@ -205,8 +225,10 @@ def test_zips_that_reach_out_are_refused_by_name(desk, tmp_path, name, words):
 def test_zip_bombs_are_refused_by_what_they_unpack_to(desk, tmp_path, monkeypatch):
     monkeypatch.setattr("page.desk.MOST_BYTES", 1 << 20)
     monkeypatch.setattr("page.desk.MOST_FILES", 5)
-    for name, members in (("big.zip", [("zeros.png", bytes(2 << 20))]),
-                          ("many.zip", [(f"{number}.png", b"") for number in range(6)])):
+    for name, members in (
+        ("big.zip", [("zeros.png", bytes(2 << 20))]),
+        ("many.zip", [(f"{number}.png", b"") for number in range(6)]),
+    ):
         with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as out:
             for member, content in members:
                 out.writestr(member, content)
@@ -223,14 +245,16 @@ def test_only_what_was_uploaded_is_taken(desk, tmp_path):
 
 
 def test_downloads_are_those_of_jobs(desk):
-    job = desk.jobs.start("one", "protected", "t", {}, lambda job: {"files": {"a.zip": "a.zip", "up": "../../../x",
-                                                                             "gone": "gone"}})
+    job = desk.jobs.start(
+        "one", "protected", "t", {}, lambda job: {"files": {"a.zip": "a.zip", "up": "../../../x", "gone": "gone"}}
+    )
     until(lambda: not job.active)
     (job.folder / "a.zip").write_bytes(b"1")
     (desk.root.parent / "x").write_bytes(b"2")
     assert desk.download("one", "a.zip") == job.folder / "a.zip"
-    assert [desk.download(*place) for place in (("one", "job.json"), ("one", "up"), ("one", "gone"), ("two", "a.zip"))
-            ] == [None] * 4
+    assert [
+        desk.download(*place) for place in (("one", "job.json"), ("one", "up"), ("one", "gone"), ("two", "a.zip"))
+    ] == [None] * 4
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
@@ -245,6 +269,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
 
 def test_old_uploads_and_drafts_go_and_nothing_else(desk):
     import os
+
     old, new = desk.draft(), desk.draft()
     (desk.root / "uploads" / "file").write_bytes(b"x")
     (desk.root / "checks" / "audit").mkdir()
@@ -256,11 +281,14 @@ def test_old_uploads_and_drafts_go_and_nothing_else(desk):
 
 
 def test_the_folder_is_its_owners_alone(desk):
-    assert {path.stat().st_mode & 0o777 for path in (desk.root, *(desk.root / name for name in (
-        "uploads", "drafts", "protected", "checks")))} == {0o700}
+    assert {
+        path.stat().st_mode & 0o777
+        for path in (desk.root, *(desk.root / name for name in ("uploads", "drafts", "protected", "checks")))
+    } == {0o700}
 
 
 # --- marking through the page ---
+
 
 def test_a_folder_is_marked_as_the_command_line_does(marked, desk):
     job, folder = marked
@@ -272,8 +300,9 @@ def test_a_folder_is_marked_as_the_command_line_does(marked, desk):
         path = folder.parent / "holiday_marked" / f"{photo.original}"
         assert path.exists() == photo.published
         if photo.published:
-            expected = mark_photo(picture(int(photo.original[0])), bytes.fromhex(record.key), photo.number,
-                                  settings.marking(bank))
+            expected = mark_photo(
+                picture(int(photo.original[0])), bytes.fromhex(record.key), photo.number, settings.marking(bank)
+            )
             assert np.array_equal(np.asarray(Image.open(path)), expected)
     with zipfile.ZipFile(desk.download(job.id, "photos-to-publish.zip")) as bundle:
         assert sorted(bundle.namelist()) == sorted(photo.marked for photo in record.photos if photo.published)
@@ -296,6 +325,7 @@ def test_the_same_photos_are_not_marked_twice(marked, desk):
 def test_two_calls_at_once_leave_one_record(tmp_path):
     """Both looked before either had begun; the second must not replace the key that the first has written."""
     from provenance import protect as marking
+
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "a.png").write_bytes(png(picture(1)))
@@ -352,12 +382,14 @@ TAB = SimpleNamespace(session_hash="tab")  # as a request has it
 def panel(desk):
     """The Panel of what was protected, outside the page."""
     import gradio as gr
+
     with gr.Blocks():
         return Panel(desk, "protected", "jobs", "nothing", lambda job: "result", lambda job: None)
 
 
 def test_a_tab_that_lost_an_answer_is_told_again(marked, panel):
     import gradio as gr
+
     job, _ = marked
     panel.show(job.id, TAB)
     assert panel._tick(None, "", TAB) == [gr.skip()] * 5  # was on its way when the job was chosen
@@ -387,10 +419,12 @@ def test_a_slow_tick_does_not_undo_what_was_chosen_meanwhile(marked, panel, monk
 
 # --- figures, words, runs ---
 
+
 def test_figures_are_those_of_the_result_files(tmp_path, monkeypatch):
     with open(ROOT / "results" / power.TABLE_8, newline="") as file:
-        full = next(row for row in csv.DictReader(file)
-                    if row["marking"] == "blend and noise" and row["samples"] == "5")
+        full = next(
+            row for row in csv.DictReader(file) if row["marking"] == "blend and noise" and row["samples"] == "5"
+        )
     stored = json.loads((ROOT / "results" / power.POWER).read_text())["detected"]["probabilities"]["0.001"]
     assert full["FPR@100%TPR"] in power.marking_table(0.7, 8) and "yours" in power.marking_table(0.7, 8)
     assert full["FPR@100%TPR"] in power.summary(0.7, 8) and "This very choice" in power.summary(0.7, 8)
@@ -410,12 +444,18 @@ def test_figures_are_those_of_the_result_files(tmp_path, monkeypatch):
 def test_nearest_measured_choice():
     rows = [(0.5, 8.0), (0.7, 0.0), (0.7, 8.0), (0.9, 8.0), (1.0, 0.0)]
     assert [power.nearest(rows, *choice) for choice in ((0.55, 8), (0.7, 3), (0.7, 6), (0.85, 8), (1, 1))] == [
-        0, 1, 2, 3, 4]
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_messages_speak_of_fields():
     assert look.plain("--max_queries allows 5; give --keys 3 or a larger --alpha") == (
-        "“Most queries” allows 5; give keys 3 or a larger “Accept a wrong accusation in at most”")
+        "“Most queries” allows 5; give keys 3 or a larger “Accept a wrong accusation in at most”"
+    )
     source = "".join(path.read_text() for path in (ROOT / "page").glob("*.py") if path.name != "look.py")
     for name in set(look.FLAGS.values()):
         assert f'"{name.strip("“”")}' in source, f"{name} is no field of the page"
@@ -452,7 +492,8 @@ def test_sizes_that_are_none_are_refused(text):
 def test_paths_with_dashes_stay_as_they_are():
     assert look.plain("/home/me/my--photos_2024 can't be opened") == "/home/me/my--photos_2024 can't be opened"
     assert look.plain("another process is working in /x; wait for it, or choose another --save_tag or --out") == (
-        "another process is working in /x; wait for it")
+        "another process is working in /x; wait for it"
+    )
 
 
 def test_runs_are_found_and_only_offered_reports_are_shown(tmp_path, finished_run):
@@ -517,8 +558,18 @@ def test_rates_at_an_allowed_share(finished_run):
 
 # --- who may come in ---
 
-@pytest.mark.parametrize("host, local", [("127.0.0.1:7860", True), ("localhost", True), ("[::1]:7860", True),
-                                         ("evil.example:7860", False), ("127.0.0.1.evil.example", False), ("", False)])
+
+@pytest.mark.parametrize(
+    "host, local",
+    [
+        ("127.0.0.1:7860", True),
+        ("localhost", True),
+        ("[::1]:7860", True),
+        ("evil.example:7860", False),
+        ("127.0.0.1.evil.example", False),
+        ("", False),
+    ],
+)
 def test_only_names_of_this_computer(host, local):
     assert server._is_local(host) is local
 
@@ -532,9 +583,13 @@ def test_nobody_comes_in_without_the_token(tmp_path):
         page = requests.get(address, timeout=20)
         assert page.status_code == 200 and "frame-ancestors 'self'" in page.headers["content-security-policy"]
         assert not page.cookies and page.headers["referrer-policy"] == "no-referrer"
-        for wrong in ({"Host": "evil.example"}, {"Origin": "http://127.0.0.1:9999"}, {"Origin": "null"},
-                      {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
-                      {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}):
+        for wrong in (
+            {"Host": "evil.example"},
+            {"Origin": "http://127.0.0.1:9999"},
+            {"Origin": "null"},
+            {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
+            {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+        ):
             found = requests.get(f"{address}config", headers=wrong, timeout=20)
             assert found.status_code in (400, 403) and "access-control-allow-origin" not in found.headers, wrong
         own = requests.get(f"{address}config", headers={"Origin": root, "Sec-Fetch-Site": "same-origin"}, timeout=20)
@@ -557,6 +612,7 @@ def test_the_browser_is_started_with_a_file_of_ones_own(tmp_path):
 
 def test_guard_passes_other_scopes():
     import asyncio
+
     seen = []
 
     async def app(scope, receive, send):
@@ -567,6 +623,7 @@ def test_guard_passes_other_scopes():
 
 
 # --- app.py ---
+
 
 def test_sharing_is_refused_and_says_why(script):
     done = script("app", "--share")

@@ -46,23 +46,286 @@ STORED_PNOISE2 = [
 
 # Ken Perlin's published permutation, and the x and y parts of the 16 gradients of `noise`.
 PERLIN_TABLE = [
-    151, 160, 137, 91, 90, 15, 131, 13, 201, 95, 96, 53, 194, 233, 7, 225, 140, 36, 103, 30, 69, 142, 8, 99, 37, 240,
-    21, 10, 23, 190, 6, 148, 247, 120, 234, 75, 0, 26, 197, 62, 94, 252, 219, 203, 117, 35, 11, 32, 57, 177, 33, 88,
-    237, 149, 56, 87, 174, 20, 125, 136, 171, 168, 68, 175, 74, 165, 71, 134, 139, 48, 27, 166, 77, 146, 158, 231, 83,
-    111, 229, 122, 60, 211, 133, 230, 220, 105, 92, 41, 55, 46, 245, 40, 244, 102, 143, 54, 65, 25, 63, 161, 1, 216, 80,
-    73, 209, 76, 132, 187, 208, 89, 18, 169, 200, 196, 135, 130, 116, 188, 159, 86, 164, 100, 109, 198, 173, 186, 3, 64,
-    52, 217, 226, 250, 124, 123, 5, 202, 38, 147, 118, 126, 255, 82, 85, 212, 207, 206, 59, 227, 47, 16, 58, 17, 182,
-    189, 28, 42, 223, 183, 170, 213, 119, 248, 152, 2, 44, 154, 163, 70, 221, 153, 101, 155, 167, 43, 172, 9, 129, 22,
-    39, 253, 19, 98, 108, 110, 79, 113, 224, 232, 178, 185, 112, 104, 218, 246, 97, 228, 251, 34, 242, 193, 238, 210,
-    144, 12, 191, 179, 162, 241, 81, 51, 145, 235, 249, 14, 239, 107, 49, 192, 214, 31, 181, 199, 106, 157, 184, 84,
-    204, 176, 115, 121, 50, 45, 127, 4, 150, 254, 138, 236, 205, 93, 222, 114, 67, 29, 24, 72, 243, 141, 128, 195, 78,
-    66, 215, 61, 156, 180]
-GRADIENT_XY = [(1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (1, 0), (-1, 0),
-               (0, 1), (0, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (0, -1), (0, 1)]
+    151,
+    160,
+    137,
+    91,
+    90,
+    15,
+    131,
+    13,
+    201,
+    95,
+    96,
+    53,
+    194,
+    233,
+    7,
+    225,
+    140,
+    36,
+    103,
+    30,
+    69,
+    142,
+    8,
+    99,
+    37,
+    240,
+    21,
+    10,
+    23,
+    190,
+    6,
+    148,
+    247,
+    120,
+    234,
+    75,
+    0,
+    26,
+    197,
+    62,
+    94,
+    252,
+    219,
+    203,
+    117,
+    35,
+    11,
+    32,
+    57,
+    177,
+    33,
+    88,
+    237,
+    149,
+    56,
+    87,
+    174,
+    20,
+    125,
+    136,
+    171,
+    168,
+    68,
+    175,
+    74,
+    165,
+    71,
+    134,
+    139,
+    48,
+    27,
+    166,
+    77,
+    146,
+    158,
+    231,
+    83,
+    111,
+    229,
+    122,
+    60,
+    211,
+    133,
+    230,
+    220,
+    105,
+    92,
+    41,
+    55,
+    46,
+    245,
+    40,
+    244,
+    102,
+    143,
+    54,
+    65,
+    25,
+    63,
+    161,
+    1,
+    216,
+    80,
+    73,
+    209,
+    76,
+    132,
+    187,
+    208,
+    89,
+    18,
+    169,
+    200,
+    196,
+    135,
+    130,
+    116,
+    188,
+    159,
+    86,
+    164,
+    100,
+    109,
+    198,
+    173,
+    186,
+    3,
+    64,
+    52,
+    217,
+    226,
+    250,
+    124,
+    123,
+    5,
+    202,
+    38,
+    147,
+    118,
+    126,
+    255,
+    82,
+    85,
+    212,
+    207,
+    206,
+    59,
+    227,
+    47,
+    16,
+    58,
+    17,
+    182,
+    189,
+    28,
+    42,
+    223,
+    183,
+    170,
+    213,
+    119,
+    248,
+    152,
+    2,
+    44,
+    154,
+    163,
+    70,
+    221,
+    153,
+    101,
+    155,
+    167,
+    43,
+    172,
+    9,
+    129,
+    22,
+    39,
+    253,
+    19,
+    98,
+    108,
+    110,
+    79,
+    113,
+    224,
+    232,
+    178,
+    185,
+    112,
+    104,
+    218,
+    246,
+    97,
+    228,
+    251,
+    34,
+    242,
+    193,
+    238,
+    210,
+    144,
+    12,
+    191,
+    179,
+    162,
+    241,
+    81,
+    51,
+    145,
+    235,
+    249,
+    14,
+    239,
+    107,
+    49,
+    192,
+    214,
+    31,
+    181,
+    199,
+    106,
+    157,
+    184,
+    84,
+    204,
+    176,
+    115,
+    121,
+    50,
+    45,
+    127,
+    4,
+    150,
+    254,
+    138,
+    236,
+    205,
+    93,
+    222,
+    114,
+    67,
+    29,
+    24,
+    72,
+    243,
+    141,
+    128,
+    195,
+    78,
+    66,
+    215,
+    61,
+    156,
+    180,
+]
+GRADIENT_XY = [
+    (1, 1),
+    (-1, 1),
+    (1, -1),
+    (-1, -1),
+    (1, 0),
+    (-1, 0),
+    (1, 0),
+    (-1, 0),
+    (0, 1),
+    (0, -1),
+    (0, 1),
+    (0, -1),
+    (1, 0),
+    (-1, 0),
+    (0, -1),
+    (0, 1),
+]
 
 
 def textbook_noise(x, y, octaves=1):
     """Improved Perlin noise of one point, as the textbook has it: hash four corners, dot, fade, interpolate."""
+
     def one_octave(x, y):
         column, row = math.floor(x), math.floor(y)
         fx, fy = x - column, y - row
@@ -72,10 +335,12 @@ def textbook_noise(x, y, octaves=1):
             hashed = PERLIN_TABLE[(hashed + row + dy) % 256]
             gx, gy = GRADIENT_XY[PERLIN_TABLE[hashed] % 16]
             return gx * (fx - dx) + gy * (fy - dy)
+
         u, v = (6 * f**5 - 15 * f**4 + 10 * f**3 for f in (fx, fy))
         near = corner(0, 0) + u * (corner(1, 0) - corner(0, 0))
         far = corner(0, 1) + u * (corner(1, 1) - corner(0, 1))
         return near + v * (far - near)
+
     x, y = float(np.float32(x)), float(np.float32(y))
     amplitudes = [0.5**octave for octave in range(octaves)]
     return sum(a * one_octave(x / a, y / a) for a in amplitudes) / sum(amplitudes)
@@ -83,7 +348,6 @@ def textbook_noise(x, y, octaves=1):
 
 def one_point(x, y, octaves, device="cpu"):
     return perlin_octaves(np.array([[x]]), np.array([[y]]), octaves, device).item()
-
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -94,8 +358,10 @@ def test_perlin_equals_stored_pnoise2_values(x, y, octaves, value, device):
 
 
 @pytest.mark.parametrize("octaves", range(1, 7))
-@pytest.mark.parametrize(("low", "high"), [(-5, 5), (-0.01, 0.01), (-300, -200), (250, 262), (500, 520), (1015, 1035),
-                                           (-1030, -1018), (2040, 2060)])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(-5, 5), (-0.01, 0.01), (-300, -200), (250, 262), (500, 520), (1015, 1035), (-1030, -1018), (2040, 2060)],
+)
 def test_perlin_agrees_with_pnoise2(octaves, low, high):
     """Wrong: truncation instead of floor (negative), a table that ends at 256, pnoise2's repeat of 1024 overlooked."""
     noise = pytest.importorskip("noise")
@@ -139,7 +405,7 @@ def test_perlin_is_zero_on_lattice_points_and_differs_in_the_batch():
     x = np.random.default_rng(0).uniform(0, 200, (3, 6))
     together = perlin_octaves(x, x + 0.3, 3)
     for n in range(3):
-        np.testing.assert_allclose(together[n], perlin_octaves(x[n:n + 1], x[n:n + 1] + 0.3, 3)[0], atol=1e-6)
+        np.testing.assert_allclose(together[n], perlin_octaves(x[n : n + 1], x[n : n + 1] + 0.3, 3)[0], atol=1e-6)
     assert (together[0] - together[1]).abs().max() > 0.01
 
 
@@ -156,8 +422,12 @@ def test_perlin_signs_follow_the_published_recipe(shape, users):
     (height, width), agree = shape, []
     for user in range(users):
         period, octaves, freq, x0, y0 = draws_of(KEY, user, 3)
-        field = np.array([[textbook_noise(x0 + row / period, y0 + column / period, octaves)
-                           for column in range(width)] for row in range(height)])
+        field = np.array(
+            [
+                [textbook_noise(x0 + row / period, y0 + column / period, octaves) for column in range(width)]
+                for row in range(height)
+            ]
+        )
         field = (field - field.min()) / (field.max() - field.min())
         wave = np.sin(field * freq * np.pi)
         wave = (wave - wave.min()) / (wave.max() - wave.min())
@@ -261,8 +531,12 @@ def test_published_marks_are_the_audited_marks_bit_for_bit():
     that a pixel of the audited mark has the other sign of the pixel that was published."""
     users, indices = np.repeat(np.arange(600), 5), np.tile(np.arange(5), 600)
     together = perlin_signs(KEY, users, indices, 32, 32)
-    by_user = torch.cat([perlin_signs(KEY, users[start:start + 25], indices[start:start + 25], 32, 32)
-                         for start in range(0, 3000, 25)])
+    by_user = torch.cat(
+        [
+            perlin_signs(KEY, users[start : start + 25], indices[start : start + 25], 32, 32)
+            for start in range(0, 3000, 25)
+        ]
+    )
     order = np.random.default_rng(0).permutation(3000)
     shuffled = perlin_signs(KEY, users[order], indices[order], 32, 32)
     wrong_pixels = int((together != by_user).sum()), int((together[order] != shuffled).sum())

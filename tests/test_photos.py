@@ -30,8 +30,20 @@ KINDS += [("TIFF", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"
 PILLOW = int(PIL.__version__.partition(".")[0])
 if PILLOW >= 13:  # older ones can't read the YCbCr that they write
     KINDS.append(("TIFF", "YCbCr"))
-KINDS += [("BMP", "1"), ("BMP", "L"), ("BMP", "P"), ("BMP", "RGB"), ("WEBP", "RGB"), ("WEBP", "RGBA"), ("GIF", "P"),
-          ("GIF", "P clear"), ("PPM", "1"), ("PPM", "L"), ("PPM", "RGB"), ("PPM", "I;16")]
+KINDS += [
+    ("BMP", "1"),
+    ("BMP", "L"),
+    ("BMP", "P"),
+    ("BMP", "RGB"),
+    ("WEBP", "RGB"),
+    ("WEBP", "RGBA"),
+    ("GIF", "P"),
+    ("GIF", "P clear"),
+    ("PPM", "1"),
+    ("PPM", "L"),
+    ("PPM", "RGB"),
+    ("PPM", "I;16"),
+]
 CHANNELS = {"LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "RGBA": 4, "CMYK": 4}
 
 
@@ -57,12 +69,18 @@ def stored_and_shown(mode, size, rng):
         image.info["transparency"] = int(values[0, 0, 0])
         return image, np.where(values == values[0, 0, 0], 255, palette[values[..., 0]])
     exact = values.astype(float)
-    shown = {"L": lambda: exact, "LA": lambda: on_white(exact[..., :1], exact[..., 1:]),
-             "P": lambda: palette[values[..., 0]], "PA": lambda: on_white(palette[values[..., 0]], exact[..., 1:]),
-             "RGB": lambda: exact, "RGBA": lambda: on_white(exact[..., :3], exact[..., 3:]),
-             "CMYK": lambda: (255 - exact[..., :3]) * (255 - exact[..., 3:]) / 255,
-             "YCbCr": lambda: ((exact - (0, 128, 128)) @ np.array([[1, 1, 1], [0, -0.344136, 1.772],
-                                                                   [1.402, -0.714136, 0]])).clip(0, 255)}[name]()
+    shown = {
+        "L": lambda: exact,
+        "LA": lambda: on_white(exact[..., :1], exact[..., 1:]),
+        "P": lambda: palette[values[..., 0]],
+        "PA": lambda: on_white(palette[values[..., 0]], exact[..., 1:]),
+        "RGB": lambda: exact,
+        "RGBA": lambda: on_white(exact[..., :3], exact[..., 3:]),
+        "CMYK": lambda: (255 - exact[..., :3]) * (255 - exact[..., 3:]) / 255,
+        "YCbCr": lambda: (
+            (exact - (0, 128, 128)) @ np.array([[1, 1, 1], [0, -0.344136, 1.772], [1.402, -0.714136, 0]])
+        ).clip(0, 255),
+    }[name]()
     return image, np.broadcast_to(shown, (*size, 3))
 
 
@@ -93,10 +111,12 @@ def test_palette_with_partly_transparent_entries(alphas):
 def test_one_transparent_colour_without_an_alpha_channel():
     rows = b"\0" + bytes([10, 20, 30, 10, 20, 31])
     assert read_photo(png(2, 1, (b"tRNS", struct.pack(">3H", 10, 20, 30)), rows=rows)).tolist() == [
-        [[255] * 3, [10, 20, 31]]]
+        [[255] * 3, [10, 20, 31]]
+    ]
     rows = b"\0" + struct.pack(">2H", 300, 0x8001)
     assert read_photo(png(2, 1, (b"tRNS", struct.pack(">H", 300)), depth=16, color=0, rows=rows)).tolist() == [
-        [[255] * 3, [128] * 3]]
+        [[255] * 3, [128] * 3]
+    ]
 
 
 def test_tiffs_of_unusual_grey():
@@ -114,9 +134,16 @@ def test_lab_becomes_rgb():
     assert np.abs(read_photo(saved(gold, "TIFF"))[0, 0] - np.array([253.0, 212, 48])).max() <= 6
 
 
-TURNED = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-          5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-          8: np.rot90}
+TURNED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
 
 
 def oriented(pixels, format, orientation, **more):
@@ -166,10 +193,16 @@ SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01
 
 def icc(space, curves, gamma):
     """A small ICC profile, version 2: {tag: (X, Y, Z)} and for all channels one gamma or a table of 0..1."""
+
     def fixed(numbers):
         return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(number * 65536)) for number in numbers)
-    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(78), b"cprt": b"text\0\0\0\0none\0",
-            b"wtpt": fixed((0.9642, 1, 0.8249)), **{name: fixed(value) for name, value in curves.items()}}
+
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(78),
+        b"cprt": b"text\0\0\0\0none\0",
+        b"wtpt": fixed((0.9642, 1, 0.8249)),
+        **{name: fixed(value) for name, value in curves.items()},
+    }
     for name in (b"kTRC",) if space == b"GRAY" else (b"rTRC", b"gTRC", b"bTRC"):
         curve = [round(gamma * 256)] if np.ndim(gamma) == 0 else np.round(gamma * 65535).astype(int).tolist()
         tags[name] = b"curv\0\0\0\0" + struct.pack(f">I{len(curve)}H", len(curve), *curve)
@@ -177,8 +210,19 @@ def icc(space, curves, gamma):
     for name, value in tags.items():
         table += struct.pack(">4sII", name, 132 + 12 * len(tags) + len(body), len(value))
         body += value + bytes(-len(value) % 4)
-    head = struct.pack(">I4sI4s4s4s12x4s28x3i", 128 + len(table + body), b"none", 0x02100000, b"mntr", space, b"XYZ ",
-                       b"acsp", 63190, 65536, 54061).ljust(128, b"\0")
+    head = struct.pack(
+        ">I4sI4s4s4s12x4s28x3i",
+        128 + len(table + body),
+        b"none",
+        0x02100000,
+        b"mntr",
+        space,
+        b"XYZ ",
+        b"acsp",
+        63190,
+        65536,
+        54061,
+    ).ljust(128, b"\0")
     return head + table + body
 
 
@@ -267,8 +311,15 @@ if sys.platform == "linux":
 print(json.dumps({"files": files, "slowest": slowest, "peak": peak}))
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return {**json.loads(done.stdout), "error": done.stderr}
 
@@ -343,6 +394,7 @@ def test_many_threads_at_once(hostile, recwarn):
             return read_photo(data).tobytes()
         except UnreadablePhoto as error:
             return str(error)
+
     expected = [result(data) for data in some]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(result, some)) == expected
@@ -383,8 +435,8 @@ def test_encoded_files_hold_nothing_but_the_picture():
 
     data, place, segments = encode_photo(photo(), "jpeg"), 2, {}
     while data[place + 1] != 0xDA:
-        length = int.from_bytes(data[place + 2:place + 4], "big")
-        segments[data[place + 1]] = data[place + 4:place + 2 + length]
+        length = int.from_bytes(data[place + 2 : place + 4], "big")
+        segments[data[place + 1]] = data[place + 4 : place + 2 + length]
         place += 2 + length
     assert set(segments) == {0xE0, 0xDB, 0xC0, 0xC4} and segments[0xE0].startswith(b"JFIF")
     assert segments[0xC0][7::3] == b"\x11\x11\x11"  # each channel has every pixel: 4:4:4
@@ -425,8 +477,14 @@ def make(folder, *names):
         (folder / name).write_bytes(b"")
 
 
-UNICODE = [unicodedata.normalize("NFC", "Gärten/blüte.jpg"), unicodedata.normalize("NFD", "Höfe/tür.jpg"),
-           "日本/猫.heic", "🌻 (1).png", "a'b\"c.webp", "zwei  leer.tiff"]
+UNICODE = [
+    unicodedata.normalize("NFC", "Gärten/blüte.jpg"),
+    unicodedata.normalize("NFD", "Höfe/tür.jpg"),
+    "日本/猫.heic",
+    "🌻 (1).png",
+    "a'b\"c.webp",
+    "zwei  leer.tiff",
+]
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -443,9 +501,18 @@ def test_links(tmp_path):
     folder, outside = tmp_path / "photos", tmp_path / "photos-other"
     make(folder, "a.jpg", "sub/b.jpg", "notes.txt")
     make(outside, "secret.jpg")
-    links = {"inside.jpg": "a.jpg", "sub/up.jpg": "../a.jpg", "out.jpg": outside / "secret.jpg", "album": outside,
-             "gone.jpg": "nothing.jpg", "circle.jpg": "circle.jpg", "sub/parent": "..", "again": "sub",
-             "words.txt": "notes.txt", "hop.jpg": "album/secret.jpg"}
+    links = {
+        "inside.jpg": "a.jpg",
+        "sub/up.jpg": "../a.jpg",
+        "out.jpg": outside / "secret.jpg",
+        "album": outside,
+        "gone.jpg": "nothing.jpg",
+        "circle.jpg": "circle.jpg",
+        "sub/parent": "..",
+        "again": "sub",
+        "words.txt": "notes.txt",
+        "hop.jpg": "album/secret.jpg",
+    }
     for name, target in links.items():
         (folder / name).symlink_to(target)
     photos, refused, ignored = find_photos(folder)
@@ -478,9 +545,13 @@ def test_pipes_and_closed_folders(tmp_path, monkeypatch):
         if Path(path).name == "closed":  # root, as whom tests may run, could open any folder
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
+
     monkeypatch.setattr(os, "scandir", scandir)
-    assert find_photos(tmp_path) == (["a.jpg"], [("closed", "can't be opened (Permission denied)"),
-                                                 ("pipe.jpg", "is not a regular file")], 0)
+    assert find_photos(tmp_path) == (
+        ["a.jpg"],
+        [("closed", "can't be opened (Permission denied)"), ("pipe.jpg", "is not a regular file")],
+        0,
+    )
     with pytest.raises(UserError, match="Permission denied"):
         find_photos(tmp_path / "closed")
 

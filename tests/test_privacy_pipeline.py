@@ -34,21 +34,30 @@ def planned(config):
 
 # --- configuration ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("run: {log_dir: x, num_experimets: 3}\ndata: {dataset: digits}", ("run.num_experimets", "num_experiments?")),
-    ("run: {log_dir: x, epochs: 3}\ndata: {dataset: digits}", ("run.epochs", "belongs in the section train")),
-    ("run: {log_dir: x}\ndata: {dataset: digits}\ntrian: {}", ("trian", "did you mean train?")),
-    ("run: {log_dir: x}\ndata: {dataset: 4}", ("data.dataset is 4", "string")),
-    ("run: {log_dir: x, random_seed: 1.5}\ndata: {dataset: digits}", ("run.random_seed is 1.5", "integer")),
-    ("run: {log_dir: x, random_seed: yes}\ndata: {dataset: digits}", ("run.random_seed is True", "integer")),
-    ("run: {log_dir: x}\ndata: {dataset: digits}\naudit: {queries: [flip]}", ("audit.queries", "identity")),
-    ("run: {log_dir: x}\ndata: {dataset: digits}\naudit: {fprs: [2]}", ("audit.fprs.0 is 2", "less than or equal")),
-    ("run: {log_dir: x}", ("data is missing",)),
-    ("run: {log_dir: x, log_dir: y}\ndata: {dataset: digits}", ("'log_dir' is given twice", "line 1")),
-    ("run: {log_dir: x}\ndata: {dataset: !!python/object/apply:os.system [touch pwned]}", ("line 2", "plain values")),
-    ("run: {log_dir: x}\ndata: {dataset: !!python/name:os.system }", ("line 2", "plain values")),
-    ("run: [", ("line 1",)), ("just words", ("has no sections",)), ("", ("has no sections",)),
-])
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("run: {log_dir: x, num_experimets: 3}\ndata: {dataset: digits}", ("run.num_experimets", "num_experiments?")),
+        ("run: {log_dir: x, epochs: 3}\ndata: {dataset: digits}", ("run.epochs", "belongs in the section train")),
+        ("run: {log_dir: x}\ndata: {dataset: digits}\ntrian: {}", ("trian", "did you mean train?")),
+        ("run: {log_dir: x}\ndata: {dataset: 4}", ("data.dataset is 4", "string")),
+        ("run: {log_dir: x, random_seed: 1.5}\ndata: {dataset: digits}", ("run.random_seed is 1.5", "integer")),
+        ("run: {log_dir: x, random_seed: yes}\ndata: {dataset: digits}", ("run.random_seed is True", "integer")),
+        ("run: {log_dir: x}\ndata: {dataset: digits}\naudit: {queries: [flip]}", ("audit.queries", "identity")),
+        ("run: {log_dir: x}\ndata: {dataset: digits}\naudit: {fprs: [2]}", ("audit.fprs.0 is 2", "less than or equal")),
+        ("run: {log_dir: x}", ("data is missing",)),
+        ("run: {log_dir: x, log_dir: y}\ndata: {dataset: digits}", ("'log_dir' is given twice", "line 1")),
+        (
+            "run: {log_dir: x}\ndata: {dataset: !!python/object/apply:os.system [touch pwned]}",
+            ("line 2", "plain values"),
+        ),
+        ("run: {log_dir: x}\ndata: {dataset: !!python/name:os.system }", ("line 2", "plain values")),
+        ("run: [", ("line 1",)),
+        ("just words", ("has no sections",)),
+        ("", ("has no sections",)),
+    ],
+)
 def test_config_errors_name_file_field_and_remedy(text, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "mine.yaml", text)
@@ -85,19 +94,26 @@ def test_configs_in_the_repository_are_valid_and_every_field_is_documented():
             assert f"`{name}`" in table, name
 
 
-@pytest.mark.parametrize(("experiments", "references", "expected"), [(1, None, 4), (1, 1, 4), (16, 7, 16), (5, 1, 6),
-                                                                      (2, 4, 10)])
+@pytest.mark.parametrize(
+    ("experiments", "references", "expected"), [(1, None, 4), (1, 1, 4), (16, 7, 16), (5, 1, 6), (2, 4, 10)]
+)
 def test_number_of_models(experiments, references, expected, tmp_path):
     config = config_of(tmp_path, run__num_experiments=experiments, audit__num_ref_models=references)
     assert config.models == expected
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"audit__algorithm": ["LOSS", "rmai_offline"]}, ("audit.algorithm 'rmai_offline'", "did you mean rmia_offline?")),
-    ({"audit__epsilon": {"confidense": 0.9}}, ("audit.epsilon 'confidense'", "did you mean confidence?")),
-    ({"audit__groups": ["clas"]}, ("audit.groups 'clas'", "did you mean class?")),
-    ({"audit__queries": ["identity", "flip"]}, ("audit.queries", "for images")),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"audit__algorithm": ["LOSS", "rmai_offline"]},
+            ("audit.algorithm 'rmai_offline'", "did you mean rmia_offline?"),
+        ),
+        ({"audit__epsilon": {"confidense": 0.9}}, ("audit.epsilon 'confidense'", "did you mean confidence?")),
+        ({"audit__groups": ["clas"]}, ("audit.groups 'clas'", "did you mean class?")),
+        ({"audit__queries": ["identity", "flip"]}, ("audit.queries", "for images")),
+    ],
+)
 def test_what_the_attacks_would_refuse_is_said_before_training(changes, words, tmp_path):
     config = config_of(tmp_path, **changes)
     message = error_of(pipeline.run, config)
@@ -107,12 +123,18 @@ def test_what_the_attacks_would_refuse_is_said_before_training(changes, words, t
 
 def test_families_of_attacks():
     assert pipeline._attacks("RMIA") == ["rmia_offline", "rmia_online"]
-    assert pipeline._attacks(["LOSS", "LiRA"]) == ["loss", "lira_offline", "lira_online", "lira_offline_fixed",
-                                                    "lira_online_fixed"]
+    assert pipeline._attacks(["LOSS", "LiRA"]) == [
+        "loss",
+        "lira_offline",
+        "lira_online",
+        "lira_offline_fixed",
+        "lira_online_fixed",
+    ]
     assert pipeline._attacks("all") == list(ATTACKS)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
+
 
 def test_purchase100_formats(tmp_path):
     draws = np.random.default_rng(0)
@@ -130,10 +152,12 @@ def test_purchase100_formats(tmp_path):
     assert arrays.labels.tolist() == published.labels.tolist()
     (tmp_path / "purchase100.npz").unlink()
     (tmp_path / "dataset_purchase").write_text("0,1,0\n")
-    assert "label from 1 to 100" in error_of(data.load, configuration.Data(dataset="purchase100",
-                                                                           data_dir=str(tmp_path)))
-    assert "privacytrustlab" in error_of(data.load, configuration.Data(dataset="purchase100",
-                                                                       data_dir=str(tmp_path / "none")))
+    assert "label from 1 to 100" in error_of(
+        data.load, configuration.Data(dataset="purchase100", data_dir=str(tmp_path))
+    )
+    assert "privacytrustlab" in error_of(
+        data.load, configuration.Data(dataset="purchase100", data_dir=str(tmp_path / "none"))
+    )
 
 
 def test_texas100_format(tmp_path):
@@ -151,10 +175,12 @@ def test_texas100_format(tmp_path):
 
 
 def test_csv_columns_words_and_groups(tmp_path):
-    (tmp_path / "people.csv").write_text("age, job, income, region\n20,nurse,low,north\n30,clerk,high,south\n"
-                                         "40,nurse,high,north\n")
-    found = data.load(configuration.Data(dataset="table", data_dir=str(tmp_path / "people.csv"), label="income",
-                                         groups=["region"]))
+    (tmp_path / "people.csv").write_text(
+        "age, job, income, region\n20,nurse,low,north\n30,clerk,high,south\n40,nurse,high,north\n"
+    )
+    found = data.load(
+        configuration.Data(dataset="table", data_dir=str(tmp_path / "people.csv"), label="income", groups=["region"])
+    )
     assert found.inputs.tolist() == [[20, 0, 1], [30, 1, 0], [40, 0, 1]]  # age, job clerk, job nurse
     assert (found.labels.tolist(), found.class_names) == ([1, 0, 0], ("high", "low"))
     assert found.groups["region"].tolist() == ["north", "south", "north"]
@@ -164,12 +190,15 @@ def test_csv_columns_words_and_groups(tmp_path):
     assert plain.labels.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("a.csv", "x,y\n1,0\n,1\n", "record 1 has a feature that is missing"),
-    ("a.csv", "x,y\n1,0\n2,\n", "record 1 has no y"),
-    ("a.csv", "x,y\n1,0\n2,0\n", "two classes"),
-    ("a.txt", "x", "is not read here"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "x,y\n1,0\n,1\n", "record 1 has a feature that is missing"),
+        ("a.csv", "x,y\n1,0\n2,\n", "record 1 has no y"),
+        ("a.csv", "x,y\n1,0\n2,0\n", "two classes"),
+        ("a.txt", "x", "is not read here"),
+    ],
+)
 def test_bad_tables(name, content, words, tmp_path):
     (tmp_path / name).write_text(content)
     assert words in error_of(data.load, configuration.Data(dataset="table", data_dir=str(tmp_path / name)))
@@ -203,17 +232,20 @@ def test_hub_data_sets(tmp_path, monkeypatch):
     rows = {"text": ["one two", "three"], "label": [1, 0], "place": ["a", "b"]}
     parts = datasets.DatasetDict(train=datasets.Dataset.from_dict(rows), test=datasets.Dataset.from_dict(rows))
     parts.save_to_disk(str(tmp_path / "texts"))
-    found = data.load(configuration.Data(dataset="hf:mine", data_dir=str(tmp_path / "texts"), groups=["place"],
-                                         tokenize=True))
+    found = data.load(
+        configuration.Data(dataset="hf:mine", data_dir=str(tmp_path / "texts"), groups=["place"], tokenize=True)
+    )
     assert found.labels.tolist() == [1, 0, 1, 0]
     assert found.groups["place"].tolist() == ["a", "b", "a", "b"]
     assert bytes(found.inputs[2, :7].tolist()) == b"one two"
     datasets.Dataset.from_dict({"x": [1.5, 2, 3], "y": [0, 1, 2], "label": [0, 1, 1]}).save_to_disk(
-        str(tmp_path / "table"))
+        str(tmp_path / "table")
+    )
     found = data.load(configuration.Data(dataset="hf:mine", data_dir=str(tmp_path / "table")))
     assert found.inputs.tolist() == [[1.5, 0], [2, 1], [3, 2]]
-    assert "has no column 'z'" in error_of(data.load, configuration.Data(
-        dataset="hf:mine", data_dir=str(tmp_path / "table"), label="z"))
+    assert "has no column 'z'" in error_of(
+        data.load, configuration.Data(dataset="hf:mine", data_dir=str(tmp_path / "table"), label="z")
+    )
 
 
 def test_unknown_data_set_names_the_nearest():
@@ -265,13 +297,23 @@ def test_users_are_in_or_out_as_a_whole(tmp_path):
 
 # --- networks, recipe, queries ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("name", "parameters"), [
-    ("cnn", 579_402), ("alexnet", 4_361_034), ("vgg16", 14_724_042), ("speedyresnet", 6_573_130),
-    ("wrn28-1", 369_498), ("mlp", (3072 + 1) * 8 + (8 + 1) * 10), ("torchvision:squeezenet1_1", None),
-])
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("cnn", 579_402),
+        ("alexnet", 4_361_034),
+        ("vgg16", 14_724_042),
+        ("speedyresnet", 6_573_130),
+        ("wrn28-1", 369_498),
+        ("mlp", (3072 + 1) * 8 + (8 + 1) * 10),
+        ("torchvision:squeezenet1_1", None),
+    ],
+)
 def test_networks_by_name(name, parameters):
-    records = data.Records("x", "images", FakeStore(), torch.zeros(4, dtype=torch.int64), tuple("abcdefghij"),
-                           np.zeros(4, bool), {}, "0")
+    records = data.Records(
+        "x", "images", FakeStore(), torch.zeros(4, dtype=torch.int64), tuple("abcdefghij"), np.zeros(4, bool), {}, "0"
+    )
     model = models.build(name, records, {"hidden": [8]}).eval()
     answer = model(torch.zeros(2, 3, 32, 32))
     assert answer.shape == (2, 10)
@@ -293,8 +335,9 @@ def test_unknown_and_unfitting_networks(tmp_path):
 
 
 def test_users_own_network_from_a_file(tmp_path):
-    (tmp_path / "net.py").write_text("import torch\ndef make(classes, shape):\n"
-                                     "    return torch.nn.Linear(shape[0], classes)\n")
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef make(classes, shape):\n    return torch.nn.Linear(shape[0], classes)\n"
+    )
     config = config_of(tmp_path, train__model_name=f"{tmp_path / 'net.py'}:make", run__num_experiments=2)
     records, plan = planned(config)
     training.train_one(config, records, plan, 0, tmp_path)
@@ -310,6 +353,7 @@ def rates_of(monkeypatch, run):
     def spy(self, *arguments, **options):
         seen.append((self.param_groups[0]["lr"], self.param_groups[0]["momentum"]))
         return step(self, *arguments, **options)
+
     monkeypatch.setattr(torch.optim.SGD, "step", spy)
     run()
     return seen
@@ -319,8 +363,15 @@ def rates_of(monkeypatch, run):
 def test_learning_rate_schedule_is_applied_once(dataset, tmp_path, monkeypatch):
     # 10 epochs: divided by 5 from the epochs 6, 8 and 9 on, and never on top of an earlier division (defect 20).
     network = {} if dataset == "digits" else {"train__model_name": "smallnet"}
-    config = config_of(tmp_path, data__dataset=dataset, data__size=64, train__epochs=10, train__batch_size=32,
-                       audit__population_size=10, **network)
+    config = config_of(
+        tmp_path,
+        data__dataset=dataset,
+        data__size=64,
+        train__epochs=10,
+        train__batch_size=32,
+        audit__population_size=10,
+        **network,
+    )
     records, plan = planned(config)
     seen = rates_of(monkeypatch, lambda: training.train_one(config, records, plan, 0, tmp_path))
     expected = [0.05] * 6 + [0.01] * 2 + [0.002] + [0.0004]
@@ -328,9 +379,14 @@ def test_learning_rate_schedule_is_applied_once(dataset, tmp_path, monkeypatch):
     assert {momentum for _, momentum in seen} == {0.9}
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [
-    ("constant", [1, 1, 1, 1, 1]), ("one_cycle", [0.5, 0.875, 0.625, 0.375, 0.125]),
-    ("cosine", [(1 + math.cos(math.pi * (epoch + 0.5) / 5)) / 2 for epoch in range(5)])])
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("one_cycle", [0.5, 0.875, 0.625, 0.375, 0.125]),
+        ("cosine", [(1 + math.cos(math.pi * (epoch + 0.5) / 5)) / 2 for epoch in range(5)]),
+    ],
+)
 def test_schedules(schedule, expected):
     recipe = models.Recipe(epoch=5, lr=1.0, schedule=schedule)
     assert [recipe.lr_at(epoch) for epoch in range(5)] == pytest.approx(expected)
@@ -339,8 +395,14 @@ def test_schedules(schedule, expected):
 def test_images_are_cropped_and_flipped(tmp_path, monkeypatch):
     seen, original = [], utils.augment
     monkeypatch.setattr(utils, "augment", lambda *arguments: seen.append(arguments) or original(*arguments))
-    config = config_of(tmp_path, data__dataset="photos", data__size=64, train__model_name="smallnet",
-                       audit__population_size=10, train__epochs=1)
+    config = config_of(
+        tmp_path,
+        data__dataset="photos",
+        data__size=64,
+        train__model_name="smallnet",
+        audit__population_size=10,
+        train__epochs=1,
+    )
     training.train_one(config, *planned(config), 0, tmp_path)
     _, shifts, flips, padding = seen[0]
     assert padding == 4
@@ -361,9 +423,6 @@ def test_augmented_queries_by_hand():
 # --- training and signals ---------------------------------------------------------------------------------------------
 
 
-
-
-
 def test_files_of_a_run(finished):
     _, log = finished
     metadata = json.loads((log / "models" / "models_metadata.json").read_text())
@@ -372,7 +431,10 @@ def test_files_of_a_run(finished):
     assert memberships.dtype == bool
     assert memberships.shape == (4, 1797)
     assert {line.split()[2] for line in (log / "log_time_analysis.log").read_text().splitlines()} == {
-        "data", "models", "signals"}
+        "data",
+        "models",
+        "signals",
+    }
     for file in (log / "signals").glob("*.npz"):
         arrays = np.load(file, allow_pickle=False)
         assert arrays["losses"].dtype == np.float32
@@ -399,15 +461,18 @@ def test_signals_are_those_of_the_stored_weights(finished):
     assert np.allclose(record["mean"], members.mean(axis=0), atol=1e-4)  # of its own training records alone
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"train__epochs": 5}, ("model_0.safetensors", "epoch is 4 there and 5 here")),
-    ({"train__learning_rate": 0.04}, ("model_0.safetensors", "lr is 0.05 there and 0.04 here")),
-    ({"data__size": 180}, ("model_0.safetensors", "members is")),
-    ({"data__dataset": "wine", "data__size": 100}, ("model_0.safetensors", "dataset is 'digits' there")),
-    ({"run__random_seed": 2}, ("model_0.safetensors", "seed is")),
-    ({"audit__population_size": 30}, ("signals/model_0.npz", "population is")),
-    ({"audit__data_size": 150}, ("signals/model_0.npz", "audited is")),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train__epochs": 5}, ("model_0.safetensors", "epoch is 4 there and 5 here")),
+        ({"train__learning_rate": 0.04}, ("model_0.safetensors", "lr is 0.05 there and 0.04 here")),
+        ({"data__size": 180}, ("model_0.safetensors", "members is")),
+        ({"data__dataset": "wine", "data__size": 100}, ("model_0.safetensors", "dataset is 'digits' there")),
+        ({"run__random_seed": 2}, ("model_0.safetensors", "seed is")),
+        ({"audit__population_size": 30}, ("signals/model_0.npz", "population is")),
+        ({"audit__data_size": 150}, ("signals/model_0.npz", "audited is")),
+    ],
+)
 def test_stale_files_are_refused_by_name(finished, changes, words, tmp_path):
     _, log = finished
     copy_of(log, tmp_path / "log")

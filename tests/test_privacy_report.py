@@ -20,8 +20,19 @@ from kit.errors import UserError
 from privacy import attack, html, report, risk
 from privacy.folds import ATTACKS, TITLES, folds, levels_of, scores_of
 
-SETTINGS = {"attacks": "all", "num_ref_models": None, "gamma": 2.0, "a": None, "fprs": [1e-2, 1e-3, 1e-4, 0.0],
-            "seed": 1, "ramia": None, "duci": None, "epsilon": None, "groups": [], "resamples": 100}
+SETTINGS = {
+    "attacks": "all",
+    "num_ref_models": None,
+    "gamma": 2.0,
+    "a": None,
+    "fprs": [1e-2, 1e-3, 1e-4, 0.0],
+    "seed": 1,
+    "ramia": None,
+    "duci": None,
+    "epsilon": None,
+    "groups": [],
+    "resamples": 100,
+}
 HOSTILE = '<script>alert("1")</script>'
 CLINIC = '<i>clinic" onfocus="x'
 
@@ -32,20 +43,36 @@ def world(models=8, queries=1, records=400, population=300, leak=1.5, seed=0, cl
     inside = membership.balanced(models, records, seed)
     gain = leak * draws.gamma(1, 1, records)
     hardness, others = draws.normal(1, 1.5, records), draws.normal(1, 1.5, population)
-    scaled, outside = ((values + added)[:, None] + draws.normal(0, 0.7, (models, queries, len(values)))
-                       for values, added in ((hardness, inside * gain), (others, np.zeros((models, population)))))
-    fields = {"membership": inside, "labels": np.arange(records) % classes,
-              "population_labels": np.arange(population) % classes, "records": np.arange(records) + 1000,
-              "class_names": [f"class {number}" for number in range(classes)], "groups": {},
-              "target_ids": list(range(models)) if targets is None else targets, "image_of": None, **changes}
+    scaled, outside = (
+        (values + added)[:, None] + draws.normal(0, 0.7, (models, queries, len(values)))
+        for values, added in ((hardness, inside * gain), (others, np.zeros((models, population))))
+    )
+    fields = {
+        "membership": inside,
+        "labels": np.arange(records) % classes,
+        "population_labels": np.arange(population) % classes,
+        "records": np.arange(records) + 1000,
+        "class_names": [f"class {number}" for number in range(classes)],
+        "groups": {},
+        "target_ids": list(range(models)) if targets is None else targets,
+        "image_of": None,
+        **changes,
+    }
     return with_scaled(SimpleNamespace(**fields), scaled, outside)
 
 
 def with_scaled(signals, scaled, outside):
     scaled, outside = scaled.astype(np.float32), outside.astype(np.float32)
-    return SimpleNamespace(**{**vars(signals), "scaled": scaled, "correct": scaled[:, 0] > 0,
-                              "losses": losses_from_scaled(scaled).astype(np.float32), "population_scaled": outside,
-                              "population_losses": losses_from_scaled(outside).astype(np.float32)})
+    return SimpleNamespace(
+        **{
+            **vars(signals),
+            "scaled": scaled,
+            "correct": scaled[:, 0] > 0,
+            "losses": losses_from_scaled(scaled).astype(np.float32),
+            "population_scaled": outside,
+            "population_losses": losses_from_scaled(outside).astype(np.float32),
+        }
+    )
 
 
 def poisoned(signals, model):
@@ -85,11 +112,20 @@ def test_references_are_all_models_but_the_target_and_its_complement(leaking):
     scores = results["arrays"]["scores"]
     for target in (0, 5):
         rows = [model for model in range(8) if model // 2 != target // 2]
-        assert np.allclose(scores["lira_offline"][target], lira.offline(
-            signals.scaled[target], signals.scaled[rows], signals.membership[rows]))
-        assert np.allclose(scores["rmia_online"][target], rmia.online(
-            signals.losses[target], signals.losses[rows], signals.membership[rows],
-            signals.population_losses[target, 0], signals.population_losses[rows, 0]))
+        assert np.allclose(
+            scores["lira_offline"][target],
+            lira.offline(signals.scaled[target], signals.scaled[rows], signals.membership[rows]),
+        )
+        assert np.allclose(
+            scores["rmia_online"][target],
+            rmia.online(
+                signals.losses[target],
+                signals.losses[rows],
+                signals.membership[rows],
+                signals.population_losses[target, 0],
+                signals.population_losses[rows, 0],
+            ),
+        )
 
 
 def test_scores_need_neither_the_complement_nor_another_targets_signals_beyond_the_references():
@@ -107,9 +143,14 @@ def test_scores_need_neither_the_complement_nor_another_targets_signals_beyond_t
 def test_nothing_is_tuned_on_the_target(wanted, models):
     signals = world(models=models, queries=3, records=200, population=100)
     settings = {**SETTINGS, "num_ref_models": wanted}
-    for fold, blind in zip(folds(signals, settings), (next(folds(SimpleNamespace(
-            **{**vars(poisoned(signals, target)), "target_ids": [target]}), settings)) for target in range(models)),
-            strict=True):
+    for fold, blind in zip(
+        folds(signals, settings),
+        (
+            next(folds(SimpleNamespace(**{**vars(poisoned(signals, target)), "target_ids": [target]}), settings))
+            for target in range(models)
+        ),
+        strict=True,
+    ):
         assert fold.tuned and fold.target not in fold.references
         assert (fold.a, blind.a) == (blind.a, fold.a)
         for other, unseen in zip(fold.others(3), blind.others(3), strict=True):
@@ -122,9 +163,20 @@ def test_a_is_the_best_on_a_model_that_was_left_out():
     signals = world(models=8, records=300)
     fold = next(folds(signals, {**SETTINGS, "num_ref_models": 2}))
     assert fold.references.tolist() == [2, 3, 4, 5] and fold.others(9)[0].target == 6
-    aucs = {a: roc_auc_score(signals.membership[6], rmia.offline(
-        signals.losses[6], signals.losses[2:6], signals.membership[2:6], signals.population_losses[6, 0],
-        signals.population_losses[2:6, 0], a)) for a in rmia.CANDIDATES}
+    aucs = {
+        a: roc_auc_score(
+            signals.membership[6],
+            rmia.offline(
+                signals.losses[6],
+                signals.losses[2:6],
+                signals.membership[2:6],
+                signals.population_losses[6, 0],
+                signals.population_losses[2:6, 0],
+                a,
+            ),
+        )
+        for a in rmia.CANDIDATES
+    }
     assert aucs[fold.a] == max(aucs.values())
 
 
@@ -140,8 +192,10 @@ def test_num_ref_models_counts_models_on_each_side_of_a_record():
 def test_without_a_leak_every_auc_is_near_half_and_the_verdict_low():
     levels, means = [], []
     for seed in range(6):
-        results = attack.run_attacks(world(models=6, records=300, leak=0, seed=seed, targets=[0, 2, 4]), {
-            **SETTINGS, "epsilon": {}, "resamples": 40})
+        results = attack.run_attacks(
+            world(models=6, records=300, leak=0, seed=seed, targets=[0, 2, 4]),
+            {**SETTINGS, "epsilon": {}, "resamples": 40},
+        )
         levels.append(results["verdict"]["level"])
         means.append([one["average"]["auc"]["mean"] for one in results["attacks"]])
         assert results["epsilon"]["epsilon"] < 0.3
@@ -194,9 +248,15 @@ def test_the_headline_is_the_strongest_attack_at_a_rate_that_the_records_can_sho
     assert small["fpr"] == 1e-2 and not small["resolved"]
 
 
-@pytest.mark.parametrize("hits, false_positives, auc, level", [
-    (0.05, 0.001, 0.5, "high"), (0.01, 0.001, 0.5, "moderate"), (0.001, 0.001, 0.56, "moderate"),
-    (0.001, 0.001, 0.54, "low")])
+@pytest.mark.parametrize(
+    "hits, false_positives, auc, level",
+    [
+        (0.05, 0.001, 0.5, "high"),
+        (0.01, 0.001, 0.5, "moderate"),
+        (0.001, 0.001, 0.56, "moderate"),
+        (0.001, 0.001, 0.54, "low"),
+    ],
+)
 def test_the_verdict_divides_the_worse_ends_of_the_intervals(hits, false_positives, auc, level):
     point = {"fpr": 1e-3, "interval": [hits, 1], "fpr_interval": [0, false_positives * 2]}
     found = attack._verdict([{"title": "attack", "pooled": {"tpr_at_fpr": [point], "auc_interval": [auc, 1]}}])
@@ -211,14 +271,22 @@ def test_an_attack_that_cannot_run_is_named_with_its_reason():
         attack.run_attacks(world(models=4, records=60), {**SETTINGS, "num_ref_models": 1, "attacks": ["lira_online"]})
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"attacks": ["rmia_ofline"]}, "did you mean rmia_offline"), ({"duci": {"share": [1]}}, "did you mean shares"),
-    ({"attacks": []}, "nothing to audit"),
-    ({"epsilon": {"attack": "loss"}, "attacks": ["reference"]}, "did not|among"),
-    ({"groups": ["age"]}, "age"), ({"duci": {"attack": "rmia_online"}}, "without IN models"),
-    ({"ramia": {"trim": [0.5, 0.2]}}, "ramia.trim"), ({"duci": {"shares": 0.5}}, "duci.shares"),
-    ({"epsilon": {"confidence": 95}}, "epsilon.confidence"), ({"duci": {"group": "age"}}, "age"),
-    ({"duci": {"size": 50}}, "50")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"attacks": ["rmia_ofline"]}, "did you mean rmia_offline"),
+        ({"duci": {"share": [1]}}, "did you mean shares"),
+        ({"attacks": []}, "nothing to audit"),
+        ({"epsilon": {"attack": "loss"}, "attacks": ["reference"]}, "did not|among"),
+        ({"groups": ["age"]}, "age"),
+        ({"duci": {"attack": "rmia_online"}}, "without IN models"),
+        ({"ramia": {"trim": [0.5, 0.2]}}, "ramia.trim"),
+        ({"duci": {"shares": 0.5}}, "duci.shares"),
+        ({"epsilon": {"confidence": 95}}, "epsilon.confidence"),
+        ({"duci": {"group": "age"}}, "age"),
+        ({"duci": {"size": 50}}, "50"),
+    ],
+)
 def test_wrong_settings_are_refused_by_name(change, message):
     with pytest.raises(UserError, match=message):
         attack.run_attacks(world(models=4, records=60, targets=[0]), {**SETTINGS, **change})
@@ -259,8 +327,9 @@ def test_the_group_that_leaks_comes_first_and_small_groups_are_flagged():
 
 def test_a_group_without_members_has_no_rate():
     signals = SimpleNamespace(labels=np.array([0, 0, 1]), class_names=["first"], groups={})
-    rows = risk.groups(signals, np.array([[1.0, 2.0, 3.0]]), np.array([[True, False, False]]), {"fpr": 0.0},
-                       {"seed": 1})[0]["rows"]
+    rows = risk.groups(
+        signals, np.array([[1.0, 2.0, 3.0]]), np.array([[True, False, False]]), {"fpr": 0.0}, {"seed": 1}
+    )[0]["rows"]
     alone = next(row for row in rows if row["value"] == "1")  # a class without a name is a number
     assert alone["tpr"] is None and alone["auc"] is None and alone["fpr"] == 0.0
 
@@ -274,8 +343,11 @@ def test_users_are_judged_by_their_mean_loss():
     losses = np.full((4, 1, 60), 2.0, dtype=np.float32)
     losses[:, 0][signals.membership] = 0.5
     signals = SimpleNamespace(**{**vars(signals), "losses": losses, "groups": {"user": owners}})
-    found = risk.users(signals, [SimpleNamespace(signals=signals, target=target, is_member=signals.membership[target])
-                                 for target in range(4)], SETTINGS)
+    found = risk.users(
+        signals,
+        [SimpleNamespace(signals=signals, target=target, is_member=signals.membership[target]) for target in range(4)],
+        SETTINGS,
+    )
     assert (found["users"], found["in_part"]) == (5, 1)
     assert found["audit"]["auc"] == 1.0 and found["audit"]["fpr_at_100_tpr"] == 0.0
     assert found["audit"]["members"] + found["audit"]["non_members"] == 19
@@ -302,8 +374,12 @@ def test_a_range_of_copies_tells_more_than_one_copy():
     assert found["attack"] == "lira_offline_fixed" and found["points"] == 5 and len(found["trims"]) == 6
     assert found["range"]["auc"] > found["one_point"]["auc"] + 0.03
     fold = next(folds(signals, SETTINGS))
-    one = scores_of("lira_offline_fixed", SimpleNamespace(
-        scaled=signals.scaled[0, 1], reference_scaled=signals.scaled[2:, 1], membership=signals.membership[2:]))
+    one = scores_of(
+        "lira_offline_fixed",
+        SimpleNamespace(
+            scaled=signals.scaled[0, 1], reference_scaled=signals.scaled[2:, 1], membership=signals.membership[2:]
+        ),
+    )
     assert np.allclose(risk._points(fold, "lira_offline_fixed")[1], one)
     assert "skipped" in attack.run_attacks(world(models=4, records=60, queries=2), {**SETTINGS, "ramia": {}})["ramia"]
 
@@ -317,8 +393,10 @@ def test_a_range_leaves_the_record_itself_out():
 
 
 def test_usage_of_data_sets_is_found_without_bias():
-    results = attack.run_attacks(world(models=8, records=1000, population=500, leak=1.0), {
-        **SETTINGS, "attacks": ["lira_offline_fixed"], "duci": {"shares": [0.25, 0.5, 0.75], "sets": 10}})
+    results = attack.run_attacks(
+        world(models=8, records=1000, population=500, leak=1.0),
+        {**SETTINGS, "attacks": ["lira_offline_fixed"], "duci": {"shares": [0.25, 0.5, 0.75], "sets": 10}},
+    )
     for row, share in zip(results["duci"]["rows"], (0.25, 0.5, 0.75), strict=True):
         assert row["share"] == share and row["size"] == 500 and row["sets"] == 80
         assert row["mean"] == pytest.approx(share, abs=0.08) and row["covered"] > 0.8 and row["width"] < 0.6
@@ -326,10 +404,12 @@ def test_usage_of_data_sets_is_found_without_bias():
 
 def test_usage_counts_guesses_with_the_references_that_its_rates_were_measured_with(monkeypatch):
     seen = []
-    monkeypatch.setattr(risk, "levels_of", lambda name, fold, seed: seen.append(len(fold.references)) or
-                        levels_of(name, fold, seed))
-    attack.run_attacks(world(models=8, records=60, population=30, targets=[3]), {
-        **SETTINGS, "attacks": ["loss"], "duci": {"sets": 1}})
+    monkeypatch.setattr(
+        risk, "levels_of", lambda name, fold, seed: seen.append(len(fold.references)) or levels_of(name, fold, seed)
+    )
+    attack.run_attacks(
+        world(models=8, records=60, population=30, targets=[3]), {**SETTINGS, "attacks": ["loss"], "duci": {"sets": 1}}
+    )
     assert seen == [4] * 7  # six others, of which one for the threshold, and the target
 
 
@@ -338,10 +418,12 @@ def test_usage_of_named_groups_is_set_beside_the_truth():
     signals.membership[::2, :200], signals.membership[1::2, :200] = True, False
     signals.membership[::2, 200:], signals.membership[1::2, 200:] = False, True
     draws = np.random.default_rng(5)
-    signals = with_scaled(signals, (draws.normal(1, 0.5, (8, 400)) + 3 * signals.membership)[:, None],
-                          signals.population_scaled)
-    found = attack.run_attacks(signals, {**SETTINGS, "attacks": ["loss"], "duci": {
-        "attack": "loss", "group": "shop", "sets": 1}})["duci"]["groups"]
+    signals = with_scaled(
+        signals, (draws.normal(1, 0.5, (8, 400)) + 3 * signals.membership)[:, None], signals.population_scaled
+    )
+    found = attack.run_attacks(
+        signals, {**SETTINGS, "attacks": ["loss"], "duci": {"attack": "loss", "group": "shop", "sets": 1}}
+    )["duci"]["groups"]
     assert len(found) == 16 and {row["true"] for row in found} == {0.0, 1.0}
     for row in found:
         assert row["share"] == pytest.approx(row["true"], abs=0.1) and row["records"] == 200
@@ -385,18 +467,33 @@ def test_levels_are_shares_of_the_population_below():
 def written(tmp_path_factory):
     """A report on two targets with everything in it and names that mean harm."""
     owners = np.where(np.arange(96) < 48, np.arange(96) // 8, -1)
-    signals = world(models=6, queries=3, records=96, population=80, targets=[1, 4], class_names=[
-        HOSTILE, "=HYPERLINK(1)", '" onload="x', "plain"], groups={CLINIC: np.repeat(["a&b", "<u>"], 48),
-                                                                  "user": owners})
+    signals = world(
+        models=6,
+        queries=3,
+        records=96,
+        population=80,
+        targets=[1, 4],
+        class_names=[HOSTILE, "=HYPERLINK(1)", '" onload="x', "plain"],
+        groups={CLINIC: np.repeat(["a&b", "<u>"], 48), "user": owners},
+    )
     for user in range(6):
         signals.membership[:, owners == user] = signals.membership[:, [user * 8]]
     signals.image_of = lambda row: torch.full((3, 40, 30), row % 256, dtype=torch.uint8)
-    results = attack.run_attacks(signals, {**SETTINGS, "ramia": {}, "duci": {"sets": 2, "group": CLINIC},
-                                          "epsilon": {}})
-    context = {"dataset": HOSTILE, "model_name": "mlp", "models": 6, "config": {"run": {"log_dir": HOSTILE}},
-               "accuracy": [{"model": number, "train": 0.9, "test": 0.7} for number in range(6)],
-               "seconds": {"data": 1.0}, "versions": {"python": "3"}, "hardware": {"train": ["a <cpu>"]},
-               "outside": False, "note": HOSTILE}
+    results = attack.run_attacks(
+        signals, {**SETTINGS, "ramia": {}, "duci": {"sets": 2, "group": CLINIC}, "epsilon": {}}
+    )
+    context = {
+        "dataset": HOSTILE,
+        "model_name": "mlp",
+        "models": 6,
+        "config": {"run": {"log_dir": HOSTILE}},
+        "accuracy": [{"model": number, "train": 0.9, "test": 0.7} for number in range(6)],
+        "seconds": {"data": 1.0},
+        "versions": {"python": "3"},
+        "hardware": {"train": ["a <cpu>"]},
+        "outside": False,
+        "note": HOSTILE,
+    }
     folder = tmp_path_factory.mktemp("audit") / "report"
     report.write_report(folder, signals, results, context)
     return folder, signals, results, context
@@ -410,10 +507,18 @@ def rows_of(path):
 def test_every_promised_file_is_there(written):
     folder, *_ = written
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert names == {"attack_result_average.csv", "ROC_average.png", "ROC_log_average.png", "most_exposed.csv",
-                     "result.json", "report.html"} | {
-        f"exp/{target}/{name}" for target in (1, 4) for name in ("attack_result.csv", "ROC.png", "ROC_log.png",
-                                                                 "scores.npz")}
+    assert names == {
+        "attack_result_average.csv",
+        "ROC_average.png",
+        "ROC_log_average.png",
+        "most_exposed.csv",
+        "result.json",
+        "report.html",
+    } | {
+        f"exp/{target}/{name}"
+        for target in (1, 4)
+        for name in ("attack_result.csv", "ROC.png", "ROC_log.png", "scores.npz")
+    }
 
 
 def test_the_average_file_has_the_right_numbers(written):
@@ -434,7 +539,8 @@ def test_the_average_file_has_the_right_numbers(written):
             assert float(row[f"tpr_at_{fpr}%_fpr_pooled"]) == pytest.approx(point["tpr"])
             assert float(row[f"tpr_at_{fpr}%_fpr_pooled_high"]) == pytest.approx(point["interval"][1])
             assert float(row[f"tpr_at_{fpr}%_fpr_mean"]) == pytest.approx(
-                np.mean([float(one[name][f"tpr_at_{fpr}%_fpr"]) for one in single]))
+                np.mean([float(one[name][f"tpr_at_{fpr}%_fpr"]) for one in single])
+            )
 
 
 def test_scores_and_results_can_be_read_again(written):
@@ -525,18 +631,21 @@ def test_the_page_can_be_read_by_everybody(written):
 
 def contrast(one, other):
     """Of two colours #rrggbb: WCAG 2.1."""
+
     def luminance(color):
-        parts = [int(color[place:place + 2], 16) / 255 for place in (1, 3, 5)]
+        parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
         red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
     low, high = sorted(map(luminance, (one, other)))
     return (high + 0.05) / (low + 0.05)
 
 
 def test_contrast_is_enough_in_light_and_dark():
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", block))
-                   for block in re.findall(r":root \{([^}]*)\}", markup.CSS))
+    light, dark = (
+        dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{([^}]*)\}", markup.CSS)
+    )
     dark = {**light, **dark}
     for colors in (light, dark):
         for ink in ("ink", "soft", "link"):
@@ -556,8 +665,10 @@ def test_the_page_says_the_numbers_in_plain_words(written):
     for one in results["attacks"]:
         assert f"{one['pooled']['auc']:.4f}" in text
     sentence = html._worked({"headline": {"fpr": 1e-3, "tpr": 0.037, "non_members": 5000}})
-    assert sentence == ("Of 1,000 records that were NOT used, at most 1 would be called a member; the attack finds 37 "
-                        "of 1,000 that were.")
+    assert sentence == (
+        "Of 1,000 records that were NOT used, at most 1 would be called a member; the attack finds 37 "
+        "of 1,000 that were."
+    )
     rare = html._worked({"headline": {"fpr": 1e-4, "tpr": 0.00125, "non_members": 50_000}})
     assert "Of 10,000 records" in rare and "finds 12 of 10,000" in rare
 
@@ -592,6 +703,7 @@ def test_a_report_that_fails_leaves_the_old_one(written, tmp_path, monkeypatch):
 
     def fail(*_):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(report.page, "render", fail)
     with pytest.raises(KeyboardInterrupt):
         report.write_report(tmp_path, signals, few, {**context, "dataset": "another"})

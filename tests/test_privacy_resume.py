@@ -63,18 +63,23 @@ def stop_at(monkeypatch, place, name, call_number):
         if len(calls) == call_number:
             raise Stop
         return original(*arguments, **options)
+
     monkeypatch.setattr(place, name, stopping)
 
 
-@pytest.mark.parametrize(("place", "name", "call_number", "models_done", "signals_done"), [
-    (training, "_fit_table", 1, 0, 0),             # before the first model
-    (torch.optim.SGD, "step", 30, 1, 0),           # within an epoch of the second (16 steps a model)
-    (os, "replace", 5, 3, 0),                      # while the fifth file is given its name
-    (signals, "ask", 5, 4, 2),                     # while the third model is asked (two calls a model)
-    (pipeline, "_judge", 1, 4, 4),                 # before the attacks
-])
-def test_interrupted_runs_end_with_the_same_bits(finished, place, name, call_number, models_done, signals_done,
-                                                 tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("place", "name", "call_number", "models_done", "signals_done"),
+    [
+        (training, "_fit_table", 1, 0, 0),  # before the first model
+        (torch.optim.SGD, "step", 30, 1, 0),  # within an epoch of the second (16 steps a model)
+        (os, "replace", 5, 3, 0),  # while the fifth file is given its name
+        (signals, "ask", 5, 4, 2),  # while the third model is asked (two calls a model)
+        (pipeline, "_judge", 1, 4, 4),  # before the attacks
+    ],
+)
+def test_interrupted_runs_end_with_the_same_bits(
+    finished, place, name, call_number, models_done, signals_done, tmp_path, monkeypatch
+):
     _, log = finished
     config, mine = config_of(tmp_path), tmp_path / "log"
     with monkeypatch.context() as patch:
@@ -92,13 +97,23 @@ def test_interrupted_runs_end_with_the_same_bits(finished, place, name, call_num
 
 
 def test_killed_while_training_images(tmp_path):
-    made = sections(tmp_path / "log", data__dataset="photos", data__size=200, train__model_name="smallnet",
-                    train__epochs=3, audit__population_size=20, run__num_experiments=1, audit__num_ref_models=1,
-                    train__batch_size=64)
+    made = sections(
+        tmp_path / "log",
+        data__dataset="photos",
+        data__size=200,
+        train__model_name="smallnet",
+        train__epochs=3,
+        audit__population_size=20,
+        run__num_experiments=1,
+        audit__num_ref_models=1,
+        train__batch_size=64,
+    )
     write(tmp_path / "a.yaml", made)
-    kill = ("import os, utils\nutils.PROGRESS_SECONDS = 0\noriginal = utils._train_epoch\ncount = []\n"
-            "def epoch(*a, **k):\n    count.append(1)\n    if len(count) == 6: os._exit(9)\n"
-            "    return original(*a, **k)\nutils._train_epoch = epoch")
+    kill = (
+        "import os, utils\nutils.PROGRESS_SECONDS = 0\noriginal = utils._train_epoch\ncount = []\n"
+        "def epoch(*a, **k):\n    count.append(1)\n    if len(count) == 6: os._exit(9)\n"
+        "    return original(*a, **k)\nutils._train_epoch = epoch"
+    )
     command = ("--cf", tmp_path / "a.yaml", "--stop_after", "signals")
     assert run_killed(*command, code=kill).returncode == 9
     folder = tmp_path / "log" / "models"
@@ -108,18 +123,27 @@ def test_killed_while_training_images(tmp_path):
     torch.set_num_threads(1)
     pipeline.run(config, "signals")
     assert (folder / "model_0.safetensors").stat().st_mtime_ns == before
-    fresh = configuration.load(write(tmp_path / "b.yaml", {**made, "run": {**made["run"],
-                                                                           "log_dir": str(tmp_path / "other")}}))
+    fresh = configuration.load(
+        write(tmp_path / "b.yaml", {**made, "run": {**made["run"], "log_dir": str(tmp_path / "other")}})
+    )
     pipeline.run(fresh, "signals")
     assert_same(tmp_path / "log", tmp_path / "other")
 
 
 def run_killed(*arguments, code):
     """privacy-audit.py in a process of its own that runs `code` first."""
-    text = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}\nimport runpy\n"
-            f"runpy.run_path({str(ROOT / 'privacy-audit.py')!r}, run_name='__main__')")
-    return subprocess.run([sys.executable, "-c", text, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, check=False)
+    text = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}\nimport runpy\n"
+        f"runpy.run_path({str(ROOT / 'privacy-audit.py')!r}, run_name='__main__')"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", text, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        check=False,
+    )
 
 
 def test_one_missing_model_trains_only_itself(finished, tmp_path, monkeypatch):
@@ -127,8 +151,9 @@ def test_one_missing_model_trains_only_itself(finished, tmp_path, monkeypatch):
     mine = copy_of(log, tmp_path / "log")
     (mine / "models" / "model_2.safetensors").unlink()
     trained, original = [], training._fit_table
-    monkeypatch.setattr(training, "_fit_table", lambda *arguments: trained.append(arguments[3]["number"]) or
-                        original(*arguments))
+    monkeypatch.setattr(
+        training, "_fit_table", lambda *arguments: trained.append(arguments[3]["number"]) or original(*arguments)
+    )
     pipeline.run(config_of(tmp_path), "signals")
     assert trained == [2]
     assert_same(mine, log)
@@ -138,8 +163,9 @@ def test_more_models_go_on_where_fewer_ended(finished, tmp_path, monkeypatch):
     _, log = finished
     mine = copy_of(log, tmp_path / "log")
     trained, original = [], training._fit_table
-    monkeypatch.setattr(training, "_fit_table", lambda *arguments: trained.append(arguments[3]["number"]) or
-                        original(*arguments))
+    monkeypatch.setattr(
+        training, "_fit_table", lambda *arguments: trained.append(arguments[3]["number"]) or original(*arguments)
+    )
     pipeline.run(config_of(tmp_path, run__num_experiments=6), "signals")
     assert trained == [4, 5]
     assert np.load(mine / "models" / "memberships.npy").shape == (6, 1797)
@@ -165,11 +191,13 @@ def test_one_model_by_its_number(finished, tmp_path, script):
     assert "models 0 to 3" in script("privacy-audit", "--cf", config, "--train_model", 4).err
     assert script("privacy-audit", "--cf", config, "--train_model", 3).code == 0
     assert [file.name for file in (tmp_path / "log" / "models").iterdir()] == ["model_3.safetensors"]
-    assert torch.equal(weights(log)["model_3.safetensors"]["1.weight"],
-                       weights(tmp_path / "log")["model_3.safetensors"]["1.weight"])
+    assert torch.equal(
+        weights(log)["model_3.safetensors"]["1.weight"], weights(tmp_path / "log")["model_3.safetensors"]["1.weight"]
+    )
 
 
 # --- models from elsewhere --------------------------------------------------------------------------------------------
+
 
 def third_party(folder, queries=None, rows=None):
     """A data set of labels alone and stored logits of six models, of which only the members' are raised."""
@@ -193,13 +221,16 @@ def third_party(folder, queries=None, rows=None):
         entries.append({"model_path": f"logits_{number}.npz"})
     np.save(folder / "log" / "models" / "memberships.npy", members)
     files.write_json(folder / "log" / "models" / "models_metadata.json", {"models": entries, "targets": [0, 3]})
-    return {"run": {"log_dir": str(folder / "log")}, "data": {"dataset": "table",
-                                                              "data_dir": str(folder / "labels.npz")},
-            "audit": {"device": "cpu", "algorithm": ["LOSS", "RMIA"], "fprs": [0.1]}}
+    return {
+        "run": {"log_dir": str(folder / "log")},
+        "data": {"dataset": "table", "data_dir": str(folder / "labels.npz")},
+        "audit": {"device": "cpu", "algorithm": ["LOSS", "RMIA"], "fprs": [0.1]},
+    }
 
 
 def test_audit_of_stored_logits_alone(tmp_path):
     from sklearn.metrics import roc_auc_score
+
     config = configuration.load(write(tmp_path / "a.yaml", third_party(tmp_path)))
     results, _ = pipeline.run(config, "audit")
     loss = next(attack for attack in results["attacks"] if attack["name"] == "loss")
@@ -237,19 +268,27 @@ def test_one_model_without_references(tmp_path):
     assert np.array_equal(np.sort(np.r_[plan.audited, plan.population]), np.arange(240))
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda folder: (folder / "memberships.npy").unlink(), "memberships.npy does not exist"),
-    (lambda folder: np.save(folder / "memberships.npy", np.zeros((6, 10), bool)), "must be bool, (6 models"),
-    (lambda folder: np.savez(folder / "logits_0.npz", scores=np.zeros((240, 3))), "it needs logits"),
-    (lambda folder: np.savez(folder / "logits_0.npz", logits=np.zeros((240, 4))), "(records, 3 classes)"),
-    (lambda folder: np.savez(folder / "logits_0.npz", logits=np.full((240, 3), np.nan)), "not finite"),
-    (lambda folder: np.savez(folder / "logits_0.npz", logits=np.array([[len]], dtype=object)), "damaged"),
-    (lambda folder: np.save(folder / "memberships.npy", np.array([len], dtype=object), allow_pickle=True), "no array"),
-    (lambda folder: files.write_json(folder / "models_metadata.json", {"models": []}), '"models"'),
-    (lambda folder: files.write_json(folder / "models_metadata.json", {"models": [{"model_path": "a.pkl"}] * 6}),
-     "labels alone"),
-    (lambda folder: np.save(folder / "population.npy", np.array([0, 1])), "training records"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "memberships.npy").unlink(), "memberships.npy does not exist"),
+        (lambda folder: np.save(folder / "memberships.npy", np.zeros((6, 10), bool)), "must be bool, (6 models"),
+        (lambda folder: np.savez(folder / "logits_0.npz", scores=np.zeros((240, 3))), "it needs logits"),
+        (lambda folder: np.savez(folder / "logits_0.npz", logits=np.zeros((240, 4))), "(records, 3 classes)"),
+        (lambda folder: np.savez(folder / "logits_0.npz", logits=np.full((240, 3), np.nan)), "not finite"),
+        (lambda folder: np.savez(folder / "logits_0.npz", logits=np.array([[len]], dtype=object)), "damaged"),
+        (
+            lambda folder: np.save(folder / "memberships.npy", np.array([len], dtype=object), allow_pickle=True),
+            "no array",
+        ),
+        (lambda folder: files.write_json(folder / "models_metadata.json", {"models": []}), '"models"'),
+        (
+            lambda folder: files.write_json(folder / "models_metadata.json", {"models": [{"model_path": "a.pkl"}] * 6}),
+            "labels alone",
+        ),
+        (lambda folder: np.save(folder / "population.npy", np.array([0, 1])), "training records"),
+    ],
+)
 def test_bad_files_from_elsewhere(change, words, tmp_path):
     config = configuration.load(write(tmp_path / "a.yaml", third_party(tmp_path)))
     change(tmp_path / "log" / "models")
@@ -263,26 +302,36 @@ def test_state_dicts_from_elsewhere(tmp_path):
     with utils.seeded("test"):
         model = build_network("smallnet", len(records.class_names))
     save_file(model.state_dict(), folder / "mine.safetensors")
-    entry = {"model_path": "mine.safetensors", "model_name": "smallnet", "mean": [0.5] * 3, "std": [0.25] * 3,
-             "input_size": 32}
+    entry = {
+        "model_path": "mine.safetensors",
+        "model_name": "smallnet",
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "input_size": 32,
+    }
     files.write_json(folder / "models_metadata.json", {"models": [entry]})
     members = np.zeros((1, len(records)), dtype=bool)
     members[0, :50] = True
     np.save(folder / "memberships.npy", members)
-    made = {"run": {"log_dir": str(tmp_path / "log")}, "data": {"dataset": "photos"},
-            "audit": {"device": "cpu", "data_size": 40, "population_size": 30, "queries": ["identity", "flip"]}}
+    made = {
+        "run": {"log_dir": str(tmp_path / "log")},
+        "data": {"dataset": "photos"},
+        "audit": {"device": "cpu", "data_size": 40, "population_size": 30, "queries": ["identity", "flip"]},
+    }
     pipeline.run(configuration.load(write(tmp_path / "a.yaml", made)), "signals")
     stored = np.load(tmp_path / "log" / "signals" / "model_0.npz")
     plan, *_ = pipeline._outside(configuration.load(tmp_path / "a.yaml"), records)
-    query = utils.make_query(model, utils.TrainingSettings(mean=(0.5,) * 3, std=(0.25,) * 3, precision="float32"),
-                             torch.device("cpu"))
+    query = utils.make_query(
+        model, utils.TrainingSettings(mean=(0.5,) * 3, std=(0.25,) * 3, precision="float32"), torch.device("cpu")
+    )
     rows = torch.from_numpy(plan.audited)
     expected = utils.sample_signals(query(records.inputs[rows].flip(3)), records.labels[rows])["cross_entropy"]
     assert np.allclose(stored["losses"][1], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("change", [{"net_type": "os:getcwd"}, {"net_type": "/tmp/evil.py:make"},
-                                    {"pretrained": "somebody/model"}])
+@pytest.mark.parametrize(
+    "change", [{"net_type": "os:getcwd"}, {"net_type": "/tmp/evil.py:make"}, {"pretrained": "somebody/model"}]
+)
 def test_a_model_file_does_not_choose_whose_code_runs(change, finished, tmp_path):
     config, log = finished
     tensors, record = files.load_model(log / "models" / "model_0.safetensors")
@@ -298,10 +347,19 @@ def test_no_section_train_and_no_models(tmp_path):
 
 
 def test_marked_users_are_audited_as_sets(tmp_path):
-    config = config_of(tmp_path, data__dataset="photos", data__size=120, data__marked_users=8,
-                       data__marked_samples_per_user=5, train__model_name="smallnet", train__epochs=2,
-                       audit__population_size=40, run__num_experiments=2, audit__num_ref_models=1,
-                       train__batch_size=64)
+    config = config_of(
+        tmp_path,
+        data__dataset="photos",
+        data__size=120,
+        data__marked_users=8,
+        data__marked_samples_per_user=5,
+        train__model_name="smallnet",
+        train__epochs=2,
+        audit__population_size=40,
+        run__num_experiments=2,
+        audit__num_ref_models=1,
+        train__batch_size=64,
+    )
     results, _ = pipeline.run(config, "audit")
     users = results["users"]
     assert (users["group"], users["users"], users["in_part"]) == ("user", 8, 0)
@@ -312,6 +370,7 @@ def test_marked_users_are_audited_as_sets(tmp_path):
 
 # --- language models --------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("peft_type", [None, "lora"])
 def test_tiny_gpt2_from_scratch(peft_type, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
@@ -320,8 +379,16 @@ def test_tiny_gpt2_from_scratch(peft_type, tmp_path, monkeypatch):
     lines = "".join(f'"{1 + n % 4}","Title {n}","Words of number {n * n}"\n' for n in range(60))
     (tmp_path / "train.csv").write_text(lines)
     changes = {"dataset": "agnews", "data_dir": str(tmp_path), "tokenize": True, "max_length": 24, "size": 40}
-    made = sections(tmp_path / "log", train__model_name="gpt2", train__hidden=[32], train__optimizer="AdamW",
-                    train__peft_type=peft_type, train__epochs=2, run__num_experiments=2, audit__batch_size=16)
+    made = sections(
+        tmp_path / "log",
+        train__model_name="gpt2",
+        train__hidden=[32],
+        train__optimizer="AdamW",
+        train__peft_type=peft_type,
+        train__epochs=2,
+        run__num_experiments=2,
+        audit__batch_size=16,
+    )
     made["data"] = changes
     pipeline.run(configuration.load(write(tmp_path / "a.yaml", made)), "signals")
     tensors = load_file(tmp_path / "log" / "models" / "model_0.safetensors")
@@ -336,11 +403,13 @@ def test_text_signals_are_means_over_next_tokens():
     from types import SimpleNamespace
 
     from privacy.language import LanguageModel
+
     logits = torch.tensor([[[2.0, 0, 0], [0, 0, 1.0], [5.0, 5, 5]]]).expand(2, 3, 3)
 
     class Fixed(torch.nn.Module):
         def forward(self, input_ids, attention_mask):
             return SimpleNamespace(logits=logits)
+
     records = SimpleNamespace(inputs=torch.tensor([[1, 0, 2], [1, 1, data.PAD]]))
     found = LanguageModel(Fixed(), torch.device("cpu")).answers(records, np.arange(2))
     first = math.log(math.exp(2) + 2)
@@ -350,6 +419,7 @@ def test_text_signals_are_means_over_next_tokens():
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
+
 
 def test_script_ends_with_a_table_and_a_report(finished, tmp_path, script):
     pytest.importorskip("privacy.report")
@@ -382,7 +452,13 @@ def test_nothing_here_unpickles_or_loads_unsafely():
             assert not banned & {name.split(".")[0] for name in names}, file
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                assert called not in ("eval", "exec", "torch.load", "torch.save", "yaml.unsafe_load",
-                                      "yaml.full_load"), file
+                assert called not in (
+                    "eval",
+                    "exec",
+                    "torch.load",
+                    "torch.save",
+                    "yaml.unsafe_load",
+                    "yaml.full_load",
+                ), file
                 if called == "np.load":
                     assert "allow_pickle=False" in ast.unparse(node), file

@@ -61,6 +61,7 @@ def same_bits(array, expected):
 
 # --- values ---
 
+
 @pytest.mark.parametrize("shape", [NCHW, NHWC, NCHW[1:], NHWC[1:], [-1, 3, -1, -1]])
 @pytest.mark.parametrize("binary,binary_replies", [(False, False), (True, True), (True, False)])
 def test_values_arrive_bit_for_bit(shape, binary, binary_replies):
@@ -129,8 +130,10 @@ def test_a_fixed_batch_that_would_fill_the_memory():
 
 
 def test_a_request_stays_below_what_servers_take():
-    with audited(shape=[-1, 3, 512, 512], batch_size=1000) as (_, as_json), \
-            audited(shape=[-1, 3, 512, 512], batch_size=1000, binary=True) as (_, as_binary):
+    with (
+        audited(shape=[-1, 3, 512, 512], batch_size=1000) as (_, as_json),
+        audited(shape=[-1, 3, 512, 512], batch_size=1000, binary=True) as (_, as_binary),
+    ):
         assert as_json.batch_size * 3 * 512**2 <= 2**21 and 1 < as_json.batch_size < as_binary.batch_size < 64
 
 
@@ -142,6 +145,7 @@ def test_asking_something_else_than_images(images):
 
 
 # --- outputs ---
+
 
 @pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("mode", ["labels", "top_k", "text_index", "text_label", "text_top"])
@@ -162,20 +166,41 @@ def test_outputs(mode, binary):
     assert len({*order[:, 0]}) > 1
 
 
-@pytest.mark.parametrize("mode,shape", [("labels", [-1, 1]), ("labels", [-1, -1]), ("text_index", [-1, 1]),
-                                        ("text_index", [-1, -1])])
+@pytest.mark.parametrize(
+    "mode,shape", [("labels", [-1, 1]), ("labels", [-1, -1]), ("text_index", [-1, 1]), ("text_index", [-1, -1])]
+)
 def test_labels_may_be_declared_as_a_column(mode, shape):
     with audited(mode=mode, output_shape=shape) as (_, model):
         assert model.ask(photos(2)).classes.shape == (2, 1)
 
 
-@pytest.mark.parametrize("text,expected", [
-    ("2", (None, 2)), ("crane", (None, 0)), ("7:up", (None, 1)), ("3", (None, 3)), ("0.25:4", (0.25, 4)),
-    ("-1e-3:2:boat", (-1e-3, 2)), ("0.5:1:7:up", (0.5, 1)), ("", None), ("swan", None), ("-1", None), ("5", None),
-    ("0.5:9:x", None), ("nan:2", None), ("inf:2", None), ("1e39:2", None), (":2", None), ("0.5:x", None), ("²", None)])
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("2", (None, 2)),
+        ("crane", (None, 0)),
+        ("7:up", (None, 1)),
+        ("3", (None, 3)),
+        ("0.25:4", (0.25, 4)),
+        ("-1e-3:2:boat", (-1e-3, 2)),
+        ("0.5:1:7:up", (0.5, 1)),
+        ("", None),
+        ("swan", None),
+        ("-1", None),
+        ("5", None),
+        ("0.5:9:x", None),
+        ("nan:2", None),
+        ("inf:2", None),
+        ("1e39:2", None),
+        (":2", None),
+        ("0.5:x", None),
+        ("²", None),
+    ],
+)
 def test_strings(text, expected):
     def answer(images):
         return np.zeros((len(images), 1), dtype=np.float32)
+
     parameters = {"labels": json.dumps(LABELS)}
     with running(make_app(answer, input_shape=NCHW, mode="text_label", labels=[text], parameters=parameters)) as server:
         model = open_server(server.url, retries=0)
@@ -191,8 +216,10 @@ def test_strings(text, expected):
 
 def test_a_name_of_two_classes_means_neither():
     names = ["crane"] * 5
-    with audited(mode="text_label", parameters={"labels": names}, labels=names, retries=0) as (_, model), \
-            pytest.raises(UserError, match="'crane', which is no class"):
+    with (
+        audited(mode="text_label", parameters={"labels": names}, labels=names, retries=0) as (_, model),
+        pytest.raises(UserError, match="'crane', which is no class"),
+    ):
         model.ask(photos(1))
 
 
@@ -201,33 +228,57 @@ def test_names_that_do_not_fit_the_values_are_ignored():
         assert model.class_names is None and model.classes == CLASSES
 
 
-@pytest.mark.parametrize("outputs,named", [
-    ([], "none"), ([{"name": "boxes", "datatype": "FP32", "shape": [-1, 100, 4]}], "boxes"),
-    ([{"name": "odd", "datatype": "BF16", "shape": [-1, 5]}], "BF16"),
-    ([{"name": "mask", "datatype": "INT64", "shape": [-1, 5]}], "mask"),
-    ([{"name": name, "datatype": "FP32", "shape": [-1, 5]} for name in ("logits", "features")], "features"),
-    ([{"name": "scores", "datatype": "FP32", "shape": [-1, 5]}, {"name": "ids", "datatype": "INT64", "shape": [-1, 3]}],
-     "ids"), ("nonsense", "outputs"), ([{"name": "logits"}], "outputs")])
+@pytest.mark.parametrize(
+    "outputs,named",
+    [
+        ([], "none"),
+        ([{"name": "boxes", "datatype": "FP32", "shape": [-1, 100, 4]}], "boxes"),
+        ([{"name": "odd", "datatype": "BF16", "shape": [-1, 5]}], "BF16"),
+        ([{"name": "mask", "datatype": "INT64", "shape": [-1, 5]}], "mask"),
+        ([{"name": name, "datatype": "FP32", "shape": [-1, 5]} for name in ("logits", "features")], "features"),
+        (
+            [
+                {"name": "scores", "datatype": "FP32", "shape": [-1, 5]},
+                {"name": "ids", "datatype": "INT64", "shape": [-1, 3]},
+            ],
+            "ids",
+        ),
+        ("nonsense", "outputs"),
+        ([{"name": "logits"}], "outputs"),
+    ],
+)
 def test_outputs_that_cannot_be_used_are_named(outputs, named):
-    with running(make_app(predict, input_shape=NCHW, metadata={"outputs": outputs})) as server, \
-            pytest.raises(UserError, match=named):
+    with (
+        running(make_app(predict, input_shape=NCHW, metadata={"outputs": outputs})) as server,
+        pytest.raises(UserError, match=named),
+    ):
         open_server(server.url)
 
 
-@pytest.mark.parametrize("inputs,named", [
-    ([{"name": name, "datatype": "FP32", "shape": NCHW} for name in ("left", "right")], "left.*right"),
-    ([{"name": "sound", "datatype": "FP32", "shape": [-1, 1, 4, 6]}], "sound"),
-    ([{"name": "flat", "datatype": "FP32", "shape": [-1, 72]}], "flat"),
-    ([{"name": "batch", "datatype": "FP32", "shape": [3, 1, 4, 6]}], "batch"),
-    ([{"name": "jpeg", "datatype": "BYTES", "shape": NCHW}], "jpeg.*BYTES"),
-    ([{"name": "pixels", "datatype": "INT32", "shape": NCHW}], "INT32"), ([], "none"), (None, "inputs"), ({}, "none")])
+@pytest.mark.parametrize(
+    "inputs,named",
+    [
+        ([{"name": name, "datatype": "FP32", "shape": NCHW} for name in ("left", "right")], "left.*right"),
+        ([{"name": "sound", "datatype": "FP32", "shape": [-1, 1, 4, 6]}], "sound"),
+        ([{"name": "flat", "datatype": "FP32", "shape": [-1, 72]}], "flat"),
+        ([{"name": "batch", "datatype": "FP32", "shape": [3, 1, 4, 6]}], "batch"),
+        ([{"name": "jpeg", "datatype": "BYTES", "shape": NCHW}], "jpeg.*BYTES"),
+        ([{"name": "pixels", "datatype": "INT32", "shape": NCHW}], "INT32"),
+        ([], "none"),
+        (None, "inputs"),
+        ({}, "none"),
+    ],
+)
 def test_inputs_that_cannot_be_used_are_named(inputs, named):
-    with running(make_app(predict, input_shape=NCHW, metadata={"inputs": inputs})) as server, \
-            pytest.raises(UserError, match=named):
+    with (
+        running(make_app(predict, input_shape=NCHW, metadata={"inputs": inputs})) as server,
+        pytest.raises(UserError, match=named),
+    ):
         open_server(server.url)
 
 
 # --- preprocessing ---
+
 
 @pytest.mark.parametrize("as_text", [False, True])
 def test_preprocessing_from_the_server_and_from_flags(as_text):
@@ -235,40 +286,76 @@ def test_preprocessing_from_the_server_and_from_flags(as_text):
     parameters = {"preprocessing": json.dumps(stated) if as_text else stated}
     with audited(shape=[-1, -1, -1, 3], parameters=parameters) as (server, model):
         made = model.preprocessing
-        assert (made.size, made.resize, made.mean, made.std, made.white, made.interpolation, made.source) == \
-            ((4, 6), 8, tuple(MEAN), tuple(STD), 255, "bicubic", "server")
+        assert (made.size, made.resize, made.mean, made.std, made.white, made.interpolation, made.source) == (
+            (4, 6),
+            8,
+            tuple(MEAN),
+            tuple(STD),
+            255,
+            "bicubic",
+            "server",
+        )
         flags = {"mean": 0.5, "input_size": 5, "resize": None, "interpolation": "nearest"}
         made = open_server(server.url, overrides=flags).preprocessing
-    assert (made.size, made.resize, made.mean, made.std, made.interpolation, made.source) == \
-        ((5, 5), 8, (0.5,) * 3, tuple(STD), "nearest", "server and flags")
+    assert (made.size, made.resize, made.mean, made.std, made.interpolation, made.source) == (
+        (5, 5),
+        8,
+        (0.5,) * 3,
+        tuple(STD),
+        "nearest",
+        "server and flags",
+    )
 
 
-@pytest.mark.parametrize("overrides,source", [
-    ({}, "defaults"), ({"mean": MEAN, "std": STD}, "flags"), ({"resize": 9}, "flags and defaults")])
+@pytest.mark.parametrize(
+    "overrides,source", [({}, "defaults"), ({"mean": MEAN, "std": STD}, "flags"), ({"resize": 9}, "flags and defaults")]
+)
 def test_the_source_of_the_preprocessing(overrides, source):
     with audited(overrides=overrides) as (_, model):
         assert model.preprocessing.source == source
         assert model.preprocessing.std == tuple(overrides.get("std", (1.0, 1.0, 1.0)))
 
 
-@pytest.mark.parametrize("setting", [
-    {"mean": [1, 2]}, {"mean": "0.5"}, {"std": [1, 1, 0]}, {"std": [1, 1, "NaN"]}, {"mean": [float("nan"), 0, 0]},
-    {"size": [4, 6.5]}, {"size": [4, 6, 3]}, {"size": "4"}, {"resize": 0}, {"resize": 10**9}, {"resize": True},
-    {"white": 2}, {"white": [1]}, {"interpolation": "magic"}, {"interpolation": ["bicubic"]}, {"colour": "BGR"}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"mean": [1, 2]},
+        {"mean": "0.5"},
+        {"std": [1, 1, 0]},
+        {"std": [1, 1, "NaN"]},
+        {"mean": [float("nan"), 0, 0]},
+        {"size": [4, 6.5]},
+        {"size": [4, 6, 3]},
+        {"size": "4"},
+        {"resize": 0},
+        {"resize": 10**9},
+        {"resize": True},
+        {"white": 2},
+        {"white": [1]},
+        {"interpolation": "magic"},
+        {"interpolation": ["bicubic"]},
+        {"colour": "BGR"},
+    ],
+)
 def test_bad_preprocessing_is_refused(setting):
     name = next(iter(setting))
-    with running(make_app(predict, input_shape=NCHW, parameters={"preprocessing": json.dumps(setting)})) as server, \
-            pytest.raises(UserError, match=name):
+    with (
+        running(make_app(predict, input_shape=NCHW, parameters={"preprocessing": json.dumps(setting)})) as server,
+        pytest.raises(UserError, match=name),
+    ):
         open_server(server.url)
     with running(make_app(predict, input_shape=NCHW)) as server, pytest.raises(UserError, match=name):
         open_server(server.url, overrides=setting)
 
 
-@pytest.mark.parametrize("parameters", [{"preprocessing": "{"}, {"preprocessing": [1]}, ["preprocessing"],
-                                        {"labels": {"0": "cat"}}])
+@pytest.mark.parametrize(
+    "parameters", [{"preprocessing": "{"}, {"preprocessing": [1]}, ["preprocessing"], {"labels": {"0": "cat"}}]
+)
 def test_parameters_that_cannot_be_read(parameters):
-    with running(make_app(predict, input_shape=NCHW, parameters=parameters)) as server, \
-            pytest.raises(UserError, match="parameter that can't be read"):
+    with (
+        running(make_app(predict, input_shape=NCHW, parameters=parameters)) as server,
+        pytest.raises(UserError, match="parameter that can't be read"),
+    ):
         open_server(server.url)
 
 
@@ -315,18 +402,32 @@ def test_every_passing_fault_is_repeated(binary):
             assert same_bits(answers.values, predict(model.preprocessing.normalize(images))), kind
     assert first == 3 and len(server.log) == len(faults)
     assert model.retries_made == 2 * len(PASSING) and model.requests_sent == len(faults) + 2
-    identifiers = [[entry["id"] for entry in server.log[start:start + 3]] for start in range(0, len(faults), 3)]
+    identifiers = [[entry["id"] for entry in server.log[start : start + 3]] for start in range(0, len(faults), 3)]
     assert all(len({*trio}) == 1 for trio in identifiers) and len({trio[0] for trio in identifiers}) == len(PASSING)
 
 
-@pytest.mark.parametrize("fault,text", [
-    ("timeout", "no answer within"), ("drop", "connection failed"), ("shape", r"'logits' has the shape \[2, 5, 2\]"),
-    ("rows", r"'logits' has the shape \[1, 5\], not \[2"), ("nan", r"'logits' of shape \[2, 5\] has NaN"),
-    ("datatype", "'logits' is INT64, not FP32"), ("json", "malformed"), ("id", "another request"),
-    ("missing", "'logits' is missing"), ("huge", "longer than"), ("gzip", "compressed"), (503, "503: fault 503 as")])
+@pytest.mark.parametrize(
+    "fault,text",
+    [
+        ("timeout", "no answer within"),
+        ("drop", "connection failed"),
+        ("shape", r"'logits' has the shape \[2, 5, 2\]"),
+        ("rows", r"'logits' has the shape \[1, 5\], not \[2"),
+        ("nan", r"'logits' of shape \[2, 5\] has NaN"),
+        ("datatype", "'logits' is INT64, not FP32"),
+        ("json", "malformed"),
+        ("id", "another request"),
+        ("missing", "'logits' is missing"),
+        ("huge", "longer than"),
+        ("gzip", "compressed"),
+        (503, "503: fault 503 as"),
+    ],
+)
 def test_a_fault_that_stays_ends_in_one_line(fault, text):
-    with audited(faults=itertools.repeat(fault), timeout=0.25, stall=0.35, retries=2) as (server, model), \
-            pytest.raises(UserError, match=text) as error:
+    with (
+        audited(faults=itertools.repeat(fault), timeout=0.25, stall=0.35, retries=2) as (server, model),
+        pytest.raises(UserError, match=text) as error,
+    ):
         model.ask(photos(2))
     assert len(server.log) == 3 and model.retries_made == 2 and "3 tries" in str(error.value)
     assert str(error.value).startswith(server.url) and str(error.value).isprintable() and len(str(error.value)) < 500
@@ -339,7 +440,7 @@ def test_nothing_is_sent_again_after_a_right_answer(seed):
     kinds = [fault for fault in PASSING if fault != "timeout"] + ["timeout"] * (seed == 0)
     faults = seeded_faults(seed, 0.5, kinds)
     with audited(faults=faults, binary=binary, timeout=0.25, stall=0.35, retries=50) as (server, model):
-        values = np.concatenate([model.ask(images[start:start + 4]).values for start in range(0, 120, 4)])
+        values = np.concatenate([model.ask(images[start : start + 4]).values for start in range(0, 120, 4)])
         sent = model.preprocessing.normalize(images)
     assert same_bits(values, predict(sent))
     answered = [entry for entry in server.log if entry["answered"]]
@@ -357,6 +458,7 @@ def test_a_huge_reply_is_not_read_to_its_end():
 def test_the_limit_of_a_reply_suffices_for_many_classes():
     def wide(images):
         return np.full((len(images), 21843), np.float32(-1.2345678e-12))
+
     with running(make_app(wide, input_shape=NCHW)) as server:
         model = open_server(server.url)
         assert all(model.ask(photos(16)).values.shape == (16, 21843) for _ in range(2))
@@ -377,9 +479,20 @@ def test_redirects_are_not_followed():
     assert len(server.log) == 1 and "/elsewhere" not in server.state.other
 
 
-@pytest.mark.parametrize("retry_after,least,most", [
-    ("7", 7, 7), ("0", 0.25, 0.5), ("100000", 300, 300), ("soon", 0.25, 0.5), ("-5", 0.25, 0.5), ("1e9", 0.25, 0.5),
-    (100, 80, 101), (-100, 0.25, 0.5), (10**7, 300, 300)])
+@pytest.mark.parametrize(
+    "retry_after,least,most",
+    [
+        ("7", 7, 7),
+        ("0", 0.25, 0.5),
+        ("100000", 300, 300),
+        ("soon", 0.25, 0.5),
+        ("-5", 0.25, 0.5),
+        ("1e9", 0.25, 0.5),
+        (100, 80, 101),
+        (-100, 0.25, 0.5),
+        (10**7, 300, 300),
+    ],
+)
 def test_retry_after(retry_after, least, most):
     pauses = []
     if isinstance(retry_after, int):
@@ -392,8 +505,10 @@ def test_retry_after(retry_after, least, most):
 def test_pauses_grow_and_differ():
     runs = []
     for _ in range(2):
-        with audited(faults=itertools.repeat(503), sleep=(pauses := []).append, retries=9) as (server, model), \
-                pytest.raises(UserError, match="10 tries"):
+        with (
+            audited(faults=itertools.repeat(503), sleep=(pauses := []).append, retries=9) as (server, model),
+            pytest.raises(UserError, match="10 tries"),
+        ):
             model.ask(photos(1))
         assert len(server.log) == 10
         runs.append(pauses)
@@ -411,6 +526,7 @@ class Clock:
         def recorded(session, request, **options):
             self.sent.append(self.now)
             return send(session, request, **options)
+
         monkeypatch.setattr(requests.Session, "send", recorded)
 
     def sleep(self, seconds):
@@ -456,7 +572,7 @@ def test_nobody_is_there():
 
 def test_a_reply_that_changes_its_form():
     widths = iter([5, 5, 4])
-    with running(make_app(lambda images: predict(images)[:, :next(widths)], input_shape=NCHW)) as server:
+    with running(make_app(lambda images: predict(images)[:, : next(widths)], input_shape=NCHW)) as server:
         model = open_server(server.url, retries=0)
         assert model.classes is None
         assert [model.ask(photos(count)).values.shape for count in (1, 2)] == [(1, 5), (2, 5)] and model.classes == 5
@@ -467,17 +583,30 @@ def test_a_reply_that_changes_its_form():
 @pytest.mark.parametrize("label", [-1, 2**31, 5])
 def test_classes_that_do_not_exist(label):
     reply = {"outputs": [{"name": "label", "datatype": "INT64", "shape": [2], "data": [label, 0]}]}
-    with audited(mode="labels", parameters={"labels": LABELS}) as (_, model), \
-            pytest.raises(_Fault, match="do not exist"):
+    with (
+        audited(mode="labels", parameters={"labels": LABELS}) as (_, model),
+        pytest.raises(_Fault, match="do not exist"),
+    ):
         model._read(json.dumps(reply).encode(), {}, "x", 2)
 
 
-@pytest.mark.parametrize("mode,datatype,data", [
-    ("dense", "FP32", ["1.5", "2"]), ("dense", "FP32", [True, 1.0]), ("dense", "FP32", [None, 1.0]),
-    ("dense", "FP32", [[1.0], [2.0, 3.0]]), ("dense", "FP32", {"0": 1.0}), ("dense", "FP64", [1e39, 0]),
-    ("dense", "FP32", [10**400, 0]), ("labels", "INT64", [1.5, 2]), ("labels", "INT64", ["1", "2"]),
-    ("labels", "INT64", [10**20, 1]), ("text_index", "BYTES", [1, 2]),
-    ("dense", "FP32", ["x" * 10**6] + ["y"] * 10**5)])
+@pytest.mark.parametrize(
+    "mode,datatype,data",
+    [
+        ("dense", "FP32", ["1.5", "2"]),
+        ("dense", "FP32", [True, 1.0]),
+        ("dense", "FP32", [None, 1.0]),
+        ("dense", "FP32", [[1.0], [2.0, 3.0]]),
+        ("dense", "FP32", {"0": 1.0}),
+        ("dense", "FP64", [1e39, 0]),
+        ("dense", "FP32", [10**400, 0]),
+        ("labels", "INT64", [1.5, 2]),
+        ("labels", "INT64", ["1", "2"]),
+        ("labels", "INT64", [10**20, 1]),
+        ("text_index", "BYTES", [1, 2]),
+        ("dense", "FP32", ["x" * 10**6] + ["y"] * 10**5),
+    ],
+)
 def test_data_of_the_wrong_kind(mode, datatype, data):
     with audited(mode=mode) as (_, model):
         name, shape = {"dense": ("logits", [1, 2])}.get(mode, ("label" if mode == "labels" else "text", [2]))
@@ -487,14 +616,19 @@ def test_data_of_the_wrong_kind(mode, datatype, data):
 
 
 def test_minus_one_is_no_entry_of_a_top_k():
-    reply = {"outputs": [{"name": "indices", "datatype": "INT32", "shape": [1, 2], "data": [[4, -1]]},
-                         {"name": "scores", "datatype": "FP32", "shape": [1, 2], "data": [0.5, 0.0]}]}
+    reply = {
+        "outputs": [
+            {"name": "indices", "datatype": "INT32", "shape": [1, 2], "data": [[4, -1]]},
+            {"name": "scores", "datatype": "FP32", "shape": [1, 2], "data": [0.5, 0.0]},
+        ]
+    }
     with audited(mode="top_k") as (_, model):
         answers = model._read(json.dumps(reply).encode(), {}, "x", 1)
     assert answers.classes.tolist() == [[4, -1]] and answers.values.tolist() == [[0.5, 0.0]]
 
 
 # --- metadata, addresses, headers ---
+
 
 def test_identity_and_versions():
     with audited() as (server, model):
@@ -504,8 +638,13 @@ def test_identity_and_versions():
         versioned.ask(photos(1))
     assert first["url"] == server.url and versioned.identity["url"] == server.url + "/versions/1"
     assert {**first, "url": "", "metadata_sha256": ""} == {
-        "kind": "open inference protocol", "url": "", "model": "net", "versions": ["1"], "platform": "test_platform",
-        "metadata_sha256": ""}
+        "kind": "open inference protocol",
+        "url": "",
+        "model": "net",
+        "versions": ["1"],
+        "platform": "test_platform",
+        "metadata_sha256": "",
+    }
     assert first["metadata_sha256"] == versioned.identity["metadata_sha256"] and len(first["metadata_sha256"]) == 64
     with audited(parameters={"note": 1}) as (_, other):
         assert other.identity["metadata_sha256"] != first["metadata_sha256"]
@@ -513,27 +652,53 @@ def test_identity_and_versions():
 
 def test_a_model_that_is_replaced_meanwhile():
     with audited(retries=0) as (_, model):
+
         def reply(version):
-            return json.dumps({"model_version": version, "model_name": "net", "outputs": [
-                {"name": "logits", "datatype": "FP32", "shape": [1, 2], "data": [1, 2.5]}]}).encode()
+            return json.dumps(
+                {
+                    "model_version": version,
+                    "model_name": "net",
+                    "outputs": [{"name": "logits", "datatype": "FP32", "shape": [1, 2], "data": [1, 2.5]}],
+                }
+            ).encode()
+
         assert model._read(reply("1"), {}, "x", 1).values.tolist() == [[1, 2.5]]
         with pytest.raises(_Fault, match="version 2, not 1"):
             model._read(reply("2"), {}, "x", 1)
 
 
-@pytest.mark.parametrize("url", [
-    "localhost:8000/v2/models/net", "ftp://localhost/v2/models/net", "http://localhost:8000", "http://localhost/v2/models/",
-    "http://localhost/v1/models/net", "http://localhost/v2/models/net/infer", "http://localhost/v2/models/net?key=s3cr3t",
-    "http://localhost/v2/models/net#x", "http://localhost/v2/models/net/versions/", "http:///v2/models/net", "",
-    "http://localhost/v2/models/a b", "http://localhost/v2/models/net\nx"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000/v2/models/net",
+        "ftp://localhost/v2/models/net",
+        "http://localhost:8000",
+        "http://localhost/v2/models/",
+        "http://localhost/v1/models/net",
+        "http://localhost/v2/models/net/infer",
+        "http://localhost/v2/models/net?key=s3cr3t",
+        "http://localhost/v2/models/net#x",
+        "http://localhost/v2/models/net/versions/",
+        "http:///v2/models/net",
+        "",
+        "http://localhost/v2/models/a b",
+        "http://localhost/v2/models/net\nx",
+    ],
+)
 def test_addresses_of_another_form(url):
     with pytest.raises(UserError, match="http://localhost:8000/v2/models/resnet50") as error:
         open_server(url)
     assert "s3cr3t" not in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["http://me:s3cr3t@localhost/v2/models/net", "https://s3cr3t@localhost:1/v2/models/net",
-                                 "me:s3cr3t@localhost/v2/models/net"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:s3cr3t@localhost/v2/models/net",
+        "https://s3cr3t@localhost:1/v2/models/net",
+        "me:s3cr3t@localhost/v2/models/net",
+    ],
+)
 def test_credentials_in_the_address(url):
     with pytest.raises(UserError, match="--header") as error:
         open_server(url)
@@ -546,16 +711,26 @@ def test_headers_reach_the_server_and_nothing_else(monkeypatch, caplog, tmp_path
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))  # would replace the Authorization header
     caplog.set_level(logging.DEBUG)
     for value in ("Bearer $TEST_TOKEN", "Bearer ${TEST_TOKEN}", f"Bearer {SECRET}"):
-        with audited(token=f"Bearer {SECRET}", headers=[f"Authorization: {value}", "X-Price: $5"],
-                     metadata={"platform": f"echo {SECRET}"}) as (server, model):
+        with audited(
+            token=f"Bearer {SECRET}",
+            headers=[f"Authorization: {value}", "X-Price: $5"],
+            metadata={"platform": f"echo {SECRET}"},
+        ) as (server, model):
             model.ask(photos(1))
         assert server.log[0]["headers"]["x-price"] == "$5"
         assert SECRET not in json.dumps(model.identity) + model.name + repr(model) + model.preprocessing.describe()
     assert SECRET not in caplog.text and "127.0.0.1" in caplog.text
 
 
-@pytest.mark.parametrize("header", ["Authorization: Bearer ${TEST_TOKEN}", f"Authorization: {SECRET}", f"X: {SECRET} y",
-                                    f"Authorization: Bearer {SECRET}"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Authorization: Bearer ${TEST_TOKEN}",
+        f"Authorization: {SECRET}",
+        f"X: {SECRET} y",
+        f"Authorization: Bearer {SECRET}",
+    ],
+)
 def test_a_server_that_echoes_the_secret(monkeypatch, header):
     monkeypatch.setenv("TEST_TOKEN", SECRET)
     app = make_app(predict, input_shape=NCHW, token="another")
@@ -568,10 +743,20 @@ def test_a_server_that_echoes_the_secret(monkeypatch, header):
     assert SECRET not in str(error.value) and "***" in str(error.value)
 
 
-@pytest.mark.parametrize("header,text", [
-    (f"Authorization {SECRET}", "number 2"), (f": {SECRET}", "number 2"), (f"A b: {SECRET}", "number 2"),
-    (f"X: {SECRET}\r\nY: 1", "X must be one line"), (f"X: {SECRET}\n", "one line"), (f"X: {SECRET} €", "Latin-1"),
-    ("X: $BAD_TOKEN", "one line"), (f"X: {SECRET} ${{ABSENT_TOKEN}}", "ABSENT_TOKEN"), ("X: $EMPTY_TOKEN", "EMPTY_TO")])
+@pytest.mark.parametrize(
+    "header,text",
+    [
+        (f"Authorization {SECRET}", "number 2"),
+        (f": {SECRET}", "number 2"),
+        (f"A b: {SECRET}", "number 2"),
+        (f"X: {SECRET}\r\nY: 1", "X must be one line"),
+        (f"X: {SECRET}\n", "one line"),
+        (f"X: {SECRET} €", "Latin-1"),
+        ("X: $BAD_TOKEN", "one line"),
+        (f"X: {SECRET} ${{ABSENT_TOKEN}}", "ABSENT_TOKEN"),
+        ("X: $EMPTY_TOKEN", "EMPTY_TO"),
+    ],
+)
 def test_bad_headers(monkeypatch, header, text):
     monkeypatch.setenv("BAD_TOKEN", f"{SECRET}\nY: 1")
     monkeypatch.setenv("EMPTY_TOKEN", "")
@@ -587,6 +772,7 @@ def test_certificates_are_checked(monkeypatch):
     def send(session, request, **options):
         seen.append((options["verify"], options["timeout"], options["allow_redirects"], options["stream"]))
         raise requests.exceptions.SSLError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+
     monkeypatch.setattr(requests.Session, "send", send)
     with pytest.raises(UserError, match="certificate"):
         open_server("https://localhost/v2/models/net", timeout=3)
@@ -598,6 +784,7 @@ def test_a_server_without_a_page_about_itself(monkeypatch):
 
     def request(session, method, url, **options):
         return get(session, method, url + "/absent" if re.search(r"/v2$", url) else url, **options)
+
     monkeypatch.setattr(requests.Session, "request", request)
     with audited(binary=True) as (server, model):
         model.ask(photos(1))
@@ -606,15 +793,28 @@ def test_a_server_without_a_page_about_itself(monkeypatch):
 
 # --- hostile replies ---
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4), lambda inner:
-                    st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6)
-OUTPUT = st.fixed_dictionaries({}, optional={
-    "name": st.sampled_from(["logits", "label", "text", "scores", "indices"]) | JSON,
-    "shape": st.lists(st.integers(-2, 3), max_size=3) | JSON,
-    "datatype": st.sampled_from([*KINDS]) | JSON, "data": st.lists(JSON, max_size=6) | JSON,
-    "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-2, 40) | JSON}) | JSON})
-REPLY = st.fixed_dictionaries({"outputs": st.lists(OUTPUT, max_size=2) | JSON}, optional={
-    "id": JSON, "model_name": JSON, "model_version": JSON}) | JSON
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+OUTPUT = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["logits", "label", "text", "scores", "indices"]) | JSON,
+        "shape": st.lists(st.integers(-2, 3), max_size=3) | JSON,
+        "datatype": st.sampled_from([*KINDS]) | JSON,
+        "data": st.lists(JSON, max_size=6) | JSON,
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-2, 40) | JSON}) | JSON,
+    },
+)
+REPLY = (
+    st.fixed_dictionaries(
+        {"outputs": st.lists(OUTPUT, max_size=2) | JSON},
+        optional={"id": JSON, "model_name": JSON, "model_version": JSON},
+    )
+    | JSON
+)
 
 
 @pytest.fixture(scope="module")
@@ -642,23 +842,38 @@ def test_no_reply_breaks_the_client(models, reply, rest, cut):
                 assert len(answers) == 2
 
 
-METADATA = st.fixed_dictionaries({}, optional={
-    "name": JSON, "versions": JSON, "platform": JSON, "inputs": st.lists(OUTPUT, max_size=2) | JSON,
-    "outputs": st.lists(OUTPUT, max_size=2) | JSON, "parameters": st.fixed_dictionaries({}, optional={
-        "labels": JSON, "preprocessing": st.dictionaries(st.sampled_from(SETTINGS), JSON)}) | JSON})
+METADATA = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": JSON,
+        "versions": JSON,
+        "platform": JSON,
+        "inputs": st.lists(OUTPUT, max_size=2) | JSON,
+        "outputs": st.lists(OUTPUT, max_size=2) | JSON,
+        "parameters": st.fixed_dictionaries(
+            {}, optional={"labels": JSON, "preprocessing": st.dictionaries(st.sampled_from(SETTINGS), JSON)}
+        )
+        | JSON,
+    },
+)
 
 
 @settings(max_examples=200, deadline=None)
 @given(changes=METADATA)
 def test_no_metadata_breaks_the_client(changes):
-    metadata = {"name": "net", "inputs": [{"name": "pixels", "datatype": "FP32", "shape": NCHW}],
-                "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 5]}], **changes}
+    metadata = {
+        "name": "net",
+        "inputs": [{"name": "pixels", "datatype": "FP32", "shape": NCHW}],
+        "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 5]}],
+        **changes,
+    }
 
     class Stub:
         clean = staticmethod(str)
 
         def send(self, method, url, *rest, **options):
             return metadata
+
     address = ADDRESS.fullmatch("http://localhost/v2/models/net")
     try:
         model = ServerSuspect(Stub(), address, {}, 64)

@@ -19,6 +19,7 @@ from kit.errors import UserError
 # RMIA
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def dense_share(ratio_x, ratio_z, gamma, strict):
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         matrix = np.asarray(ratio_x, dtype=float)[:, None] / np.asarray(ratio_z, dtype=float)[None]
@@ -26,13 +27,22 @@ def dense_share(ratio_x, ratio_z, gamma, strict):
 
 
 # Few different values, and multiples of each other that divide inexactly, so that ties and near-ties abound.
-TIED = st.one_of(st.integers(0, 6).map(float), st.integers(1, 30).map(lambda number: number / 10),
-                 st.integers(1, 30).map(lambda number: number * 0.1), st.floats(0, 1e300), st.floats(0, 1e-300))
+TIED = st.one_of(
+    st.integers(0, 6).map(float),
+    st.integers(1, 30).map(lambda number: number / 10),
+    st.integers(1, 30).map(lambda number: number * 0.1),
+    st.floats(0, 1e300),
+    st.floats(0, 1e-300),
+)
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(TIED, min_size=1, max_size=30), st.lists(TIED, min_size=1, max_size=30),
-       st.sampled_from([1.0, 2.0, 0.1, 0.3, 1.1, 3.0, 7.0, 1e-5]), st.booleans())
+@given(
+    st.lists(TIED, min_size=1, max_size=30),
+    st.lists(TIED, min_size=1, max_size=30),
+    st.sampled_from([1.0, 2.0, 0.1, 0.3, 1.1, 3.0, 7.0, 1e-5]),
+    st.booleans(),
+)
 def test_sorted_counts_equal_dense_counts(ratio_x, ratio_z, gamma, strict):
     assert (rmia.share_dominated(ratio_x, ratio_z, gamma, strict) == dense_share(ratio_x, ratio_z, gamma, strict)).all()
 
@@ -44,8 +54,9 @@ def test_sorted_counts_equal_dense_counts_on_many_records(seed, gamma):
     ratio_x, ratio_z = np.exp(draws.normal(size=3000)), np.exp(draws.normal(size=700))
     ratio_x[:500] = draws.choice(ratio_z, 500) * gamma
     for strict in (True, False):
-        assert (rmia.share_dominated(ratio_x, ratio_z, gamma, strict) ==
-                dense_share(ratio_x, ratio_z, gamma, strict)).all()
+        assert (
+            rmia.share_dominated(ratio_x, ratio_z, gamma, strict) == dense_share(ratio_x, ratio_z, gamma, strict)
+        ).all()
 
 
 def test_ratios_at_gamma_count_only_where_not_strict():
@@ -82,10 +93,13 @@ def test_rmia_by_hand():
     assert np.allclose(online, [1, 2 / 3, 2 / 3, 1 / 3, 0])
     assert np.allclose(offline, [1, 1, 2 / 3, 2 / 3, 1 / 3])
     # a = 1: p(x) = 0.3, ratio 3. a = 0: p(x) = 0.65, ratio 1.3846...
-    assert np.allclose([rmia.offline(*arguments, a=1, gamma=gamma).item() for gamma in (1.4, 1.6, 2.9, 3.1)],
-                       [1, 2 / 3, 2 / 3, 1 / 3])
-    assert np.allclose([rmia.offline(*arguments, a=0, gamma=gamma).item() for gamma in (0.69, 0.70, 1.38, 1.39, 2.8)],
-                       [1, 2 / 3, 2 / 3, 1 / 3, 0])
+    assert np.allclose(
+        [rmia.offline(*arguments, a=1, gamma=gamma).item() for gamma in (1.4, 1.6, 2.9, 3.1)], [1, 2 / 3, 2 / 3, 1 / 3]
+    )
+    assert np.allclose(
+        [rmia.offline(*arguments, a=0, gamma=gamma).item() for gamma in (0.69, 0.70, 1.38, 1.39, 2.8)],
+        [1, 2 / 3, 2 / 3, 1 / 3, 0],
+    )
 
 
 def test_population_ratio_uses_all_out_signals():
@@ -105,8 +119,10 @@ def test_non_members_are_not_above_the_population():
     """Defect 17 in a world: x and z of one distribution, no model trained on either. At gamma = 1 the mean share is
     1/2; with the largest k of 2k signals in p(z) it would be far above."""
     draws = random_generator(7)
+
     def world(count):
         return -np.log(1 / (1 + np.exp(-draws.normal(size=count) - draws.normal(size=(9, count)))))
+
     x, z = world(3000), world(3000)
     outside = np.zeros((8, 3000), dtype=bool)
     found = rmia.offline(x[0], x[1:], outside, z[0], z[1:], a=1, gamma=1.0)
@@ -117,8 +133,9 @@ def test_non_members_are_not_above_the_population():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 6), st.integers(2, 40), st.integers(1, 30), st.integers(1, 5), st.integers(0, 10_000),
-       st.booleans())
+@given(
+    st.integers(1, 6), st.integers(2, 40), st.integers(1, 30), st.integers(1, 5), st.integers(0, 10_000), st.booleans()
+)
 def test_rmia_equals_a_dense_implementation(pairs, records, others, queries, seed, strict):
     draws = random_generator(seed)
     inside = balanced(2 * pairs, records, seed)
@@ -134,8 +151,9 @@ def test_rmia_equals_a_dense_implementation(pairs, records, others, queries, see
             for query in range(queries):
                 p = np.exp(-references[:, query, record])
                 out = p[~inside[:, record]].mean()
-                prior = (p[inside[:, record]].mean() + out) / 2 if attack is rmia.online else \
-                    ((1 + a) * out + 1 - a) / 2
+                prior = (
+                    (p[inside[:, record]].mean() + out) / 2 if attack is rmia.online else ((1 + a) * out + 1 - a) / 2
+                )
                 ratios.append(math.exp(-target[query, record]) / prior)
             for z in ratio_z:
                 votes = sum((ratio / z > gamma) or (not strict and ratio / z == gamma) for ratio in ratios)
@@ -169,8 +187,15 @@ def test_with_a_of_one_only_ratios_count():
     draws = random_generator(11)
     inside = balanced(6, 80, 0)
     losses, others = draws.exponential(size=(7, 80)), draws.exponential(size=(7, 90))
-    found = {a: [rmia.offline(losses[0] + shift, losses[1:] + shift, inside, others[0] + shift, others[1:] + shift, a,
-                              gamma=1.5) for shift in (0.0, math.log(2))] for a in (0.0, 1.0)}
+    found = {
+        a: [
+            rmia.offline(
+                losses[0] + shift, losses[1:] + shift, inside, others[0] + shift, others[1:] + shift, a, gamma=1.5
+            )
+            for shift in (0.0, math.log(2))
+        ]
+        for a in (0.0, 1.0)
+    }
     assert (found[1.0][0] == found[1.0][1]).all()
     assert (found[0.0][0] != found[0.0][1]).any()
 
@@ -186,8 +211,15 @@ def test_a_is_tuned_on_population_records_that_the_model_was_not_trained_on():
     z[4, :2] = 0.0
 
     def best(columns, known):
-        return max(rmia.CANDIDATES, key=lambda a: roc_auc_score(inside[0], rmia.offline(
-            losses[0], losses[2:], inside[2:], z[0, columns], z[2:, columns], a, known[2:, columns], gamma=1.0)))
+        return max(
+            rmia.CANDIDATES,
+            key=lambda a: roc_auc_score(
+                inside[0],
+                rmia.offline(
+                    losses[0], losses[2:], inside[2:], z[0, columns], z[2:, columns], a, known[2:, columns], gamma=1.0
+                ),
+            ),
+        )
 
     expected = best(slice(0, 2), trained_on)
     assert rmia.tune_a(losses, inside, z, trained_on, gamma=1.0) == expected
@@ -219,8 +251,10 @@ def test_a_is_tuned_without_the_target():
     assert aucs[best] > min(aucs.values()) + 0.005
     means = []
     for a in rmia.CANDIDATES:
-        scores = [rmia.offline(losses[target], losses[rest], inside[rest], z[target], z[rest], a)
-                  for target, rest in ((0, slice(2, 8)), (1, slice(2, 8)), (2, [0, 1, 4, 5, 6, 7]))]
+        scores = [
+            rmia.offline(losses[target], losses[rest], inside[rest], z[target], z[rest], a)
+            for target, rest in ((0, slice(2, 8)), (1, slice(2, 8)), (2, [0, 1, 4, 5, 6, 7]))
+        ]
         means.append(np.mean([roc_auc_score(inside[target], score) for target, score in enumerate(scores)]))
     assert rmia.tune_a(losses, inside, z, targets=3) == rmia.CANDIDATES[int(np.argmax(means))]
     strange = losses.copy()
@@ -237,7 +271,6 @@ def test_a_is_tuned_without_the_target():
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-
 @pytest.fixture(scope="module")
 def large_world():
     """200 models: what references can tell is known as if they were infinitely many, to 0.005 in AUC."""
@@ -248,15 +281,23 @@ OPTIMAL = norm.cdf(1 / math.sqrt(2))
 WITHOUT_REFERENCES = norm.cdf(1 / math.sqrt(2 + 2 * 2.0**2))
 
 
-@pytest.mark.parametrize("attack", [
-    lira.online, lira.offline,
-    lambda *world: lira.online(*world, "fixed"), lambda *world: lira.offline(*world, "fixed"),
-    lambda target, references, inside: reference.score(-target, -references, inside),
-    # log p is Gaussian here, so log p(x|target) - log p(x) with a = 1 is the optimal statistic, plus a constant.
-    lambda target, references, inside: rmia.offline(
-        -target, -references, inside, *z_of_the_same_world(len(references)), a=1, gamma=1.0),
-    lambda target, references, inside: rmia.online(
-        -target, -references, inside, *z_of_the_same_world(len(references)), gamma=1.0)])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lira.online,
+        lira.offline,
+        lambda *world: lira.online(*world, "fixed"),
+        lambda *world: lira.offline(*world, "fixed"),
+        lambda target, references, inside: reference.score(-target, -references, inside),
+        # log p is Gaussian here, so log p(x|target) - log p(x) with a = 1 is the optimal statistic, plus a constant.
+        lambda target, references, inside: rmia.offline(
+            -target, -references, inside, *z_of_the_same_world(len(references)), a=1, gamma=1.0
+        ),
+        lambda target, references, inside: rmia.online(
+            -target, -references, inside, *z_of_the_same_world(len(references)), gamma=1.0
+        ),
+    ],
+)
 def test_attacks_with_references_reach_the_optimum_of_a_gaussian_world(large_world, attack):
     target, references, inside, is_member = large_world
     found = roc_auc_score(is_member, attack(target, references, inside))
@@ -284,8 +325,10 @@ def test_independent_queries_add_up(large_world):
     target = level + is_member + draws.normal(size=(4, 4000))
     references = level + inside[:, None] + draws.normal(size=(100, 4, 4000))
     expected = norm.cdf(2 / math.sqrt(2))
-    assert abs(roc_auc_score(is_member, lira.online(target, references, inside, "fixed")) - expected) < \
-        auc_tolerance(2000, 2000) + 0.006
+    assert (
+        abs(roc_auc_score(is_member, lira.online(target, references, inside, "fixed")) - expected)
+        < auc_tolerance(2000, 2000) + 0.006
+    )
     # Fisher's test is not the best for a shift, but close, and more than one query's.
     offline = roc_auc_score(is_member, lira.offline(target, references, inside, "fixed"))
     assert OPTIMAL + 0.08 < offline < expected + auc_tolerance(2000, 2000)
@@ -297,14 +340,17 @@ def attack_all(losses, inside, fold, z):
     known, scaled = inside[fold.references], signals.scaled_from_losses(losses)
     scaled_target, scaled_rest = scaled[fold.target], scaled[fold.references]
     z_target, z_rest = z[fold.target], z[fold.references]
-    return {"loss": loss.score(target), "population": population.score(target, z_target),
-            "reference": reference.score(target, rest, known),
-            "global": lira.global_threshold(scaled_target),
-            "lira offline": lira.offline(scaled_target, scaled_rest, known),
-            "lira online": lira.online(scaled_target, scaled_rest, known),
-            "lira fixed": lira.online(scaled_target, scaled_rest, known, "fixed"),
-            "rmia offline": rmia.offline(target, rest, known, z_target, z_rest, 0.5),
-            "rmia online": rmia.online(target, rest, known, z_target, z_rest)}
+    return {
+        "loss": loss.score(target),
+        "population": population.score(target, z_target),
+        "reference": reference.score(target, rest, known),
+        "global": lira.global_threshold(scaled_target),
+        "lira offline": lira.offline(scaled_target, scaled_rest, known),
+        "lira online": lira.online(scaled_target, scaled_rest, known),
+        "lira fixed": lira.online(scaled_target, scaled_rest, known, "fixed"),
+        "rmia offline": rmia.offline(target, rest, known, z_target, z_rest, 0.5),
+        "rmia online": rmia.online(target, rest, known, z_target, z_rest),
+    }
 
 
 def aucs_of_world(effect, drop_complement, models=6, records=4000):
@@ -312,9 +358,13 @@ def aucs_of_world(effect, drop_complement, models=6, records=4000):
     inside = balanced(models, records, 0)
     losses = np.log1p(np.exp(-(draws.normal(size=records) + draws.normal(size=(models, records)) + effect * inside)))
     z = np.log1p(np.exp(-(draws.normal(size=2000) + draws.normal(size=(models, 2000)))))
-    found = [{name: roc_auc_score(inside[fold.target], scores)
-              for name, scores in attack_all(losses, inside, fold, z).items()}
-             for fold in leave_one_out(inside, drop_complement)]
+    found = [
+        {
+            name: roc_auc_score(inside[fold.target], scores)
+            for name, scores in attack_all(losses, inside, fold, z).items()
+        }
+        for fold in leave_one_out(inside, drop_complement)
+    ]
     return {name: np.mean([row[name] for row in found]) for name in found[0]}
 
 
@@ -339,14 +389,30 @@ GOOD = (np.ones(4), np.ones((4, 4)) + np.arange(4)[:, None], balanced(4, 4, 0))
 OUTSIDE = np.ones(3), np.ones((4, 3))
 
 
-@pytest.mark.parametrize("attack", [
-    lira.online, lira.offline, lambda *world: lira.offline(*world, "fixed"), reference.score,
-    lambda *world: rmia.online(*world, *OUTSIDE),
-    lambda *world: rmia.offline(*world, *OUTSIDE, a=0.3)])
-@pytest.mark.parametrize("changed, message", [
-    ({0: np.ones(5)}, "don't fit"), ({0: np.ones((2, 4))}, "don't fit"), ({1: np.ones((3, 4))}, "don't fit"),
-    ({2: np.zeros((4, 4))}, "bool"), ({2: HALF}, "don't fit"), ({0: np.array([1, 1, np.nan, 1])}, "finite"),
-    ({1: np.full((4, 4), np.inf)}, "finite"), ({2: np.ones((4, 4), dtype=bool)}, "fewer than")])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lira.online,
+        lira.offline,
+        lambda *world: lira.offline(*world, "fixed"),
+        reference.score,
+        lambda *world: rmia.online(*world, *OUTSIDE),
+        lambda *world: rmia.offline(*world, *OUTSIDE, a=0.3),
+    ],
+)
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({0: np.ones(5)}, "don't fit"),
+        ({0: np.ones((2, 4))}, "don't fit"),
+        ({1: np.ones((3, 4))}, "don't fit"),
+        ({2: np.zeros((4, 4))}, "bool"),
+        ({2: HALF}, "don't fit"),
+        ({0: np.array([1, 1, np.nan, 1])}, "finite"),
+        ({1: np.full((4, 4), np.inf)}, "finite"),
+        ({2: np.ones((4, 4), dtype=bool)}, "fewer than"),
+    ],
+)
 def test_bad_input_is_named(attack, changed, message):
     attack(*GOOD)
     with pytest.raises(UserError, match=message):
@@ -355,11 +421,15 @@ def test_bad_input_is_named(attack, changed, message):
 
 def test_scaled_confidences_are_not_taken_for_losses():
     scaled = -np.ones(4)
-    for call in (lambda: loss.score(scaled), lambda: population.score(scaled, np.ones(3)),
-                 lambda: population.score(np.ones(4), scaled), lambda: reference.score(scaled, *GOOD[1:]),
-                 lambda: rmia.online(scaled, *GOOD[1:], *OUTSIDE),
-                 lambda: rmia.online(GOOD[0], -GOOD[1], GOOD[2], *OUTSIDE),
-                 lambda: rmia.online(*GOOD, -OUTSIDE[0], OUTSIDE[1])):
+    for call in (
+        lambda: loss.score(scaled),
+        lambda: population.score(scaled, np.ones(3)),
+        lambda: population.score(np.ones(4), scaled),
+        lambda: reference.score(scaled, *GOOD[1:]),
+        lambda: rmia.online(scaled, *GOOD[1:], *OUTSIDE),
+        lambda: rmia.online(GOOD[0], -GOOD[1], GOOD[2], *OUTSIDE),
+        lambda: rmia.online(*GOOD, -OUTSIDE[0], OUTSIDE[1]),
+    ):
         with pytest.raises(UserError, match="never negative"):
             call()
 
@@ -376,6 +446,7 @@ def test_float32_signals_are_summed_in_float64():
 # ----------------------------------------------------------------------------------------------------------------------
 # Evaluation
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 def test_rates_by_hand():
     """Members 5 4 3 2, others 4 1 1 0 0: one of four is above all others; at an FPR of 0.2 the 4 is let in and all four
@@ -424,10 +495,14 @@ def test_bootstrap_is_that_of_a_loop():
         slow.append((np.sum(ours[:, None] > theirs) + np.sum(ours[:, None] == theirs) / 2) / 2000)
     assert abs(fast.mean() - np.mean(slow)) < 5 * np.std(slow) * math.sqrt(2 / 4000)
     assert fast.std() == pytest.approx(np.std(slow), rel=0.1)
-    assert (evaluation.bootstrap_auc(scores, is_member, 30, seed=5) ==
-            evaluation.bootstrap_auc(scores, is_member, 30, seed=5)).all()
-    assert (evaluation.bootstrap_auc(scores, is_member, 30, seed=5) !=
-            evaluation.bootstrap_auc(scores, is_member, 30, seed=6)).any()
+    assert (
+        evaluation.bootstrap_auc(scores, is_member, 30, seed=5)
+        == evaluation.bootstrap_auc(scores, is_member, 30, seed=5)
+    ).all()
+    assert (
+        evaluation.bootstrap_auc(scores, is_member, 30, seed=5)
+        != evaluation.bootstrap_auc(scores, is_member, 30, seed=6)
+    ).any()
 
 
 def test_bootstrap_intervals_hold_the_true_auc():
@@ -435,8 +510,9 @@ def test_bootstrap_intervals_hold_the_true_auc():
     draws, truth, held = random_generator(8), norm.cdf(1 / math.sqrt(2)), 0
     is_member = np.arange(200) < 100
     for world in range(100):
-        low, high = evaluation.evaluate(draws.normal(size=200) + is_member, is_member, resamples=400,
-                                        seed=world)["auc_interval"]
+        low, high = evaluation.evaluate(draws.normal(size=200) + is_member, is_member, resamples=400, seed=world)[
+            "auc_interval"
+        ]
         held += low <= truth <= high
     assert held >= 89
 
@@ -452,9 +528,15 @@ def test_resamples_do_not_depend_on_how_they_are_batched(monkeypatch):
     assert lengths == [77, 77, 77]
 
 
-@pytest.mark.parametrize("scores, is_member, message", [
-    ([1.0, 2.0], [1, 0], "bool"), ([1.0], [True, False], "don't fit"), ([1.0, 2.0], [True, True], "are members"),
-    ([1.0, math.inf], [True, False], "not finite")])
+@pytest.mark.parametrize(
+    "scores, is_member, message",
+    [
+        ([1.0, 2.0], [1, 0], "bool"),
+        ([1.0], [True, False], "don't fit"),
+        ([1.0, 2.0], [True, True], "are members"),
+        ([1.0, math.inf], [True, False], "not finite"),
+    ],
+)
 def test_bad_scores_are_named(scores, is_member, message):
     with pytest.raises(UserError, match=message):
         evaluation.evaluate(scores, np.array(is_member))

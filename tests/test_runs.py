@@ -33,8 +33,12 @@ SETTINGS = {"lr": 0.1, "net_type": "tiny", "target_user_cls": [17, 36], "name": 
 
 def tensors():
     generator = torch.Generator().manual_seed(0)
-    return {"conv.weight": torch.randn(4, 3, 3, 3, generator=generator), "steps": torch.tensor(7),
-            "half": torch.randn(5, generator=generator).to(torch.bfloat16), "empty": torch.zeros(0, 3)}
+    return {
+        "conv.weight": torch.randn(4, 3, 3, 3, generator=generator),
+        "steps": torch.tensor(7),
+        "half": torch.randn(5, generator=generator).to(torch.bfloat16),
+        "empty": torch.zeros(0, 3),
+    }
 
 
 def files_in(folder):
@@ -68,8 +72,10 @@ class RunsCode:
 WRITERS = {
     "json": (lambda path, value: write_json(path, {"value": value}), lambda path: read_json(path)["value"]),
     "npz": (lambda path, value: write_arrays(path, a=np.full(9, value)), lambda path: int(read_arrays(path)["a"][0])),
-    "safetensors": (lambda path, value: save_model(path, tensors(), {"value": value}),
-                    lambda path: load_model(path)[1]["value"]),
+    "safetensors": (
+        lambda path, value: save_model(path, tensors(), {"value": value}),
+        lambda path: load_model(path)[1]["value"],
+    ),
 }
 
 
@@ -89,8 +95,9 @@ def full_disk(*_, **__):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(),
-                                     RuntimeError("anything")])
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), RuntimeError("anything")]
+)
 def test_a_write_that_fails_in_the_middle_leaves_the_old_file(kind, failure, tmp_path, monkeypatch):
     """Wrong: writing into the file itself, or leaving half of a temporary file behind."""
     write, read = WRITERS[kind]
@@ -101,6 +108,7 @@ def test_a_write_that_fails_in_the_middle_leaves_the_old_file(kind, failure, tmp
         target = next(Path(each) for each in arguments if isinstance(each, (str, Path)) and ".part" in str(each))
         target.write_bytes(b"half of a fi")
         raise failure
+
     monkeypatch.setattr(files, "save_file", half)
     monkeypatch.setattr(np, "savez_compressed", half)
     monkeypatch.setattr(Path, "write_text", half)
@@ -170,8 +178,13 @@ def test_json_round_trip_is_readable_text(tmp_path):
 
 def test_arrays_round_trip(tmp_path):
     """Values, dtypes and shapes, also of texts and empty arrays."""
-    arrays = {"losses": np.random.default_rng(0).random((3, 4)), "images": np.arange(8, dtype=np.uint8).reshape(2, 4),
-              "settings": np.array("text"), "empty": np.zeros((0, 5), np.int64), "flags": np.array([True, False])}
+    arrays = {
+        "losses": np.random.default_rng(0).random((3, 4)),
+        "images": np.arange(8, dtype=np.uint8).reshape(2, 4),
+        "settings": np.array("text"),
+        "empty": np.zeros((0, 5), np.int64),
+        "flags": np.array([True, False]),
+    }
     write_arrays(tmp_path / "a.npz", **arrays)
     back = read_arrays(tmp_path / "a.npz")
     assert back.keys() == arrays.keys()
@@ -184,8 +197,11 @@ def test_arrays_round_trip(tmp_path):
 def test_model_round_trip_with_settings(tmp_path):
     """Bits, dtypes, shapes and settings; also of tensors that require gradients, are channels_last or slices."""
     path, kept = tmp_path / "m.safetensors", tensors()
-    odd = {"grad": torch.ones(3, requires_grad=True), "slice": torch.arange(12.0).reshape(3, 4)[:, 1:3],
-           "layout": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)}
+    odd = {
+        "grad": torch.ones(3, requires_grad=True),
+        "slice": torch.arange(12.0).reshape(3, 4)[:, 1:3],
+        "layout": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    }
     save_model(path, {**kept, **odd}, SETTINGS)
     back, settings = load_model(path)
     assert settings == SETTINGS
@@ -211,6 +227,7 @@ def test_a_model_can_be_read_by_whoever_can_read_the_other_files(tmp_path):
 # ----------------------------------------------------------------------------------------------------------------------
 # Damaged and hostile files
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("read", [load_model, read_arrays, read_json])
 def test_a_missing_file_is_a_user_error(read, tmp_path):
@@ -321,23 +338,42 @@ def test_a_single_array_is_no_archive(tmp_path):
     refused(read_arrays, tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("metadata", [
-    None, {}, {"format": "pt"}, {"format": files.MODEL_FORMAT}, {"format": files.MODEL_FORMAT, "settings": "{"},
-    {"format": files.MODEL_FORMAT, "settings": "[1]"}, {"format": files.MODEL_FORMAT, "settings": "null"},
-    {"settings": "{}"}, {"format": files.MODEL_FORMAT, "settings": "[" * 100_000}],
-    ids=["none", "empty", "foreign", "no settings", "broken", "list", "null", "no format", "deep"])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {},
+        {"format": "pt"},
+        {"format": files.MODEL_FORMAT},
+        {"format": files.MODEL_FORMAT, "settings": "{"},
+        {"format": files.MODEL_FORMAT, "settings": "[1]"},
+        {"format": files.MODEL_FORMAT, "settings": "null"},
+        {"settings": "{}"},
+        {"format": files.MODEL_FORMAT, "settings": "[" * 100_000},
+    ],
+    ids=["none", "empty", "foreign", "no settings", "broken", "list", "null", "no format", "deep"],
+)
 def test_safetensors_of_somebody_else_are_refused(metadata, tmp_path):
     """Wrong: weights taken without settings, KeyError, or RecursionError out of 100,000 brackets."""
     save_file({"a": torch.zeros(2)}, tmp_path / "m.safetensors", metadata)
     refused(load_model, tmp_path / "m.safetensors")
 
 
-@pytest.mark.parametrize("header", [
-    b"{}", b"[]", b"null", b"\xff\xfe", b'{"a":1}', b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,99999]}}',
-    b'{"a":{"dtype":"F32","shape":[99999999999],"data_offsets":[0,8]}}',
-    b'{"a":{"dtype":"F99","shape":[2],"data_offsets":[0,8]}}',
-    b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}',
-    b"[" * 50_000])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{}",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"a":1}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,99999]}}',
+        b'{"a":{"dtype":"F32","shape":[99999999999],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F99","shape":[2],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}',
+        b"[" * 50_000,
+    ],
+)
 @pytest.mark.parametrize("length", [None, 0, 2**40, 2**64 - 1])
 def test_malformed_safetensors_are_user_errors(header, length, tmp_path):
     """Wrong: memory for a size that the file only claims to have, or another exception than UserError."""
@@ -357,6 +393,7 @@ def test_damaged_json_is_a_user_error(text, tmp_path):
 # Settings
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def test_same_settings_pass():
     """Settings that only the stored side has don't matter, nor do those named in `but`."""
     files.check_same_settings({**SETTINGS, "old": 1}, SETTINGS, "here")
@@ -369,8 +406,14 @@ def test_every_different_setting_is_named_with_both_values():
     with pytest.raises(UserError) as caught:
         files.check_same_settings(SETTINGS, wanted, "some/folder")
     message = str(caught.value)
-    for words in ("some/folder", "lr is 0.1 there and 0.2 here", "target_user_cls is [17, 36] there and [17] here",
-                  "seed", "3", "--save_tag"):
+    for words in (
+        "some/folder",
+        "lr is 0.1 there and 0.2 here",
+        "target_user_cls is [17, 36] there and [17] here",
+        "seed",
+        "3",
+        "--save_tag",
+    ):
         assert words in message
     for same in ("net_type", "name", "nothing"):
         assert f"{same} is" not in message
@@ -424,6 +467,7 @@ def test_a_config_of_another_shape_is_a_user_error(content, tmp_path):
 # Names and locks
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def test_files_of_a_run_are_distinct_and_where_the_flags_say():
     """Wrong: two runs of one folder that share a model, or a progress file that is the model."""
     paths = RunPaths.of_tag("saved_res", "checkpoint", "cifar100-net-tag")
@@ -431,8 +475,10 @@ def test_files_of_a_run_are_distinct_and_where_the_flags_say():
     assert paths.model == Path("checkpoint/cifar100-net-tag.safetensors")
     assert paths.progress.parent == Path("checkpoint")
     assert RunPaths.of_folder("out").model.parent == Path("out")
-    names = [getattr(paths, name) for name in ("config", "progress", "marks", "losses", "result", "roc_plot",
-                                               "loss_plot", "mark_plot", "model")]
+    names = [
+        getattr(paths, name)
+        for name in ("config", "progress", "marks", "losses", "result", "roc_plot", "loss_plot", "mark_plot", "model")
+    ]
     assert len(set(names)) == len(names)
     other = RunPaths.of_tag("saved_res", "checkpoint", "cifar100-net-tag2")
     assert other.progress != paths.progress
@@ -482,8 +528,12 @@ with RunPaths.of_folder(sys.argv[2]).lock():
     print("locked", flush=True)
     sys.stdin.read()
 """
-    child = subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(tmp_path / "run")], stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(ROOT), str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert child.stdout.readline() == "locked\n"
         with pytest.raises(UserError, match="run"), RunPaths.of_folder(tmp_path / "run").lock():
@@ -528,6 +578,7 @@ def test_a_folder_that_vanishes_does_not_hide_the_error(tmp_path):
 # How scripts end
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def ended(capsys):
     """ended(main) -> (exit code, lines on stderr); gives the test's signal handlers back."""
@@ -541,6 +592,7 @@ def ended(capsys):
         except SystemExit as stop:
             code = stop.code
         return code, capsys.readouterr().err.splitlines()
+
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -549,6 +601,7 @@ def ended(capsys):
 def raising(error):
     def main():
         raise error
+
     return main
 
 
@@ -586,8 +639,10 @@ def test_a_full_disk_is_one_line_and_exit_code_2(number, ended):
 
 def test_a_full_disk_while_the_model_is_written_is_one_line_and_exit_code_2(ended, tmp_path, monkeypatch):
     """safetensors reports a full disk as an exception of its own, which is no OSError (the text is that of a tmpfs)."""
+
     def full(*_):
         raise files.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
     monkeypatch.setattr(files, "save_file", full)
     code, lines = ended(lambda: save_model(tmp_path / "m.safetensors", tensors(), SETTINGS))
     assert code == 2
@@ -597,8 +652,12 @@ def test_a_full_disk_while_the_model_is_written_is_one_line_and_exit_code_2(ende
 
 def test_a_really_full_disk(tmp_path):
     """64 KiB of tmpfs in a namespace of its own: exit code 2, one line, the old file whole, nothing half-written."""
-    if sys.platform != "linux" or subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(tmp_path)],
-                                                 capture_output=True, check=False).returncode:
+    if (
+        sys.platform != "linux"
+        or subprocess.run(
+            ["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True, check=False
+        ).returncode
+    ):
         pytest.skip("no private mounts here")
     code = """
 import sys; sys.path[:0] = sys.argv[1:3]
@@ -616,8 +675,13 @@ for kind, (write, read) in t.WRITERS.items():
         print(kind, repr(end), read(path), t.files_in(path.parent) == [path.name])
 """
     inner = 'mount -t tmpfs -o size=64k none "$3" && exec "$0" -c "$4" "$1" "$2" "$3"'
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", inner, sys.executable, str(ROOT), str(ROOT / "tests"),
-                           str(tmp_path), code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", inner, sys.executable, str(ROOT), str(ROOT / "tests"), str(tmp_path), code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.stdout.splitlines() == [f"{kind} SystemExit(2) 1 True" for kind in WRITERS], done.stderr
     assert len(done.stderr.splitlines()) == 3
 
@@ -640,6 +704,7 @@ def test_an_out_folder_that_cannot_be_is_one_line_and_exit_code_2(where, tmp_pat
     def main():
         with RunPaths.of_folder(folder).lock():
             pytest.fail("that is no folder")
+
     code, lines = ended(main)
     assert code == 2
     assert len(lines) == 1

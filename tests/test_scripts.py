@@ -18,8 +18,16 @@ from safetensors.torch import load_file
 
 import utils
 
-RUN_FILES = {"config.json", "model.safetensors", "marks.npz", "losses.npz", "result.json", "roc.png", "losses.png",
-             "marks.png"}
+RUN_FILES = {
+    "config.json",
+    "model.safetensors",
+    "marks.npz",
+    "losses.npz",
+    "result.json",
+    "roc.png",
+    "losses.png",
+    "marks.png",
+}
 
 
 def files_in(folder):
@@ -37,6 +45,7 @@ def arrays_of(path):
 
 # --- a whole run -----------------------------------------------------------------------------------------------------
 
+
 def test_a_run_leaves_every_file_and_nothing_else(finished_run):
     assert files_in(finished_run) == RUN_FILES
 
@@ -50,7 +59,9 @@ def test_result_figures_follow_from_the_stored_losses(finished_run):
     ranked = np.sort(other.mean(1))
     assert result["verdict"]["threshold"] == ranked[0]  # 0.1 % of 60 users is none
     assert [row["used"] for row in result["verdict"]["users"]] == [
-        *(member.mean(1) < ranked[0]), *(losses["control_cross_entropy"].mean(1) < ranked[0])]
+        *(member.mean(1) < ranked[0]),
+        *(losses["control_cross_entropy"].mean(1) < ranked[0]),
+    ]
 
 
 def test_the_model_is_trained_on_the_published_marks(finished_run):
@@ -58,6 +69,7 @@ def test_the_model_is_trained_on_the_published_marks(finished_run):
     marks, losses = arrays_of(finished_run / "marks.npz"), arrays_of(finished_run / "losses.npz")
     from dataset import load_dataset
     from dataset.base import make_splits
+
     data = load_dataset("photos")
     splits = make_splits(data.labels, data.is_test, 500, 0.2, 1)
     assert set(marks["samples"].ravel()) <= set(splits.train.tolist())
@@ -94,10 +106,17 @@ def test_same_arguments_same_bits_other_seed_other_run(finished_run, tmp_path, s
 
 def training_process(*arguments):
     """train.py, in the middle of training: it saves its progress after every epoch, and has done so for one."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runs, train, utils; utils.PROGRESS_SECONDS = 0\n" \
-           "runs.run_script(train.main)"
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runs, train, utils; utils.PROGRESS_SECONDS = 0\n"
+        "runs.run_script(train.main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+    )
     progress = Path(arguments[-1]) / "model.progress.safetensors"
     deadline = time.monotonic() + 600  # on an idle machine it is seconds
     while not progress.exists() and time.monotonic() < deadline and process.poll() is None:
@@ -115,8 +134,10 @@ def test_killed_at_any_moment_and_started_again_ends_with_the_same_bits(finished
     assert done.returncode == 0, done.stderr
     first, again = (load_file(folder / "model.safetensors") for folder in (finished_run, out))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert np.array_equal(arrays_of(finished_run / "losses.npz")["non_member_cross_entropy"],
-                          arrays_of(out / "losses.npz")["non_member_cross_entropy"])
+    assert np.array_equal(
+        arrays_of(finished_run / "losses.npz")["non_member_cross_entropy"],
+        arrays_of(out / "losses.npz")["non_member_cross_entropy"],
+    )
     assert files_in(out) == RUN_FILES
 
 
@@ -134,6 +155,7 @@ def test_interrupt_is_one_line_and_exit_code_130(tmp_path, wish):
 def test_no_room_on_the_disk_is_one_line_and_leaves_no_half_file(tmp_path, script, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "somewhere")
+
     monkeypatch.setattr(np, "savez_compressed", full)
     done = script("train", *SMALL, "--out", tmp_path / "run")
     assert done.code == 2 and "no room left" in done.err and len(done.err.strip().splitlines()) == 1
@@ -144,6 +166,7 @@ def test_clean_train_changes_no_pixel(tmp_path, script):
     assert script("train", *SMALL, "--clean_train", 1, "--epoch", 1, "--out", tmp_path / "clean").code == 0
     marks = arrays_of(tmp_path / "clean" / "marks.npz")
     from dataset import load_dataset
+
     assert np.array_equal(marks["images"][0], load_dataset("photos").images[marks["samples"][0]].numpy())
 
 
@@ -156,8 +179,23 @@ def test_fractional_marked_samples(tmp_path, script):
 
 def test_more_users_than_classes(tmp_path, script):
     """Defect 5: 120 users in 99 classes are 120, none shares an image, and each has its number of samples."""
-    done = script("train", "--dataset", "photos", "--num_of_multiTarget_diffCls", 120, "--marked_samples_per_user", 2,
-                  "--epoch", 1, "--num_of_non_member_user", 50, "--device", "cpu", "--out", tmp_path / "run")
+    done = script(
+        "train",
+        "--dataset",
+        "photos",
+        "--num_of_multiTarget_diffCls",
+        120,
+        "--marked_samples_per_user",
+        2,
+        "--epoch",
+        1,
+        "--num_of_non_member_user",
+        50,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+    )
     assert done.code == 0
     marks = arrays_of(tmp_path / "run" / "marks.npz")
     assert marks["samples"].shape == (120, 2) and len(np.unique(marks["samples"])) == 240
@@ -165,6 +203,7 @@ def test_more_users_than_classes(tmp_path, script):
 
 
 # --- eval.py ---------------------------------------------------------------------------------------------------------
+
 
 def test_eval_gives_the_losses_of_the_training_run(finished_run, tmp_path, script):
     done = script("eval", "--checkpoint", finished_run, "--out", tmp_path / "eval", "--device", "cpu")
@@ -177,8 +216,21 @@ def test_eval_gives_the_losses_of_the_training_run(finished_run, tmp_path, scrip
 
 
 def test_eval_with_other_audit_settings(finished_run, tmp_path, script):
-    done = script("eval", "--checkpoint", finished_run / "model.safetensors", "--out", tmp_path / "eval",
-                  "--instance_mi", 1, "--scaled_loss", 1, "--fpr", 0.1, "--num_of_non_member_user", 33)
+    done = script(
+        "eval",
+        "--checkpoint",
+        finished_run / "model.safetensors",
+        "--out",
+        tmp_path / "eval",
+        "--instance_mi",
+        1,
+        "--scaled_loss",
+        1,
+        "--fpr",
+        0.1,
+        "--num_of_non_member_user",
+        33,
+    )
     assert done.code == 0, done.err
     result = result_of(tmp_path / "eval")
     assert result["mode"] == "instance" and result["signal"] == "scaled_loss"
@@ -209,6 +261,7 @@ def test_eval_finds_a_run_by_its_flags(tmp_path, script):
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
+
 
 def assert_refused(done, *words):
     assert done.code == 2, (done.code, done.out, done.err)
@@ -252,7 +305,7 @@ def test_bad_flags_are_one_line_and_leave_nothing(tmp_path, script, flags, words
 
 
 def test_too_many_users_names_how_many_fit(tmp_path, script):
-    flags = SMALL[:SMALL.index("--target_user_cls")]
+    flags = SMALL[: SMALL.index("--target_user_cls")]
     done = script("train", *flags, "--num_of_multiTarget_diffCls", 5000, "--out", tmp_path / "run")
     assert_refused(done, "5000", "room for")
 
@@ -285,7 +338,7 @@ def test_eval_of_a_missing_checkpoint(script, tmp_path):
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_truncated_checkpoint(finished_run, tmp_path, script, share):
     whole = (finished_run / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[:int(share * len(whole))])
+    (tmp_path / "model.safetensors").write_bytes(whole[: int(share * len(whole))])
     assert_refused(script("eval", "--checkpoint", tmp_path / "model.safetensors"), "truncated")
 
 
@@ -311,6 +364,7 @@ def test_hostile_checkpoint_does_not_run(tmp_path, script, kind):
 
 def test_checkpoint_whose_weights_are_another_network(finished_run, tmp_path, script):
     from kit import files
+
     tensors, record = files.load_model(finished_run / "model.safetensors")
     tensors.pop(next(iter(tensors)))
     files.save_model(tmp_path / "model.safetensors", tensors, record)
@@ -346,17 +400,20 @@ def test_help_names_every_flag(name):
 def test_importing_modules_reseeds_nothing():
     """Defect 6."""
     # scikit-learn's own import may draw numbers, with rich installed.
-    code = ("import random, numpy as np, sklearn.metrics, torch\n"
-            "random.seed(5); np.random.seed(5); torch.manual_seed(5)\n"
-            "import utils, experiment, report, train, eval, tables, networks, dataset\n"
-            "got = random.random(), np.random.rand(), torch.rand(1).item()\n"
-            "random.seed(5); np.random.seed(5); torch.manual_seed(5)\n"
-            "assert got == (random.random(), np.random.rand(), torch.rand(1).item())")
+    code = (
+        "import random, numpy as np, sklearn.metrics, torch\n"
+        "random.seed(5); np.random.seed(5); torch.manual_seed(5)\n"
+        "import utils, experiment, report, train, eval, tables, networks, dataset\n"
+        "got = random.random(), np.random.rand(), torch.rand(1).item()\n"
+        "random.seed(5); np.random.seed(5); torch.manual_seed(5)\n"
+        "assert got == (random.random(), np.random.rand(), torch.rand(1).item())"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 # --- what belongs together stays together ----------------------------------------------------------------------------
+
 
 def test_data_that_cannot_be_audited_are_refused_before_training(tmp_path, script):
     """All crops are for training: no non-member is left, and no hour is lost on finding that out."""
@@ -383,13 +440,15 @@ def test_precision_of_the_queries_can_be_chosen(finished_run, tmp_path, script):
     for precision in ("float32", "bfloat16"):
         flags = ("--precision", precision, "--out", tmp_path / precision)
         assert script("eval", "--checkpoint", finished_run, *flags).code == 0
-    exact, rough = (arrays_of(tmp_path / name / "losses.npz")["target_cross_entropy"]
-                    for name in ("float32", "bfloat16"))
+    exact, rough = (
+        arrays_of(tmp_path / name / "losses.npz")["target_cross_entropy"] for name in ("float32", "bfloat16")
+    )
     assert not np.array_equal(exact, rough) and np.allclose(exact, rough, rtol=0.2, atol=0.1)
 
 
 def test_outlier_images_that_changed_since_training_are_refused(tmp_path, script):
     from PIL import Image
+
     draws = np.random.default_rng(0)
     folder = tmp_path / "patterns"
     folder.mkdir()

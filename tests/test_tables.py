@@ -11,10 +11,24 @@ from scipy.stats import beta
 
 from paper import ablation, figures, reported, tables
 
-BASE = {"dataset": "photos", "net_type": "smallnet", "train_size": 1500, "epoch": 200, "device": "cpu", "data": "d",
-        "lr": 0.1, "batch_size": 64, "precision": "float32", "marked_samples_per_user": 8, "img_blending_ratio": 0.7,
-        "noise_injection_type": "perlin", "noise_norm": 8.0, "ood_pattern": "color_stripes", "seed": 1,
-        "clean_train": 0}
+BASE = {
+    "dataset": "photos",
+    "net_type": "smallnet",
+    "train_size": 1500,
+    "epoch": 200,
+    "device": "cpu",
+    "data": "d",
+    "lr": 0.1,
+    "batch_size": 64,
+    "precision": "float32",
+    "marked_samples_per_user": 8,
+    "img_blending_ratio": 0.7,
+    "noise_injection_type": "perlin",
+    "noise_norm": 8.0,
+    "ood_pattern": "color_stripes",
+    "seed": 1,
+    "clean_train": 0,
+}
 
 
 def write(folder, accuracy, false, users=(4,), from_training=True, exact=None, more=None, **settings):
@@ -22,14 +36,24 @@ def write(folder, accuracy, false, users=(4,), from_training=True, exact=None, m
     folder.mkdir(parents=True)
     result = {
         "settings": {"training": {**BASE, **settings}},
-        "audit": {"set": {"false_positives": false, "non_members": 1000, "auc": 1.0},
-                  "instance": {"false_positives": 8 * false, "non_members": 8000, "auc": 0.9}},
+        "audit": {
+            "set": {"false_positives": false, "non_members": 1000, "auc": 1.0},
+            "instance": {"false_positives": 8 * false, "non_members": 8000, "auc": 0.9},
+        },
         "countermeasure": more or {},
-        "verdict": {"users": [{"class": label, "trained_on": True, "exact_p": p}
-                              for label, p in zip(users, exact or [None] * len(users), strict=True)]
-                    + [{"class": label, "trained_on": False} for label in users],
-                    "targets_detected": len(users), "controls_detected": 0},
-        "accuracy": {"test": accuracy}, "seconds": {"train": 9.0, "audit": 1.0}, "hardware": {"train": "a processor"}}
+        "verdict": {
+            "users": [
+                {"class": label, "trained_on": True, "exact_p": p}
+                for label, p in zip(users, exact or [None] * len(users), strict=True)
+            ]
+            + [{"class": label, "trained_on": False} for label in users],
+            "targets_detected": len(users),
+            "controls_detected": 0,
+        },
+        "accuracy": {"test": accuracy},
+        "seconds": {"train": 9.0, "audit": 1.0},
+        "hardware": {"train": "a processor"},
+    }
     (folder / "result.json").write_text(json.dumps(result))
     if from_training:
         (folder / "config.json").write_text("{}")
@@ -84,8 +108,10 @@ def test_tables_6_and_7_vary_one_thing_each(tmp_path):
 def test_components_keep_marked_and_unmarked_apart(tmp_path):
     write(tmp_path / "marked", 0.6, 1)
     write(tmp_path / "clean", 0.6, 9, clean_train=1)
-    got = {row["marked"]: row["set-based FPR@100%TPR"][:4] for row in
-           tables.summarize_components(tables.collect(tmp_path)).to_dict("records")}
+    got = {
+        row["marked"]: row["set-based FPR@100%TPR"][:4]
+        for row in tables.summarize_components(tables.collect(tmp_path)).to_dict("records")
+    }
     assert got == {"yes": "0.10", "no": "0.90"}
 
 
@@ -116,7 +142,11 @@ def test_table_8_names_the_parts_of_a_mark(tmp_path):
     write(tmp_path / "one user", 0.6, 500, (1,), marked_samples_per_user=5)
     found = {row["marking"]: row for row in table(tmp_path, "Table 8")}
     assert {name: row["FPR@100%TPR"].split()[0] for name, row in found.items()} == {
-        "blend and noise": "0.50", "blend only": "1.00", "noise only": "3.00", "unmarked": "9.00"}
+        "blend and noise": "0.50",
+        "blend only": "1.00",
+        "noise only": "3.00",
+        "unmarked": "9.00",
+    }
     full = found["blend and noise"]
     assert full["paper FPR"] == "0.64" and full["exact p <= 0.001"] == "2/6" and full["runs from-to"] == "0.00-1.00"
     # The paper's noise only (1.80) is below its blend only (4.62); here it is the other way round.
@@ -138,11 +168,20 @@ def test_table_5_compares_the_shares_of_the_same_marks(tmp_path):
         write(tmp_path / f"{share}", 0.6, false, tuple(range(10)), marked_samples_per_user=20, used_share=share)
         write(tmp_path / f"few{share}", 0.6, 2 * false, MANY, marked_samples_per_user=20, used_share=share)
     write(tmp_path / "other", 0.6, 900, tuple(range(10)), marked_samples_per_user=5)
-    found = [(row["users per run"], row["share used"], row["FPR@100%TPR"].split()[0], row["paper FPR"])
-             for row in table(tmp_path, "Table 5")]
-    assert sorted(found) == sorted([("10", 1.0, "0.00", "0.00"), ("10", 0.5, "0.70", "0.28"),
-                                    ("10", 0.3, "30.00", "20.12"), ("3", 1.0, "0.00", "0.00"),
-                                    ("3", 0.5, "1.40", "0.34"), ("3", 0.3, "60.00", "2.46")])
+    found = [
+        (row["users per run"], row["share used"], row["FPR@100%TPR"].split()[0], row["paper FPR"])
+        for row in table(tmp_path, "Table 5")
+    ]
+    assert sorted(found) == sorted(
+        [
+            ("10", 1.0, "0.00", "0.00"),
+            ("10", 0.5, "0.70", "0.28"),
+            ("10", 0.3, "30.00", "20.12"),
+            ("3", 1.0, "0.00", "0.00"),
+            ("3", 0.5, "1.40", "0.34"),
+            ("3", 0.3, "60.00", "2.46"),
+        ]
+    )
 
 
 def test_figures_12_and_13_and_the_noises_vary_one_thing_each(tmp_path):
@@ -158,9 +197,13 @@ def test_figures_12_and_13_and_the_noises_vary_one_thing_each(tmp_path):
 
     def rates(name, *columns):
         return {tuple(row[column] for column in columns): row["FPR@100%TPR"][:4] for row in table(tmp_path, name)}
+
     assert rates("Figure 12", "varied", "value") == {
-        ("img_blending_ratio", 0.7): "0.10", ("img_blending_ratio", 0.5): "0.20",
-        ("noise_norm", 8.0): "0.10", ("noise_norm", 16.0): "0.30"}
+        ("img_blending_ratio", 0.7): "0.10",
+        ("img_blending_ratio", 0.5): "0.20",
+        ("noise_norm", 8.0): "0.10",
+        ("noise_norm", 16.0): "0.30",
+    }
     assert rates("Noise", "noise") == {("perlin",): "0.10", ("gabor",): "0.40"}
     assert rates("Figure 13", "outlier features") == {("color_stripes",): "0.10", ("tiny32",): "0.50"}
 
@@ -183,11 +226,18 @@ def test_countermeasures_are_measured_against_the_same_runs_without(tmp_path):
     write(tmp_path / "pruned", 0.50, 12, countermeasure=pruned, more={"zero_weights": 0.8})
     write(tmp_path / "tuned-many", 0.68, 214, MANY, countermeasure=tuned)
     write(tmp_path / "mine", 0.4, 1, countermeasure="hamp:threshold=0.95,alpha=0.005")
-    found = {(row["users per run"], row["countermeasure"]): row for row in
-             ablation.countermeasures(tables.collect(tmp_path)).to_dict("records")}
+    found = {
+        (row["users per run"], row["countermeasure"]): row
+        for row in ablation.countermeasures(tables.collect(tmp_path)).to_dict("records")
+    }
     row = found["1", "pruning"]
     assert (row["setting"], row["drop"], row["paper FPR"], row["paper drop"], row["more"]) == (
-        "0.8", "-10.00", "1.16", "-36.90", "zero_weights 0.8")
+        "0.8",
+        "-10.00",
+        "1.16",
+        "-36.90",
+        "zero_weights 0.8",
+    )
     row = found["3", "fine_tuning"]
     assert row["FPR@100%TPR"].startswith("21.40") and row["paper FPR"] == "21.40" and row["drop"] == "-2.00"
     assert found["1", "hamp"]["paper FPR"] == "0.83" and found["1", "hamp"]["setting"] == "-"
@@ -199,7 +249,12 @@ def test_the_paper_is_copied_rightly():
     assert reported.TABLE_8["unmarked", 5] == 7.18 and reported.TABLE_9["instance-based", 25] == 7.97
     assert reported.TABLE_5[0.2, "many"] == 76.34 and reported.TABLE_5[0.3, "few"] == 2.46
     assert [reported.COUNTERMEASURES["dp_sgd", noise][0] for noise in (0.01, 0.03, 0.05, 0.2, 0.3)] == [
-        0.01, 0.02, 0.38, 1.07, 3.10]
+        0.01,
+        0.02,
+        0.38,
+        1.07,
+        3.10,
+    ]
 
 
 @pytest.mark.parametrize(("figure", "runs"), [("5", 1), ("10", 2), ("17", 2)])
@@ -215,9 +270,12 @@ def test_figures_of_runs(finished_run, tmp_path, figure, runs):
 def test_figures_of_sweeps(tmp_path, figure):
     few = {"marked_samples_per_user": 5}
     write(tmp_path / "a", 0.6, 1, MANY, **few)
-    for name, change in (("b", {"img_blending_ratio": 0.5}), ("c", {"ood_pattern": "tinyimagenet"}),
-                         ("d", {"countermeasure": "pruning:amount=0.5,scope=global"}),
-                         ("e", {"countermeasure": "fine_tuning:lr=0.1,epochs=20,share=0.1"})):
+    for name, change in (
+        ("b", {"img_blending_ratio": 0.5}),
+        ("c", {"ood_pattern": "tinyimagenet"}),
+        ("d", {"countermeasure": "pruning:amount=0.5,scope=global"}),
+        ("e", {"countermeasure": "fine_tuning:lr=0.1,epochs=20,share=0.1"}),
+    ):
         write(tmp_path / name, 0.5, 30, MANY, **few, **change)
     out = tmp_path / "picture.png"
     done = call("figures.py", figure, "--res_folder", tmp_path, "--out", out)
@@ -232,19 +290,26 @@ def test_pooled_points_of_a_figure(tmp_path):
     (point,) = figures.pooled_points(tables.collect(tmp_path), "net_type").to_dict("records")
     # 6 of 2,000; exact interval from scipy.stats.beta.
     assert (point["fpr"], point["accuracy"], point["runs"]) == (pytest.approx(0.3), pytest.approx(50), 2)
-    assert (point["low"], point["high"]) == (pytest.approx(100 * beta.ppf(0.025, 6, 1995)),
-                                             pytest.approx(100 * beta.ppf(0.975, 7, 1994)))
+    assert (point["low"], point["high"]) == (
+        pytest.approx(100 * beta.ppf(0.025, 6, 1995)),
+        pytest.approx(100 * beta.ppf(0.975, 7, 1994)),
+    )
 
 
 def test_countermeasures_take_over_the_model_of_their_own_seed(tmp_path):
     """Every run that changes a finished model names the tag of an undefended run that comes before it."""
     fake = tmp_path / "python"
-    fake.write_text("#!/usr/bin/env bash\necho \"$@\" >> \"$LOG\"\n")
+    fake.write_text('#!/usr/bin/env bash\necho "$@" >> "$LOG"\n')
     fake.chmod(0o755)
     for script, least in (("countermeasures.sh", 300), ("ablation.sh", 60)):
         log = tmp_path / f"{script}.log"
-        done = subprocess.run(["bash", str(ROOT / script)], capture_output=True, text=True, check=False,
-                              env={"PATH": "/usr/bin:/bin", "PYTHON": str(fake), "LOG": str(log), "SEEDS": "1 2"})
+        done = subprocess.run(
+            ["bash", str(ROOT / script)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": "/usr/bin:/bin", "PYTHON": str(fake), "LOG": str(log), "SEEDS": "1 2"},
+        )
         assert done.returncode == 0, done.stderr
         lines = [line.split() for line in log.read_text().splitlines() if line.startswith("train.py")]
         tags = [line[line.index("--save_tag") + 1] for line in lines]
@@ -254,11 +319,12 @@ def test_countermeasures_take_over_the_model_of_their_own_seed(tmp_path):
                 base = tags.index(line[line.index("--base_model") + 1])
                 assert base < place and "--countermeasure" not in lines[base]
                 assert lines[base][lines[base].index("--seed") + 1] == line[line.index("--seed") + 1]
-                assert lines[base][1:lines[base].index("--seed")] == line[1:line.index("--countermeasure")]
+                assert lines[base][1 : lines[base].index("--seed")] == line[1 : line.index("--countermeasure")]
 
 
-@pytest.mark.parametrize("name", ["single-target.sh", "multi-target.sh", "sweep.sh", "ablation.sh",
-                                  "countermeasures.sh"])
+@pytest.mark.parametrize(
+    "name", ["single-target.sh", "multi-target.sh", "sweep.sh", "ablation.sh", "countermeasures.sh"]
+)
 def test_sweep_scripts_are_valid_bash(name):
     assert subprocess.run(["bash", "-n", str(ROOT / name)], check=False).returncode == 0
 
@@ -266,13 +332,18 @@ def test_sweep_scripts_are_valid_bash(name):
 def test_the_two_sweeps_use_different_names_for_every_run(tmp_path):
     """Wrong: one tag `clean` for both, so that the second sweep finds a run with other settings in its place."""
     fake = tmp_path / "python"
-    fake.write_text("#!/usr/bin/env bash\necho \"$@\" >> \"$LOG\"\n")
+    fake.write_text('#!/usr/bin/env bash\necho "$@" >> "$LOG"\n')
     fake.chmod(0o755)
     tags = {}
     for script, arguments in (("single-target.sh", []), ("multi-target.sh", ["20", "100"])):
         log = tmp_path / f"{script}.log"
-        done = subprocess.run(["bash", str(ROOT / script), *arguments], capture_output=True, text=True, check=False,
-                              env={"PATH": "/usr/bin:/bin", "PYTHON": str(fake), "LOG": str(log), "SEED": "2"})
+        done = subprocess.run(
+            ["bash", str(ROOT / script), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": "/usr/bin:/bin", "PYTHON": str(fake), "LOG": str(log), "SEED": "2"},
+        )
         assert done.returncode == 0, done.stderr
         lines = [line.split() for line in log.read_text().splitlines() if line.startswith("train.py")]
         assert all(line[line.index("--seed") + 1] == "2" for line in lines)

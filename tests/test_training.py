@@ -39,15 +39,26 @@ RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # normalize() gives back 0..2
 
 def tiny_net(seed=0, dropout=0.2):
     with seeded(seed, "weights of a test"):
-        return nn.Sequential(nn.Conv2d(3, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU(), nn.Dropout(dropout),
-                             nn.Conv2d(10, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
-                             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
+        return nn.Sequential(
+            nn.Conv2d(3, 10, 3, padding=1),
+            nn.BatchNorm2d(10),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(10, 12, 3, padding=1, bias=False),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(12, 3),
+        )
 
 
 def data(count=30, size=8, classes=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator),
-            torch.randint(0, classes, (count,), generator=generator))
+    return (
+        torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator),
+        torch.randint(0, classes, (count,), generator=generator),
+    )
 
 
 def weights(model):
@@ -91,22 +102,24 @@ class Countdown(nn.Module):
 # Augmentation, normalisation, schedule, generators
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("padding", [0, 1, 4])
 @pytest.mark.parametrize("shape", [(8, 8), (5, 9)])
 def test_augment_equals_a_loop_over_images(shape, padding, device):
     """Defect 1. Wrong: one crop for the batch, shifts of rows and columns swapped, flip before the crop, no zeros."""
     draws = np.random.default_rng(padding)
-    images = data(40, 9)[0][:, :, :shape[0], :shape[1]]
+    images = data(40, 9)[0][:, :, : shape[0], : shape[1]]
     shifts, flips = draws.integers(0, 2 * padding + 1, (40, 2)), draws.random(40) < 0.5
     expected = np.zeros(images.shape, np.uint8)
     for n in range(40):
         padded = np.zeros((3, shape[0] + 2 * padding, shape[1] + 2 * padding), np.uint8)
-        padded[:, padding:padding + shape[0], padding:padding + shape[1]] = images[n]
-        crop = padded[:, shifts[n, 0]:, shifts[n, 1]:][:, :shape[0], :shape[1]]
+        padded[:, padding : padding + shape[0], padding : padding + shape[1]] = images[n]
+        crop = padded[:, shifts[n, 0] :, shifts[n, 1] :][:, : shape[0], : shape[1]]
         expected[n] = crop[:, :, ::-1] if flips[n] else crop
-    augmented = utils.augment(images.to(device), torch.from_numpy(shifts).to(device),
-                              torch.from_numpy(flips).to(device), padding)
+    augmented = utils.augment(
+        images.to(device), torch.from_numpy(shifts).to(device), torch.from_numpy(flips).to(device), padding
+    )
     assert augmented.dtype == torch.uint8
     assert (augmented.cpu().numpy() == expected).all()
 
@@ -115,8 +128,9 @@ def test_every_image_of_a_batch_gets_its_own_crop_and_flip():
     """Defect 1 in the loop itself: 64 equal images in one batch must come out in many of the 162 ways."""
     images = data(1, 8)[0].expand(64, -1, -1, -1).clone().clamp_min(1)
     model, labels = Recorder(), torch.zeros(64, dtype=torch.long)
-    train_model(model, images, labels, quick(epoch=2, batch_size=64, crop_padding=4, **RAW), CPU,
-                Path("unused"), SETTINGS)
+    train_model(
+        model, images, labels, quick(epoch=2, batch_size=64, crop_padding=4, **RAW), CPU, Path("unused"), SETTINGS
+    )
     first, second = model.batches
     ways = [{image.numpy().round().tobytes() for image in batch} for batch in (first, second)]
     assert min(map(len, ways)) > 30, "crops are shared within a batch"
@@ -125,7 +139,7 @@ def test_every_image_of_a_batch_gets_its_own_crop_and_flip():
     crops = {}
     for top in range(9):
         for left in range(9):
-            crop = padded[:, top:top + 8, left:left + 8]
+            crop = padded[:, top : top + 8, left : left + 8]
             crops[crop.numpy().tobytes()], crops[crop.flip(2).contiguous().numpy().tobytes()] = (top, 0), (left, 1)
     assert (ways[0] | ways[1]) <= crops.keys(), "something else than a crop with zero padding and a mirror image"
     assert {crops[way][1] for way in ways[0]} == {0, 1}
@@ -136,8 +150,15 @@ def test_crops_and_flips_are_evenly_distributed():
     images = torch.zeros(4000, 3, 3, 3, dtype=torch.uint8)
     images[:, :, 1, 1], images[:, :, 1, 2] = 200, 100  # a pair of pixels shows shift and direction
     model = Recorder()
-    train_model(model, images, torch.zeros(4000, dtype=torch.long),
-                quick(epoch=1, batch_size=500, crop_padding=1, **RAW), CPU, Path("unused"), SETTINGS)
+    train_model(
+        model,
+        images,
+        torch.zeros(4000, dtype=torch.long),
+        quick(epoch=1, batch_size=500, crop_padding=1, **RAW),
+        CPU,
+        Path("unused"),
+        SETTINGS,
+    )
     seen = torch.cat(model.batches)[:, 0].round()
     bright = (seen == 200).flatten(1).float()
     assert len(torch.unique(bright.nonzero()[:, 1])) == 9, "a shift never happens"
@@ -153,8 +174,9 @@ def test_an_epoch_shows_every_image_once_with_its_own_label():
     """Wrong: sampling with replacement, a permuted image with the label of another, the same order in each epoch."""
     images = (torch.arange(50, dtype=torch.uint8)[:, None, None, None]).expand(50, 3, 4, 4).clone()
     model = Recorder(5)
-    history = train_model(model, images, torch.arange(50) % 5, quick(crop_padding=0, batch_size=10, **RAW), CPU,
-                          Path("unused"), SETTINGS)
+    history = train_model(
+        model, images, torch.arange(50) % 5, quick(crop_padding=0, batch_size=10, **RAW), CPU, Path("unused"), SETTINGS
+    )
     orders = torch.cat(model.batches)[:, 0, 0, 0].round().long().reshape(3, 50)
     assert [sorted(order.tolist()) for order in orders] == [list(range(50))] * 3
     assert len({tuple(order.tolist()) for order in orders} | {tuple(range(50))}) == 4
@@ -162,10 +184,14 @@ def test_an_epoch_shows_every_image_once_with_its_own_label():
     assert [record["epoch"] for record in history] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(("epochs", "expected"), [
-    (100, {0: 0.1, 59: 0.1, 60: 0.02, 79: 0.02, 80: 0.004, 89: 0.004, 90: 0.0008, 99: 0.0008}),
-    (30, {0: 0.1, 17: 0.1, 18: 0.02, 23: 0.02, 24: 0.004, 26: 0.004, 27: 0.0008, 29: 0.0008}),
-    (7, {0: 0.1, 4: 0.1, 5: 0.02, 6: 0.004})])
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [
+        (100, {0: 0.1, 59: 0.1, 60: 0.02, 79: 0.02, 80: 0.004, 89: 0.004, 90: 0.0008, 99: 0.0008}),
+        (30, {0: 0.1, 17: 0.1, 18: 0.02, 23: 0.02, 24: 0.004, 26: 0.004, 27: 0.0008, 29: 0.0008}),
+        (7, {0: 0.1, 4: 0.1, 5: 0.02, 6: 0.004}),
+    ],
+)
 def test_learning_rate_is_divided_by_5_at_60_80_and_90_percent(epochs, expected):
     """Defect 13: milestones stayed at 60/80/90 epochs. Also wrong: division by 10, or one epoch late."""
     recipe = TrainingSettings(epoch=epochs, lr=0.1)
@@ -188,6 +214,7 @@ def test_the_loop_uses_the_schedule_and_the_recipe(monkeypatch):
     def recorded(self, *args, **kwargs):
         seen.append({name: self.param_groups[0][name] for name in ("lr", "momentum", "weight_decay", "nesterov")})
         return step(self, *args, **kwargs)
+
     monkeypatch.setattr(torch.optim.SGD, "step", recorded)
     recipe = quick(epoch=10, lr=0.1, batch_size=15, momentum=0.8, weight_decay=3e-4)
     train_model(tiny_net(), *data(30), recipe, CPU, Path("unused"), SETTINGS)
@@ -262,6 +289,7 @@ def test_seeded_gives_the_callers_generator_back():
 # Which weights are kept
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 def countdown_data(count=8):
     return torch.zeros(count, 3, 4, 4, dtype=torch.uint8), torch.zeros(count, dtype=torch.long)
 
@@ -278,8 +306,15 @@ def test_without_validation_the_last_weights_are_kept(tmp_path):
 def test_with_validation_the_best_epochs_weights_are_kept(best, tmp_path):
     """Wrong: the last weights, weights that went on training because they weren't copied, buffers left out."""
     model = Countdown(right_at={best})
-    history = train_model(model, *countdown_data(), quick(epoch=5), CPU, tmp_path / "p.safetensors", SETTINGS,
-                          validation=countdown_data(3))
+    history = train_model(
+        model,
+        *countdown_data(),
+        quick(epoch=5),
+        CPU,
+        tmp_path / "p.safetensors",
+        SETTINGS,
+        validation=countdown_data(3),
+    )
     assert model.steps == best
     assert [record["val_accuracy"] for record in history] == [float(epoch == best) for epoch in range(1, 6)]
 
@@ -293,8 +328,15 @@ def test_weights_of_the_best_epoch_are_those_of_a_run_that_stops_there(tmp_path)
     accuracies = [record["val_accuracy"] for record in history]
     best = 1 + int(np.argmax(accuracies))
     short = tiny_net()
-    train_model(short, images, labels, quick(epoch=best, lr=0.05, milestones=tuple(
-        share * 5 / best for share in (0.6, 0.8, 0.9))), CPU, tmp_path / "b.safetensors", SETTINGS)
+    train_model(
+        short,
+        images,
+        labels,
+        quick(epoch=best, lr=0.05, milestones=tuple(share * 5 / best for share in (0.6, 0.8, 0.9))),
+        CPU,
+        tmp_path / "b.safetensors",
+        SETTINGS,
+    )
     assert same_bits(weights(model), weights(short))
     assert utils.accuracy(make_query(model, recipe, CPU), *validation) == max(accuracies)
 
@@ -304,13 +346,22 @@ def test_validation_data_is_never_trained_on(tmp_path):
     images, labels = data(30)
     histories = []
     for number, validation in enumerate([None, data(20, seed=7), (data(20, seed=7)[0], data(20, seed=8)[1])]):
-        history = train_model(tiny_net(), images, labels, quick(epoch=4), CPU, tmp_path / f"{number}.safetensors",
-                              SETTINGS, validation)
+        history = train_model(
+            tiny_net(), images, labels, quick(epoch=4), CPU, tmp_path / f"{number}.safetensors", SETTINGS, validation
+        )
         histories.append([(record["loss"], record["train_accuracy"]) for record in history])
     assert histories[0] == histories[1] == histories[2]
     model, zeros = Recorder(), torch.zeros(9, 3, 4, 4, dtype=torch.uint8)
-    train_model(model, zeros, zeros[:, 0, 0, 0].long(), quick(**RAW), CPU, tmp_path / "r.safetensors", SETTINGS,
-                (zeros + 9, zeros[:, 0, 0, 0].long()))
+    train_model(
+        model,
+        zeros,
+        zeros[:, 0, 0, 0].long(),
+        quick(**RAW),
+        CPU,
+        tmp_path / "r.safetensors",
+        SETTINGS,
+        (zeros + 9, zeros[:, 0, 0, 0].long()),
+    )
     assert torch.cat(model.batches).abs().max() == 0
 
 
@@ -329,8 +380,18 @@ def test_validation_accuracy_is_measured_without_augmentation_and_in_evaluation_
 def test_train_model_has_no_way_to_see_test_data():
     """Defect 11: nothing but training images and an optional validation pair goes in."""
     parameters = set(inspect.signature(train_model).parameters)
-    assert parameters == {"model", "images", "labels", "recipe", "device", "progress_path", "settings", "validation",
-                          "team", "hooks"}
+    assert parameters == {
+        "model",
+        "images",
+        "labels",
+        "recipe",
+        "device",
+        "progress_path",
+        "settings",
+        "validation",
+        "team",
+        "hooks",
+    }
 
 
 class SpyStore:
@@ -357,15 +418,34 @@ def test_the_training_stage_never_opens_an_image_outside_the_training_set(val_po
     store = SpyStore(images)
     recipe = base.Recipe("smallnet", 60, 1, 0.05, 20, 0.9, 5e-4, val_portion, 3, 10, (0,), "train")
     ours = base.ImageData("spied", store, labels, ("a", "b", "c"), torch.arange(120) >= 100, recipe)
-    settings = {"dataset": "spied", "image_size": 32, "train_size": 60, "val_portion": val_portion,
-                "net_type": "smallnet", "lr": 0.05, "epoch": 1, "batch_size": 20, "momentum": 0.9,
-                "weight_decay": 5e-4, "seed": 1, "clean_train": 0, "marked_samples_per_user": 3,
-                "img_blending_ratio": 0.7, "ood_pattern": "color_stripes", "noise_injection_type": "perlin",
-                "noise_norm": 8.0, "target_user_cls": [0, 2], "num_of_multiTarget_diffCls": None,
-                "num_of_multiTarget_sameCls": None, "precision": "float32", "device": "cpu"}
+    settings = {
+        "dataset": "spied",
+        "image_size": 32,
+        "train_size": 60,
+        "val_portion": val_portion,
+        "net_type": "smallnet",
+        "lr": 0.05,
+        "epoch": 1,
+        "batch_size": 20,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "seed": 1,
+        "clean_train": 0,
+        "marked_samples_per_user": 3,
+        "img_blending_ratio": 0.7,
+        "ood_pattern": "color_stripes",
+        "noise_injection_type": "perlin",
+        "noise_norm": 8.0,
+        "target_user_cls": [0, 2],
+        "num_of_multiTarget_diffCls": None,
+        "num_of_multiTarget_sameCls": None,
+        "precision": "float32",
+        "device": "cpu",
+    }
     chosen = stages.prepare(settings, {"num_of_non_member_user": 10}, ours)
     store.asked.clear()
     from experiment.folder import RunPaths
+
     stages.train(chosen, stages.build_model(chosen), RunPaths.of_folder(tmp_path / "run"), CPU)
     allowed = set(chosen.splits.train.tolist()) | set(chosen.splits.val.tolist())
     assert store.asked == allowed
@@ -376,6 +456,7 @@ def test_the_training_stage_never_opens_an_image_outside_the_training_set(val_po
 # Resumption
 # ----------------------------------------------------------------------------------------------------------------------
 
+
 class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
@@ -383,12 +464,14 @@ class Killed(BaseException):
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that the test moves: `clock.step` seconds pass at every look. With a big step, every epoch is saved."""
+
     class Clock:
         now, step = 0.0, 1e6
 
         def monotonic(self):
             self.now += self.step
             return self.now
+
     clock = Clock()
     monkeypatch.setattr(utils, "time", SimpleNamespace(monotonic=clock.monotonic))
     return clock
@@ -407,13 +490,16 @@ def kill_in(monkeypatch):
                 seen[0] += 1
                 if seen[0] > batch:
                     raise Killed
+
             handle = model.register_forward_pre_hook(count) if number == epoch else None
             try:
                 return run_epoch(model, images, labels, recipe, optimizer, number, team, hooks)
             finally:
                 if handle:
                     handle.remove()
+
         monkeypatch.setattr(utils, "_train_epoch", run_epoch if epoch is None else deadly)
+
     return arm
 
 
@@ -433,8 +519,10 @@ def resumed_run(path, recipe, kill_in, kills, validation=None):
     return straight_run(path, recipe, validation)
 
 
-@pytest.mark.parametrize(("epoch", "validated", "precision"), [
-    *((epoch, validated, "float32") for epoch in (0, 1, 3, 5) for validated in (False, True)), (3, True, "bfloat16")])
+@pytest.mark.parametrize(
+    ("epoch", "validated", "precision"),
+    [*((epoch, validated, "float32") for epoch in (0, 1, 3, 5) for validated in (False, True)), (3, True, "bfloat16")],
+)
 def test_a_killed_run_ends_with_the_same_bits(epoch, validated, precision, tmp_path, clock, kill_in):
     """Wrong: momentum, running statistics, the best weights so far, history or random draws lost with the process."""
     recipe, validation = quick(epoch=6, precision=precision), data(40, seed=5) if validated else None
@@ -533,9 +621,14 @@ runs.save_file = half
 t.straight_run(t.Path(sys.argv[3]), t.quick(epoch=4))
 """
     path, here = tmp_path / "p.safetensors", Path(__file__).parent
-    done = subprocess.run([sys.executable, "-c", code, str(here.parent), str(here), str(path),
-                           str(torch.get_num_threads())], env={**os.environ, "OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(here.parent), str(here), str(path), str(torch.get_num_threads())],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(load_model(path)[1]["history"]) == 1
     expected = straight_run(tmp_path / "straight.safetensors", quick(epoch=4))
@@ -570,7 +663,7 @@ def test_a_truncated_progress_file_is_a_user_error(share, tmp_path, clock):
     path = tmp_path / "p.safetensors"
     straight_run(path, quick(epoch=1))
     whole = path.read_bytes()
-    path.write_bytes(whole[:int(share * len(whole))])
+    path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError, match=r"p\.safetensors"):
         straight_run(path, quick(epoch=1))
 
@@ -578,6 +671,7 @@ def test_a_truncated_progress_file_is_a_user_error(share, tmp_path, clock):
 # ----------------------------------------------------------------------------------------------------------------------
 # The rest of the loop
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 def test_the_arguments_alone_decide_the_weights(tmp_path):
     """Defect 6. Wrong: dropout, order or crops from the global generators, or a run that reseeds the caller's."""
@@ -616,8 +710,15 @@ def test_every_image_is_used_in_some_epoch_even_if_one_is_left_over(tmp_path):
     """Wrong: always dropping the same image."""
     images = torch.arange(9, dtype=torch.uint8)[:, None, None, None].expand(9, 3, 2, 2).clone()
     model = Recorder(9)
-    train_model(model, images, torch.arange(9), quick(epoch=12, batch_size=4, crop_padding=0, **RAW), CPU,
-                tmp_path / "p.safetensors", SETTINGS)
+    train_model(
+        model,
+        images,
+        torch.arange(9),
+        quick(epoch=12, batch_size=4, crop_padding=0, **RAW),
+        CPU,
+        tmp_path / "p.safetensors",
+        SETTINGS,
+    )
     seen = torch.cat(model.batches)[:, 0, 0, 0].round().long()
     assert len(seen) >= 12 * 8
     assert set(seen.tolist()) == set(range(9))
@@ -691,18 +792,21 @@ def test_queries_run_in_inference_mode():
 
 def test_queries_normalise_as_in_training(tmp_path):
     """Wrong: an audit that sees other pixel values than the training loop."""
+
     class Last(Recorder):
         def forward(self, images):
             self.last = images.detach().clone()
             return super().forward(images)
+
     images = torch.full((4, 3, 2, 2), 100, dtype=torch.uint8)
     recipe = quick(epoch=1, crop_padding=0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     model = Last()
     train_model(model, images, torch.zeros(4, dtype=torch.long), recipe, CPU, tmp_path / "p.safetensors", SETTINGS)
     make_query(model, recipe, CPU)(images)
     assert torch.equal(model.last, model.batches[0])
-    assert model.last[0, :, 0, 0].tolist() == pytest.approx([(100 / 255 - 0.1) / 0.5, (100 / 255 - 0.2) / 0.6,
-                                                             (100 / 255 - 0.3) / 0.7], abs=1e-5)
+    assert model.last[0, :, 0, 0].tolist() == pytest.approx(
+        [(100 / 255 - 0.1) / 0.5, (100 / 255 - 0.2) / 0.6, (100 / 255 - 0.3) / 0.7], abs=1e-5
+    )
 
 
 def test_accuracy_counts_every_image_once_whatever_the_batch_size():

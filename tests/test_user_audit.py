@@ -32,8 +32,10 @@ GRID = ("--keys", str(KEYS), "--selections", str(SELECTIONS), "--device", "cpu")
 def picture(seed, size=32):
     """Smooth waves and noise: hard to learn, easy to remember."""
     rng, (y, x) = np.random.default_rng(seed), np.mgrid[:size, :size]
-    waves = [sum(np.sin(x * rng.uniform(.1, .6) + y * rng.uniform(.1, .6) + rng.uniform(0, 6)) for _ in range(2))
-             for _ in range(3)]
+    waves = [
+        sum(np.sin(x * rng.uniform(0.1, 0.6) + y * rng.uniform(0.1, 0.6) + rng.uniform(0, 6)) for _ in range(2))
+        for _ in range(3)
+    ]
     return np.clip(128 + 30 * np.stack(waves, -1) + rng.normal(0, 12, (size, size, 3)), 0, 255).astype(np.uint8)
 
 
@@ -43,8 +45,11 @@ def save(path, pixels):
 
 
 def listing(folder):
-    return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -64,24 +69,71 @@ def world(tmp_path_factory):
             save(data / "test" / name / f"{number}.png", picture(1000 * (label + 1) + 500 + number))
     for path in (root / "user_marked").iterdir():
         shutil.copy(path, data / "train" / "cat" / f"user-{path.name}")
-    done = call("train.py", "--clean_train", "1", "--dataset", "imagefolder", "--data_root", data, "--net_type",
-                "smallnet", "--train_size", "128", "--val_portion", "0", "--epoch", "40", "--batch_size", "16", "--lr",
-                "0.05", "--marked_samples_per_user", "4", "--target_user_cls", "0", "--num_of_non_member_user", "5",
-                "--device", "cpu", "--precision", "float32", "--out", root / "run")
+    done = call(
+        "train.py",
+        "--clean_train",
+        "1",
+        "--dataset",
+        "imagefolder",
+        "--data_root",
+        data,
+        "--net_type",
+        "smallnet",
+        "--train_size",
+        "128",
+        "--val_portion",
+        "0",
+        "--epoch",
+        "40",
+        "--batch_size",
+        "16",
+        "--lr",
+        "0.05",
+        "--marked_samples_per_user",
+        "4",
+        "--target_user_cls",
+        "0",
+        "--num_of_non_member_user",
+        "5",
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        "--out",
+        root / "run",
+    )
     assert done.returncode == 0, done.stderr
-    return SimpleNamespace(root=root, originals=originals, record=root / "user_record" / "record.json",
-                           run=root / "run", before=before, data=data)
+    return SimpleNamespace(
+        root=root,
+        originals=originals,
+        record=root / "user_record" / "record.json",
+        run=root / "run",
+        before=before,
+        data=data,
+    )
 
 
 @pytest.fixture
 def audit(script, world):
     """Audit the trained model: audit(out, *flags) -> code, out, err, result."""
+
     def run(out, *flags, record=world.record, originals=world.originals, checkpoint=world.run, grid=GRID):
-        done = script("eval", "--record", record, "--originals", originals, "--checkpoint", checkpoint, *grid,
-                      *flags, *(("--out", out) if out else ()))
+        done = script(
+            "eval",
+            "--record",
+            record,
+            "--originals",
+            originals,
+            "--checkpoint",
+            checkpoint,
+            *grid,
+            *flags,
+            *(("--out", out) if out else ()),
+        )
         path = out and out / "result.json"
         done.result = json.loads(path.read_text()) if path and path.exists() else None
         return done
+
     return run
 
 
@@ -89,8 +141,22 @@ def audit(script, world):
 def verdict_folder(world):
     """The finished audit with default flags, in a process of its own. Tests must not change it."""
     out = world.root / "verdict"
-    done = call("eval.py", "--record", world.record, "--originals", world.originals, "--checkpoint", world.run, *GRID,
-                "--label", "2", "--query_batch", "16", "--out", out)
+    done = call(
+        "eval.py",
+        "--record",
+        world.record,
+        "--originals",
+        world.originals,
+        "--checkpoint",
+        world.run,
+        *GRID,
+        "--label",
+        "2",
+        "--query_batch",
+        "16",
+        "--out",
+        out,
+    )
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(folder=out, out=done.stdout, result=json.loads((out / "result.json").read_text()))
 
@@ -107,6 +173,7 @@ def flat(text):
 
 
 # --- the verdict ---
+
 
 def test_the_user_is_found(world, verdict_folder):
     result = verdict_folder.result
@@ -181,8 +248,16 @@ def test_replay_with_images_that_were_never_sent_fails(world, verdict_folder, sc
 def test_replay_with_another_record(world, verdict_folder, script, tmp_path):
     save(tmp_path / "other" / "a.png", picture(3))
     assert script("data_marking", "--data_folder", tmp_path / "other").code == 0
-    refused(script("eval", "--replay", verdict_folder.folder / "evidence.zip", "--record",
-                   tmp_path / "other_record" / "record.json"), "another")
+    refused(
+        script(
+            "eval",
+            "--replay",
+            verdict_folder.folder / "evidence.zip",
+            "--record",
+            tmp_path / "other_record" / "record.json",
+        ),
+        "another",
+    )
 
 
 def test_labels(audit, verdict_folder, tmp_path):
@@ -201,8 +276,9 @@ def test_labels_that_do_not_exist(audit, tmp_path, label):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("flags", [("--label_only",), ("--label_only", "--label", "2"), ("--top_k", "2"),
-                                   ("--top_k", "1", "--label", "2")])
+@pytest.mark.parametrize(
+    "flags", [("--label_only",), ("--label_only", "--label", "2"), ("--top_k", "2"), ("--top_k", "1", "--label", "2")]
+)
 def test_less_than_all_probabilities(audit, tmp_path, script, flags):
     done = audit(tmp_path / "out", *flags, "--alpha", "0.01")
     assert done.code == 0 and 0 < done.result["p_value"] <= 1
@@ -216,8 +292,20 @@ def test_less_than_all_probabilities(audit, tmp_path, script, flags):
 def innocent(tmp_path):
     torch.manual_seed(0)
     torch.save(build_network("smallnet", 4).state_dict(), tmp_path / "net.pt")
-    return tmp_path / "net.pt", ("--net_type", "smallnet", "--input_size", "32", "--mean", ".5", ".5", ".5", "--std",
-                                 ".25", ".25", ".25")
+    return tmp_path / "net.pt", (
+        "--net_type",
+        "smallnet",
+        "--input_size",
+        "32",
+        "--mean",
+        ".5",
+        ".5",
+        ".5",
+        "--std",
+        ".25",
+        ".25",
+        ".25",
+    )
 
 
 def test_an_innocent_model(audit, innocent, tmp_path):
@@ -228,6 +316,7 @@ def test_an_innocent_model(audit, innocent, tmp_path):
 
 
 # --- queries ---
+
 
 @pytest.fixture
 def asked(monkeypatch):
@@ -242,6 +331,7 @@ def asked(monkeypatch):
             state.after = None if state.after is None else state.after - 1
             state.images += [hashlib.sha256(image.tobytes()).digest() for image in images]
         return real(self, images)
+
     state.opening = False
     really_open = opened.open_model
 
@@ -251,6 +341,7 @@ def asked(monkeypatch):
             return really_open(*arguments, **options)
         finally:
             state.opening = False
+
     monkeypatch.setattr(_FileSuspect, "ask", ask)
     monkeypatch.setattr(opened, "open_model", open_model)
     return state
@@ -339,6 +430,7 @@ def test_another_audit_seed_asks_under_other_keys(audit, asked, tmp_path):
 
 # --- what is missing ---
 
+
 def test_missing_and_renamed_originals(audit, world, tmp_path):
     copy, alone = tmp_path / "copy", tmp_path / "alone"
     shutil.copytree(world.originals, copy)
@@ -347,8 +439,7 @@ def test_missing_and_renamed_originals(audit, world, tmp_path):
     record = records.read_record(world.record)
     (copy / record.photos[3].original).rename(copy / "renamed.png")
     save(copy / record.photos[5].original, picture(99))
-    refused(audit(tmp_path / "out", record=alone / "record.json", originals=copy), record.photos[5].original,
-            "1 of 16")
+    refused(audit(tmp_path / "out", record=alone / "record.json", originals=copy), record.photos[5].original, "1 of 16")
     refused(audit(tmp_path / "out", originals=tmp_path / "nowhere"), "nowhere")
     assert not (tmp_path / "out").exists()
     shutil.copy(world.originals / record.photos[5].original, copy)
@@ -368,8 +459,11 @@ def test_held_out_photos_may_live_beside_the_record(audit, world, tmp_path, verd
 
 def test_records_that_are_not_finished_or_changed(audit, world, tmp_path):
     content = json.loads(world.record.read_text())
-    for change, word in (({"commitments": []}, "interrupted"), ({"key": "ab" * 32}, "commitment"),
-                         ({"photos": content["photos"][:-1]}, "inconsistent")):
+    for change, word in (
+        ({"commitments": []}, "interrupted"),
+        ({"key": "ab" * 32}, "commitment"),
+        ({"photos": content["photos"][:-1]}, "inconsistent"),
+    ):
         (tmp_path / "record.json").write_text(json.dumps({**content, **change}))
         refused(audit(tmp_path / "out", record=tmp_path / "record.json"), word)
     refused(audit(tmp_path / "out", record=tmp_path / "none.json"), "none.json")
@@ -384,13 +478,25 @@ def test_the_commitment_is_in_the_result(world, verdict_folder):
 
 # --- Algorithm 1 beside it ---
 
+
 def test_algorithm_1(audit, world, verdict_folder, tmp_path):
     strangers = tmp_path / "strangers"
     for number in range(30):
         save(strangers / f"{number}.png", picture(7000 + number))
     (strangers / "broken.png").write_bytes(b"no picture")
-    done = audit(tmp_path / "out", "--label", "2", "--non_member_folder", strangers, "--num_of_non_member_user", "20",
-                 "--query_batch", "16", "--verdict_fpr", "0.05")
+    done = audit(
+        tmp_path / "out",
+        "--label",
+        "2",
+        "--non_member_folder",
+        strangers,
+        "--num_of_non_member_user",
+        "20",
+        "--query_batch",
+        "16",
+        "--verdict_fpr",
+        "0.05",
+    )
     assert done.code == 0 and "broken.png" in done.err and "near-dup" not in done.err
     found = done.result["algorithm_1"]
     assert done.result["p_value"] == verdict_folder.result["p_value"]
@@ -431,13 +537,23 @@ def test_too_few_strangers(audit, asked, tmp_path, count):
 
 
 def test_non_members_of_the_models_own_data_set(audit, world, tmp_path):
-    done = audit(tmp_path / "out", "--label", "2", "--dataset", "imagefolder", "--data_root", world.data,
-                 "--num_of_non_member_user", "10")
+    done = audit(
+        tmp_path / "out",
+        "--label",
+        "2",
+        "--dataset",
+        "imagefolder",
+        "--data_root",
+        world.data,
+        "--num_of_non_member_user",
+        "10",
+    )
     assert done.code == 0, done.err
     assert done.result["algorithm_1"]["non_member_users"] == 10
 
 
 # --- over HTTP ---
+
 
 @pytest.fixture
 def serving(world, monkeypatch):
@@ -446,6 +562,7 @@ def serving(world, monkeypatch):
     pytest.importorskip("uvicorn", reason="the test server needs uvicorn (requirements-dev.txt)")
     pytest.importorskip("requests")
     from inference_server import make_app, running
+
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(server, "open_server", functools.partial(open_server, sleep=lambda _: None))
     return make_app, running, opened.open_model(world.run, device="cpu")
@@ -456,11 +573,28 @@ def test_a_server_gives_the_local_verdict_bit_for_bit(audit, serving, verdict_fo
     """Faults in between: no query is lost, none is answered twice, and p and T have the same bits as from the file."""
     make_app, running, local = serving
     faults = [500, None, "drop", "shape", 429, None, "truncated", "timeout", None, "nan", 503, "rows", None]
-    app = make_app(lambda images: local.ask(images).values, input_shape=[-1, 3, 32, 32], datatype="UINT8",
-                   faults=faults, binary=binary, stall=0.8, retry_after="0")
+    app = make_app(
+        lambda images: local.ask(images).values,
+        input_shape=[-1, 3, 32, 32],
+        datatype="UINT8",
+        faults=faults,
+        binary=binary,
+        stall=0.8,
+        retry_after="0",
+    )
     with running(app) as server:
-        done = audit(tmp_path / "out", "--label", "2", "--query_batch", "16", "--timeout", "0.6", "--retries", "9",
-                     checkpoint=server.url)
+        done = audit(
+            tmp_path / "out",
+            "--label",
+            "2",
+            "--query_batch",
+            "16",
+            "--timeout",
+            "0.6",
+            "--retries",
+            "9",
+            checkpoint=server.url,
+        )
         log = list(server.log)
     assert done.code == 0, done.err
     for name in ("p_value", "statistic", "statistic_of_others", "at_most", "pairs", "label"):
@@ -477,8 +611,12 @@ def test_a_server_gives_the_local_verdict_bit_for_bit(audit, serving, verdict_fo
 def test_a_server_that_dies_in_between(audit, serving, verdict_folder, tmp_path):
     """What was answered before stays, and the rest is asked when the server is back."""
     make_app, running, local = serving
-    app = make_app(lambda images: local.ask(images).values, input_shape=[-1, 3, 32, 32], datatype="UINT8",
-                   faults=[None, None, 500, 500])
+    app = make_app(
+        lambda images: local.ask(images).values,
+        input_shape=[-1, 3, 32, 32],
+        datatype="UINT8",
+        faults=[None, None, 500, 500],
+    )
     with running(app) as server:
         flags = ("--label", "2", "--query_batch", "16", "--retries", "1")
         refused(audit(tmp_path / "out", *flags, checkpoint=server.url), "500")
@@ -492,6 +630,7 @@ def test_a_server_that_dies_in_between(audit, serving, verdict_folder, tmp_path)
 
 
 # --- without a hold-out ---
+
 
 def test_no_holdout_needs_one_over_alpha_keys(audit, script, world, tmp_path):
     folder = tmp_path / "few"

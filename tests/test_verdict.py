@@ -22,9 +22,21 @@ from suspects.suspect import Answers
 
 # --- p ---
 
-@pytest.mark.parametrize("grid,p", [([[1, 2], [3, 4]], 1 / 4), ([[4, 2], [3, 1]], 1), ([[2, 1], [3, 4]], 2 / 4),
-                                    ([[1, 1], [2, 3]], 2 / 4), ([[0, 0], [0, 0]], 1), ([[3, 1], [5, 2]], 3 / 4),
-                                    ([[7]], 1), ([[1, 2, 3]], 1 / 3), ([[2], [1], [2], [9]], 3 / 4)])
+
+@pytest.mark.parametrize(
+    "grid,p",
+    [
+        ([[1, 2], [3, 4]], 1 / 4),
+        ([[4, 2], [3, 1]], 1),
+        ([[2, 1], [3, 4]], 2 / 4),
+        ([[1, 1], [2, 3]], 2 / 4),
+        ([[0, 0], [0, 0]], 1),
+        ([[3, 1], [5, 2]], 3 / 4),
+        ([[7]], 1),
+        ([[1, 2, 3]], 1 / 3),
+        ([[2], [1], [2], [9]], 3 / 4),
+    ],
+)
 def test_p_by_hand(grid, p):
     """Ties count against the user; a `<` or an average of the two would accuse more often than alpha."""
     assert p_value(np.array(grid, dtype=float)) == p
@@ -41,6 +53,7 @@ def test_nan_never_helps_the_user(grid):
 
 
 # --- T against plain loops ---
+
 
 def plain_answers(answers, classes):
     """For each row: (function class -> loss, top class), with Python floats."""
@@ -99,16 +112,26 @@ def random_answers(kind, rows, classes, rng):
 
 
 @pytest.mark.parametrize("label", [0, 3, AUTO])
-@pytest.mark.parametrize("kind,label_only", [("logits", False), ("logits", True), ("probabilities", False),
-                                             ("labels", False), ("top_k", False), ("top_k", True)])
+@pytest.mark.parametrize(
+    "kind,label_only",
+    [
+        ("logits", False),
+        ("logits", True),
+        ("probabilities", False),
+        ("labels", False),
+        ("top_k", False),
+        ("top_k", True),
+    ],
+)
 @pytest.mark.parametrize("seed", range(2))
 def test_the_grid_is_that_of_plain_loops(kind, label_only, label, seed):
     """Wrong implementations: photos and keys swapped, auto from all photos or from the first pair, ties to the highest
     class, a mean over all photos, losses against the predicted instead of the guessed class."""
     rng, photos, keys, classes = np.random.default_rng(seed), 6, 4, 5
     answers = random_answers(kind, photos * keys, classes, rng)
-    selections = records.draw_selections(f"{seed:064x}", [{"photos": 4, "published": 2}, {"photos": 2, "published": 1}],
-                                         7)
+    selections = records.draw_selections(
+        f"{seed:064x}", [{"photos": 4, "published": 2}, {"photos": 2, "published": 1}], 7
+    )
     grid, labels = statistic_grid(answers, selections, label, classes, label_only)
     expected, guesses = plain_grid(answers, selections, label, classes, label_only)
     assert grid.shape == (8, 4) and labels.tolist() == guesses.tolist()
@@ -149,8 +172,10 @@ SIMULATIONS, PHOTOS, KEYS, SELECTIONS = 2000, 8, 4, 19
 @pytest.fixture(scope="module")
 def drawn_selections():
     batches = [{"photos": PHOTOS, "published": PHOTOS // 2}]
-    return [records.draw_selections(hashlib.sha256(b"user %d" % number).hexdigest(), batches, SELECTIONS)
-            for number in range(SIMULATIONS)]
+    return [
+        records.draw_selections(hashlib.sha256(b"user %d" % number).hexdigest(), batches, SELECTIONS)
+        for number in range(SIMULATIONS)
+    ]
 
 
 def innocent(rng, kind):
@@ -174,8 +199,9 @@ def check_exact(ps):
 @pytest.mark.parametrize("kind,label", [("logits", 0), ("logits", AUTO), ("labels", 0), ("labels", AUTO)])
 def test_innocent_models_are_accused_no_more_often_than_alpha(drawn_selections, kind, label):
     rng = np.random.default_rng(11)
-    ps = np.array([p_value(statistic_grid(innocent(rng, kind), selections, label, 4)[0])
-                   for selections in drawn_selections])
+    ps = np.array(
+        [p_value(statistic_grid(innocent(rng, kind), selections, label, 4)[0]) for selections in drawn_selections]
+    )
     check_exact(ps)
     if kind == "logits":  # a test that always says 1 would be exact, too
         assert (ps <= 0.5).mean() > 0.4 and (ps <= 0.05).mean() > 0.02
@@ -220,8 +246,10 @@ def test_row_0_is_what_was_published():
 
 def test_selections_are_the_same_bits_on_every_machine():
     drawn = records.draw_selections("ab" * 32, BATCHES, 50, "court")
-    assert hashlib.sha256(np.packbits(drawn).tobytes()).hexdigest() == \
-        "66c062e890990780cc7bf55ba3da979b8aa510a77602d55d0821661903306f64"
+    assert (
+        hashlib.sha256(np.packbits(drawn).tobytes()).hexdigest()
+        == "66c062e890990780cc7bf55ba3da979b8aa510a77602d55d0821661903306f64"
+    )
     other = records.draw_selections("ab" * 32, BATCHES, 50, "")
     assert (drawn[0] == other[0]).all() and (drawn[1:] != other[1:]).any(axis=1).sum() > 40
     assert (records.draw_selections("ab" * 32, BATCHES, 9, "court") == drawn[:10]).all()
@@ -266,6 +294,7 @@ def test_the_order_of_queries():
 
 
 # --- the plan ---
+
 
 def test_the_grid_of_the_paper():
     plan = plan_grid(50, [(25, 50)], 1e-3)
@@ -328,6 +357,7 @@ def test_following_the_advice_of_a_refusal_helps():
 
 # --- answers ---
 
+
 def test_probabilities_and_logits_are_told_apart():
     chances = np.array([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]], np.float32)
     logs, top, only = dense(Answers(chances))
@@ -348,8 +378,9 @@ def test_large_logits_do_not_overflow():
 def test_labels_and_top_k():
     logs, top, only = dense(Answers(None, np.array([[2], [0]], np.int32)), 4)
     assert logs.tolist() == [[-1, -1, 0, -1], [0, -1, -1, -1]] and top.tolist() == [2, 0] and only
-    logs, top, only = dense(Answers(np.array([[0.5, 0.3], [0.2, 0.75]], np.float32),
-                                    np.array([[2, 0], [1, 3]], np.int32)), 4)
+    logs, top, only = dense(
+        Answers(np.array([[0.5, 0.3], [0.2, 0.75]], np.float32), np.array([[2, 0], [1, 3]], np.int32)), 4
+    )
     np.testing.assert_allclose(np.exp(logs), [[0.3, 0.2, 0.5, 0.2], [0.05, 0.2, 0.05, 0.75]], atol=1e-6)
     assert top.tolist() == [2, 3] and not only
     # 0.9 is left over, but no class that was not named can be above the smallest that was.
@@ -376,10 +407,15 @@ def test_limited_answers_are_what_a_stingy_server_would_send():
 
 # --- sentences ---
 
+
 def test_sentences():
     text = sentences(1 / 20_000, 1e-3, 25)
-    assert "If the model had never seen these images, a result this strong would occur in at most 1 of 20,000 audits." \
-        in text and "25 published" in text and "no proof" not in text
+    assert (
+        "If the model had never seen these images, a result this strong would occur in at most 1 of 20,000 audits."
+        in text
+        and "25 published" in text
+        and "no proof" not in text
+    )
     assert "no proof" in sentences(0.2, 1e-3, 25) and "20 of 100" in sentences(0.2, 1e-3, 25)
     assert "no proof" in sentences(0.0011, 1e-3, 25) and "no proof" not in sentences(0.001, 1e-3, 25)
     assert "100 of 100" in sentences(1.0, 1e-3, 3) and "were not used" in sentences(1.0, 1e-3, 3)

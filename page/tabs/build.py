@@ -9,7 +9,7 @@ from kit.markup import element
 from page import look
 from page.tabs import audit, check, protect
 
-HEAD = ("Prove, from the outside, that your images were used to train a model. Everything stays on this computer.")
+HEAD = "Prove, from the outside, that your images were used to train a model. Everything stays on this computer."
 
 
 def build(desk, found):
@@ -25,8 +25,12 @@ def build(desk, found):
                 choice = audit.build(found)
 
         def first(request: gr.Request):
-            return (*marked.first(request), *checked.first(request), gr.update(choices=records()),
-                    gr.update(choices=found.choices()))
+            return (
+                *marked.first(request),
+                *checked.first(request),
+                gr.update(choices=records()),
+                gr.update(choices=found.choices()),
+            )
 
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         # A reload finds everything again: the state of the page is on the disk, not in the tab.

@@ -37,9 +37,10 @@ def marking_rows():
         if row["samples"] == "5" and row["varied"] in ("img_blending_ratio", "noise_norm"):
             value = float(row["value"])
             found.setdefault((value, 8.0) if row["varied"] == "img_blending_ratio" else (0.7, value), (row, FIGURE_12))
-    return [(*place, row[RATE], _runs(row), row["samples"], row["users per run"],
-             row["data, network, size"], name)
-            for place, (row, name) in sorted(found.items())]
+    return [
+        (*place, row[RATE], _runs(row), row["samples"], row["users per run"], row["data, network, size"], name)
+        for place, (row, name) in sorted(found.items())
+    ]
 
 
 def _runs(row):
@@ -48,8 +49,9 @@ def _runs(row):
 
 def nearest(rows, ratio, norm):
     """The place in `rows` of the marking most like a choice: 0.3 in ratio counts as much as 8 in norm."""
-    return min(range(len(rows)), key=lambda place: ((rows[place][0] - ratio) / 0.3) ** 2
-               + ((rows[place][1] - norm) / 8) ** 2)
+    return min(
+        range(len(rows)), key=lambda place: ((rows[place][0] - ratio) / 0.3) ** 2 + ((rows[place][1] - norm) / 8) ** 2
+    )
 
 
 def summary(ratio, norm):
@@ -60,12 +62,20 @@ def summary(ratio, norm):
     row = rows[nearest(rows, ratio, norm)]
     words = "This very choice was measured" if row[:2] == (ratio, norm) else "The nearest choice that was measured"
     held, alone = (_power(name) for name in (HELD_OUT, ALONE))
-    holdout = (f" Users that could be proven with the held-out half: {_share(held)}; without it: {_share(alone)}."
-               if held and alone else "")
-    return join(element("p", f"{words} (blending ratio {row[0]:g}, noise norm {row[1]:g}, {row[4]} photos): when all "
-                             f"marked users are to be found, {row[2]} % of strangers look as suspicious. Lower is "
-                             f"better; in brackets 95 % intervals.{holdout}"),
-                _source({row[7], POWER} if holdout else {row[7]}))
+    holdout = (
+        f" Users that could be proven with the held-out half: {_share(held)}; without it: {_share(alone)}."
+        if held and alone
+        else ""
+    )
+    return join(
+        element(
+            "p",
+            f"{words} (blending ratio {row[0]:g}, noise norm {row[1]:g}, {row[4]} photos): when all "
+            f"marked users are to be found, {row[2]} % of strangers look as suspicious. Lower is "
+            f"better; in brackets 95 % intervals.{holdout}",
+        ),
+        _source({row[7], POWER} if holdout else {row[7]}),
+    )
 
 
 def marking_table(ratio, norm):
@@ -75,13 +85,19 @@ def marking_table(ratio, norm):
         return Raw("")
     place = nearest(rows, ratio, norm)
     mine = " — yours" if rows[place][:2] == (ratio, norm) else " — nearest"
-    lines = [[f"{row[0]:g}{mine if number == place else ''}", f"{row[1]:g}", f"{row[2]} %", row[3]]
-             for number, row in enumerate(rows)]
+    lines = [
+        [f"{row[0]:g}{mine if number == place else ''}", f"{row[1]:g}", f"{row[2]} %", row[3]]
+        for number, row in enumerate(rows)
+    ]
     return join(
-        table(f"Measured with {rows[0][4]} photos a user, {rows[0][5]} users a run (data, network, training images: "
-              f"{rows[0][6]}). No choice makes a wrong accusation more likely; a weaker mark finds less.",
-              ["blending ratio", "noise norm", "strangers as suspicious", "runs (best-worst)"], lines),
-        _source({row[7] for row in rows}))
+        table(
+            f"Measured with {rows[0][4]} photos a user, {rows[0][5]} users a run (data, network, training images: "
+            f"{rows[0][6]}). No choice makes a wrong accusation more likely; a weaker mark finds less.",
+            ["blending ratio", "noise norm", "strangers as suspicious", "runs (best-worst)"],
+            lines,
+        ),
+        _source({row[7] for row in rows}),
+    )
 
 
 def photos_table():
@@ -89,9 +105,14 @@ def photos_table():
     rows = [row for row in _rows(TABLE_8) if row["marking"] == "blend and noise"]
     if not rows:
         return Raw("")
-    return join(table("More photos of one person (the same measurement, blending ratio 0.7, noise norm 8)",
-                      ["photos a user", "strangers as suspicious", "runs (best-worst)"],
-                      [[row["samples"], f"{row[RATE]} %", _runs(row)] for row in rows]), _source({TABLE_8}))
+    return join(
+        table(
+            "More photos of one person (the same measurement, blending ratio 0.7, noise norm 8)",
+            ["photos a user", "strangers as suspicious", "runs (best-worst)"],
+            [[row["samples"], f"{row[RATE]} %", _runs(row)] for row in rows],
+        ),
+        _source({TABLE_8}),
+    )
 
 
 def noise_table():
@@ -99,23 +120,40 @@ def noise_table():
     rows = _rows(NOISE)
     if not rows:
         return Raw("")
-    return join(table(f"Kinds of noise (the same measurement, {rows[0]['samples']} photos a user)",
-                      ["noise", "strangers as suspicious", "runs (best-worst)"],
-                      [[row["noise"], f"{row[RATE]} %", _runs(row)] for row in rows]), _source({NOISE}))
+    return join(
+        table(
+            f"Kinds of noise (the same measurement, {rows[0]['samples']} photos a user)",
+            ["noise", "strangers as suspicious", "runs (best-worst)"],
+            [[row["noise"], f"{row[RATE]} %", _runs(row)] for row in rows],
+        ),
+        _source({NOISE}),
+    )
 
 
 def format_table():
     """What writing JPEG files does."""
     try:
         stored = json.loads((RESULTS / SURVIVAL).read_text(encoding="utf-8"))
-        lines = [[title, _share(stored["detected"][name]["0.001"])] for title, name in
-                 (("PNG", "none"), ("JPEG, quality 95", "JPEG 95"), ("JPEG, quality 75", "JPEG 75"),
-                  ("JPEG, quality 50", "JPEG 50"))]
+        lines = [
+            [title, _share(stored["detected"][name]["0.001"])]
+            for title, name in (
+                ("PNG", "none"),
+                ("JPEG, quality 95", "JPEG 95"),
+                ("JPEG, quality 75", "JPEG 75"),
+                ("JPEG, quality 50", "JPEG 50"),
+            )
+        ]
         photos = stored["settings"]["photos"]
     except (OSError, ValueError, KeyError, TypeError):
         return Raw("")
-    return join(table(f"File formats: users proven with p at most 0.001 ({photos} photos a user, half held out)",
-                      ["published as", "users proven (95 % interval)"], lines), _source({SURVIVAL}))
+    return join(
+        table(
+            f"File formats: users proven with p at most 0.001 ({photos} photos a user, half held out)",
+            ["published as", "users proven (95 % interval)"],
+            lines,
+        ),
+        _source({SURVIVAL}),
+    )
 
 
 def _power(name):
@@ -133,11 +171,14 @@ def holdout_table():
         return element("p", f"No figures were found in results/{POWER}; run studies/power.py to measure them.")
     settings = json.loads((RESULTS / POWER).read_text(encoding="utf-8"))["settings"]
     return join(
-        table(f"Users whose {settings['photos'] // 2} published photos were used, among {settings['train_size']:,} "
-              "training images of CIFAR-10: proven with p at most 0.001 (small network)",
-              ["the test compares", "users proven (95 % interval)"],
-              [["with the half that was held out", _share(held)], ["from the published photos alone", _share(alone)]]),
-        _source({POWER}))
+        table(
+            f"Users whose {settings['photos'] // 2} published photos were used, among {settings['train_size']:,} "
+            "training images of CIFAR-10: proven with p at most 0.001 (small network)",
+            ["the test compares", "users proven (95 % interval)"],
+            [["with the half that was held out", _share(held)], ["from the published photos alone", _share(alone)]],
+        ),
+        _source({POWER}),
+    )
 
 
 def _share(entry):

@@ -29,22 +29,32 @@ from utils import derive_key
 PREVIEW_SIDE = 640  # of the shorter side; about what a screen shows
 MOST_NAMES = 500  # in the list of photos to preview
 VISIBLE = ("img_blending_ratio", "noise_norm", "noise_injection_type")  # settings that change the preview
-HOLD_OUTS = [("Publish half of them, keep the other half back (strongest proof)", 0.5),
-             ("Publish all of them", 0.0)]
+HOLD_OUTS = [("Publish half of them, keep the other half back (strongest proof)", 0.5), ("Publish all of them", 0.0)]
 NOISES = [("Perlin (the paper's)", "perlin"), ("Gabor", "gabor"), ("uniform", "uniform"), ("none", "none")]
-KEEP = ("Keep the private record and your unmarked photos where nobody else gets them. Without both nothing can ever "
-        "be proven; whoever has the record could remove the proof. Never publish the record, the held-out photos, or "
-        "the unmarked originals of what you publish.")
-POST = ("Before you publish the marked photos, post this commitment where its date can be checked later (a public "
-        "post, an e-mail to several people, a time-stamping service). It shows that the key was not chosen afterwards, "
-        "and it reveals nothing.")
+KEEP = (
+    "Keep the private record and your unmarked photos where nobody else gets them. Without both nothing can ever "
+    "be proven; whoever has the record could remove the proof. Never publish the record, the held-out photos, or "
+    "the unmarked originals of what you publish."
+)
+POST = (
+    "Before you publish the marked photos, post this commitment where its date can be checked later (a public "
+    "post, an e-mail to several people, a time-stamping service). It shows that the key was not chosen afterwards, "
+    "and it reveals nothing."
+)
 
 
 def build(desk):
     """Fill the tab; returns the Panel of its jobs."""
-    gr.HTML(look.shown(element("p", "Mark photos before you publish them. If somebody trains a model on the marked "
-                                    "photos, the tab Check can prove it later. Your photos stay on this computer and "
-                                    "are never changed: marked copies are made.")))
+    gr.HTML(
+        look.shown(
+            element(
+                "p",
+                "Mark photos before you publish them. If somebody trains a model on the marked "
+                "photos, the tab Check can prove it later. Your photos stay on this computer and "
+                "are never changed: marked copies are made.",
+            )
+        )
+    )
     draft = gr.State(None, time_to_live=DAY, delete_callback=lambda draft: desk.discard(draft and draft["own"]))
     files = gr.File(label="Photos, or a zip of them", file_count="multiple", height=160, elem_id="protect-files")
     folder = gr.Textbox(label="Or a folder on this computer", placeholder="/home/me/photos", max_lines=1)
@@ -60,8 +70,14 @@ def build(desk):
         figures = gr.HTML(_figures(0.7, 8), elem_id="protect-figures")
     start = gr.Button("Mark the photos", variant="primary")
     refused = gr.HTML()
-    panel = Panel(desk, "protected", "Photos marked on this computer", "Nothing has been marked yet.", _result,
-                  lambda job: _start(desk, job.id, job.title, job.details))
+    panel = Panel(
+        desk,
+        "protected",
+        "Photos marked on this computer",
+        "Nothing has been marked yet.",
+        _result,
+        lambda job: _start(desk, job.id, job.title, job.details),
+    )
 
     def take(*values):
         return _take(desk, *values)
@@ -70,16 +86,25 @@ def build(desk):
         return _begin(desk, panel, request, draft, _source(files, folder), dict(zip(chosen, values, strict=True)))
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    look_again = {"fn": _preview, "outputs": preview, "inputs": [draft, photo, *(chosen[name] for name in VISIBLE)],
-                  **quiet}
+    look_again = {
+        "fn": _preview,
+        "outputs": preview,
+        "inputs": [draft, photo, *(chosen[name] for name in VISIBLE)],
+        **quiet,
+    }
     for event in (files.change, folder.submit, folder.blur):
         event(take, [files, folder, draft], [draft, found, photo], api_visibility="private").then(**look_again)
     for control in (photo, *(chosen[name] for name in VISIBLE)):
         control.change(trigger_mode="always_last", **look_again)
     strength = [chosen["img_blending_ratio"], chosen["noise_norm"]]
-    gr.on([control.change for control in strength],
-          lambda ratio, norm: (look.shown(power.summary(ratio, norm)), _figures(ratio, norm)), strength,
-          [cost, figures], trigger_mode="always_last", **quiet)
+    gr.on(
+        [control.change for control in strength],
+        lambda ratio, norm: (look.shown(power.summary(ratio, norm)), _figures(ratio, norm)),
+        strength,
+        [cost, figures],
+        trigger_mode="always_last",
+        **quiet,
+    )
     start.click(begin, [draft, files, folder, *chosen.values()], [refused, *panel.outputs], **quiet)
     return panel
 
@@ -95,12 +120,27 @@ def _slider(low, high, value, **settings):
 
 def _choices():
     """How photos are marked: {name of a setting: component}."""
-    found = {"img_blending_ratio": _slider(
-                 0.3, 1, 0.7, step=0.05, label="Blending ratio", elem_id="protect-ratio",
-                 info="How much of the photo remains; 1: no stripes. Lower is more visible and safer."),
-             "noise_norm": _slider(0, 32, 8, step=1, label="Noise norm", elem_id="protect-norm",
-                                     info="How strong the noise is, of 255 levels; 0: no noise."),
-             "holdout": gr.Radio(HOLD_OUTS, value=0.5, label="Hold-out")}
+    found = {
+        "img_blending_ratio": _slider(
+            0.3,
+            1,
+            0.7,
+            step=0.05,
+            label="Blending ratio",
+            elem_id="protect-ratio",
+            info="How much of the photo remains; 1: no stripes. Lower is more visible and safer.",
+        ),
+        "noise_norm": _slider(
+            0,
+            32,
+            8,
+            step=1,
+            label="Noise norm",
+            elem_id="protect-norm",
+            info="How strong the noise is, of 255 levels; 0: no noise.",
+        ),
+        "holdout": gr.Radio(HOLD_OUTS, value=0.5, label="Hold-out"),
+    }
     with gr.Accordion("More choices", open=False):
         found["noise_injection_type"] = gr.Dropdown(NOISES, value="perlin", label="Noise")
         found["format"] = gr.Radio([("PNG (lossless)", "png"), ("JPEG", "jpeg")], value="png", label="File format")
@@ -134,8 +174,11 @@ def _take(desk, files, folder, draft):
     except Exception as error:
         return None, look.shown(look.failed(reason(error))), nothing
     unread = [*(own.problems if own else []), *unread]
-    words = f"{len(names):,} photo{'' if len(names) == 1 else 's'} found" + (
-        f", {ignored} other file{'' if ignored == 1 else 's'} left out" if ignored else "") + "."
+    words = (
+        f"{len(names):,} photo{'' if len(names) == 1 else 's'} found"
+        + (f", {ignored} other file{'' if ignored == 1 else 's'} left out" if ignored else "")
+        + "."
+    )
     first = Path(source[0][0]) if source[0] else place
     title = first.stem if len(source[0]) == 1 or not own else f"{first.stem} and {len(source[0]) - 1} more files"
     kept = {"folder": place, "own": own, "source": source, "title": title}
@@ -156,8 +199,9 @@ def _preview(draft, name, ratio, norm, noise):
         return ""
     path = draft["folder"] / name
     try:
-        settings, bank = protect.resolve_settings({"img_blending_ratio": ratio, "noise_norm": norm,
-                                                   "noise_injection_type": noise})
+        settings, bank = protect.resolve_settings(
+            {"img_blending_ratio": ratio, "noise_norm": norm, "noise_injection_type": noise}
+        )
         photo = _screen_photo(str(path), path.stat().st_mtime_ns)
     except UnreadablePhoto as problem:
         return look.shown(look.problems("This file can't be marked and would be left out:", [(name, str(problem))]))
@@ -166,18 +210,32 @@ def _preview(draft, name, ratio, norm, noise):
     marked = protect.mark_photo(photo, derive_key("preview"), 0, settings.marking(bank))
     apart = np.minimum(np.maximum(photo, marked) - np.minimum(photo, marked), 25) * 10
     psnr, ssim = protect.quality(photo, marked)
-    measures = ", ".join(text for text in (f"PSNR {psnr:.1f} dB" if psnr else "", f"SSIM {ssim:.2f}" if ssim else "")
-                         if text)
-    pictures = [look.figure(look.jpeg(pixels), f"{name}: {what}", what, "jpeg") for pixels, what in
-                ((photo, "before"), (marked, f"after ({measures})"), (apart, "difference, ten times"))]
-    return look.shown(element("div", *pictures, class_="pair"),
-                      element("p", "Your own stripes and noise follow from a secret key that is drawn when you press "
-                                   "the button; here you see an example.", class_="soft"))
+    measures = ", ".join(
+        text for text in (f"PSNR {psnr:.1f} dB" if psnr else "", f"SSIM {ssim:.2f}" if ssim else "") if text
+    )
+    pictures = [
+        look.figure(look.jpeg(pixels), f"{name}: {what}", what, "jpeg")
+        for pixels, what in ((photo, "before"), (marked, f"after ({measures})"), (apart, "difference, ten times"))
+    ]
+    return look.shown(
+        element("div", *pictures, class_="pair"),
+        element(
+            "p",
+            "Your own stripes and noise follow from a secret key that is drawn when you press "
+            "the button; here you see an example.",
+            class_="soft",
+        ),
+    )
 
 
 def _figures(ratio, norm):
-    return look.shown(power.marking_table(ratio, norm), power.photos_table(), power.noise_table(), power.format_table(),
-                      power.holdout_table())
+    return look.shown(
+        power.marking_table(ratio, norm),
+        power.photos_table(),
+        power.noise_table(),
+        power.format_table(),
+        power.holdout_table(),
+    )
 
 
 def _begin(desk, panel, request, draft, source, chosen):
@@ -234,13 +292,19 @@ def _mark(job):
         record, _ = protect.run(opened, bank)
     finally:
         torch.set_num_threads(threads)
-    write_zip(job.folder / "publish.zip", [(photo.marked, opened.marked_folder / photo.marked)
-                                           for photo in record.photos if photo.published])
+    write_zip(
+        job.folder / "publish.zip",
+        [(photo.marked, opened.marked_folder / photo.marked) for photo in record.photos if photo.published],
+    )
     private = [path for path in sorted(opened.record_folder.rglob("*")) if path.is_file() and path.name[0] != "."]
     write_zip(job.folder / "private.zip", [(path.relative_to(opened.record_folder), path) for path in private])
     (job.folder / "private.zip").chmod(0o600)
-    return {"record": str(opened.record_path), "originals": str(folder), "marked_folder": str(opened.marked_folder),
-            "files": {"photos-to-publish.zip": "publish.zip", "PRIVATE-record-keep-secret.zip": "private.zip"}}
+    return {
+        "record": str(opened.record_path),
+        "originals": str(folder),
+        "marked_folder": str(opened.marked_folder),
+        "files": {"photos-to-publish.zip": "publish.zip", "PRIVATE-record-keep-secret.zip": "private.zip"},
+    }
 
 
 def _result(job):
@@ -252,19 +316,38 @@ def _result(job):
     twice = [(row["name"], f"is the same file as {row['same_as']}") for row in done["duplicates"]]
     held = done["photos"] - done["published"]
     return join(
-        look.notice("good", f"{done['published']} photos are marked and ready to be published"
-                    + (f"; {held} are held out: never publish them." if held else "."), role="status"),
-        element("p", look.download_link(job, "photos-to-publish.zip", "Download what to publish (zip)"),
-                look.download_link(job, "PRIVATE-record-keep-secret.zip", "Download the private record (zip)")),
+        look.notice(
+            "good",
+            f"{done['published']} photos are marked and ready to be published"
+            + (f"; {held} are held out: never publish them." if held else "."),
+            role="status",
+        ),
+        element(
+            "p",
+            look.download_link(job, "photos-to-publish.zip", "Download what to publish (zip)"),
+            look.download_link(job, "PRIVATE-record-keep-secret.zip", "Download the private record (zip)"),
+        ),
         look.notice("warn", element("p", element("strong", "Keep the record. "), KEEP)),
-        element("h3", "Post this commitment first"), element("p", POST),
+        element("h3", "Post this commitment first"),
+        element("p", POST),
         element("p", element("code", done["commitment"])),
-        look.problems("Could not be marked:", skipped), look.problems("Left out:", twice),
+        look.problems("Could not be marked:", skipped),
+        look.problems("Left out:", twice),
         element("h3", "Marked photos"),
-        look.figure(sheet, "Contact sheet: original, marked copy and ten times their difference for each photo",
-                    "original, marked, difference ×10", class_="plot"),
-        look.facts([("PSNR", _spread(done["images"], "psnr", " dB")), ("SSIM", _spread(done["images"], "ssim", "")),
-                    ("files on this computer", element("code", str(record_folder.parent)))]))
+        look.figure(
+            sheet,
+            "Contact sheet: original, marked copy and ten times their difference for each photo",
+            "original, marked, difference ×10",
+            class_="plot",
+        ),
+        look.facts(
+            [
+                ("PSNR", _spread(done["images"], "psnr", " dB")),
+                ("SSIM", _spread(done["images"], "ssim", "")),
+                ("files on this computer", element("code", str(record_folder.parent))),
+            ]
+        ),
+    )
 
 
 def _spread(rows, name, unit):
