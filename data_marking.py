@@ -62,9 +62,11 @@ def main():
     if args.verify:
         return verify(args)
     if args.data_folder is None:
-        raise UserError("--data_folder is missing; give the folder with the photos to mark, or --verify RECORD")
+        raise UserError(
+            "--data_folder is missing", advice="give the folder with the photos to mark, or --verify RECORD"
+        )
     if args.record and args.seed is not None:
-        raise UserError("--record has a key already; leave --seed out")
+        raise UserError("--record has a key already", advice="leave --seed out")
     settings, bank = protect.resolve_settings(vars(args), args.record, args.data_root)
     folder = protect.inspect_folder(args.data_folder, settings.format)
     job = protect.open_record(folder, settings, args.holdout, args.seed, args.record, args.overwrite)
@@ -125,7 +127,7 @@ def verify(args):
     """Check a record against the originals and the marked files; exit code 1 when something does not fit."""
     record = records.read_record(args.verify)
     if not record.finished:
-        raise UserError(f"{args.verify} is of an interrupted run; give the same command as then again, first")
+        raise UserError(f"{args.verify} is of an interrupted run", advice="give the same command as then again, first")
     bank = protect.load_bank(record.settings, args.data_root)
     originals = records.locate_originals(record, args.originals, args.verify)
     folders = [args.marked_folder or batch.marked_folder for batch in record.batches]

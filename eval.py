@@ -99,7 +99,8 @@ def audit_run(args):
     paths = folder.RunPaths.of_folder(args.out or model.folder / "eval")
     if paths.config.exists():
         raise UserError(
-            f"--out {paths.folder} is the folder of a training run, whose results would be lost; choose another one"
+            f"--out {paths.folder} is the folder of a training run, whose results would be lost",
+            advice="choose another one",
         )
     experiment = setup.prepare(stored, audit, data, args.data_root)
     setup.check_marks(experiment, model)
@@ -179,8 +180,8 @@ def find_out_world(args, suspect):
     data = load_dataset(args.dataset, args.data_root, args.image_size)
     if suspect.classes not in (None, len(data.class_names)):
         raise UserError(
-            f"--dataset {args.dataset} has {len(data.class_names)} classes and the model "
-            f"{suspect.classes}; give strangers' images with --non_member_folder"
+            f"--dataset {args.dataset} has {len(data.class_names)} classes and the model {suspect.classes}",
+            advice="give strangers' images with --non_member_folder",
         )
     rows = torch.nonzero(data.is_test).ravel()
     settings = getattr(suspect, "training_settings", None) or {}
@@ -190,8 +191,8 @@ def find_out_world(args, suspect):
         ).non_member
     if len(rows) == 0:
         raise UserError(
-            f"--dataset {args.dataset}: it is not known which of its images the model has not seen; "
-            "give strangers' images with --non_member_folder"
+            f"--dataset {args.dataset}: it is not known which of its images the model has not seen",
+            advice="give strangers' images with --non_member_folder",
         )
     return user_audit.out_world_of_data(data, rows)
 
@@ -247,7 +248,8 @@ def replay(args):
     if not same:
         raise UserError(
             f"{args.replay}: its answers give p = {result['p_value']:.6g}, and its result says "
-            f"{claimed.get('p_value')} or differs elsewhere; somebody changed it"
+            f"{claimed.get('p_value')} or differs elsewhere",
+            advice="somebody changed it",
         )
     return 0 if right == len(order) else 1
 

@@ -78,7 +78,7 @@ def main():
     settings = resolve_settings(args, suspect, users, numbers)
     paths = RunPaths.of_folder(args.out)
     if (paths.folder / "config.json").exists() or (paths.folder / "manifest.json").exists():
-        raise UserError(f"--out {paths.folder} holds a run or a tree; choose another folder")
+        raise UserError(f"--out {paths.folder} holds a run or a tree", advice="choose another folder")
     with paths.lock():
         if not is_finished(paths, settings):
             paths.result.unlink(missing_ok=True)  # it would not fit the new losses, if this audit is interrupted

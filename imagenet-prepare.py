@@ -113,7 +113,7 @@ def resolve_settings(args, train, val):
     settings = {name: value for name, value in vars(args).items() if name not in ("data_root", "out")}
     settings["num_of_non_member_users"] = args.num_of_non_member_users or args.num_of_users
     if mark_settings(settings).marking().changes_nothing:
-        raise UserError("--img_blending_ratio 1 without noise leaves the images as they are; lower it")
+        raise UserError("--img_blending_ratio 1 without noise leaves the images as they are", advice="lower it")
     return {**settings, "train_names": train.digest, "val_names": val.digest}
 
 

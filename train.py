@@ -60,7 +60,8 @@ def base_model(args, experiment):
     if experiment.countermeasure.needs_training:
         raise UserError(
             "--base_model is for countermeasures that change a finished model (fine_tuning, pruning, "
-            "output_noise, label_only); leave it out"
+            "output_noise, label_only)",
+            advice="leave it out",
         )
     path = Path(args.base_model)
     if not path.exists() and path.name == args.base_model:
@@ -69,7 +70,8 @@ def base_model(args, experiment):
     if not path.exists():
         raise UserError(
             f"--base_model {args.base_model} is neither a run folder, nor a checkpoint, nor the "
-            "--save_tag of a finished run; train the run without the countermeasure first"
+            "--save_tag of a finished run",
+            advice="train the run without the countermeasure first",
         )
     return folder.RunPaths.existing(path).model if path.is_dir() else path
 

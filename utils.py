@@ -113,11 +113,17 @@ class Marking:
 
     def __post_init__(self):
         if not 0 <= self.img_blending_ratio <= 1:
-            raise UserError(f"--img_blending_ratio {self.img_blending_ratio} is not in [0, 1]; the paper uses 0.7")
+            raise UserError(
+                f"--img_blending_ratio {self.img_blending_ratio} is not in [0, 1]", advice="the paper uses 0.7"
+            )
         if self.noise_injection_type not in NOISE_TYPES:
-            raise UserError(f"--noise_injection_type {self.noise_injection_type} is unknown; use one of {NOISE_TYPES}")
+            raise UserError(
+                f"--noise_injection_type {self.noise_injection_type} is unknown", advice=f"use one of {NOISE_TYPES}"
+            )
         if not 0 <= self.noise_norm <= 255:
-            raise UserError(f"--noise_norm {self.noise_norm} is not in [0, 255] (units of 1/255); the paper uses 8")
+            raise UserError(
+                f"--noise_norm {self.noise_norm} is not in [0, 255] (units of 1/255)", advice="the paper uses 8"
+            )
 
     @property
     def changes_nothing(self):
@@ -302,7 +308,9 @@ def choose_device(name="auto"):
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name} can't be used here ({str(error).splitlines()[0]}); use auto or cpu") from None
+        raise UserError(
+            f"--device {name} can't be used here ({str(error).splitlines()[0]})", advice="use auto or cpu"
+        ) from None
     return device
 
 
@@ -488,7 +496,7 @@ def _train_epoch(model, images, labels, recipe, optimizer, epoch, team, hooks=PL
             seen += len(chosen)
     loss_sum, correct, seen = team.total(torch.stack([loss_sum, correct, torch.full_like(correct, seen)])).tolist()
     if not math.isfinite(loss := loss_sum / seen):
-        raise UserError(f"training diverged in epoch {epoch + 1} (loss {loss}); lower --lr (now {recipe.lr})")
+        raise UserError(f"training diverged in epoch {epoch + 1} (loss {loss})", advice=f"lower --lr (now {recipe.lr})")
     return {"epoch": epoch + 1, "loss": loss, "train_accuracy": correct / seen}
 
 
@@ -517,7 +525,9 @@ def _load_progress(path, model, optimizer, settings):
         optimizer.load_state_dict(state)
         return stored["history"], parts["best."]
     except (KeyError, RuntimeError, ValueError):
-        raise UserError(f"{path} does not hold an unfinished run of this network; delete it and start again") from None
+        raise UserError(
+            f"{path} does not hold an unfinished run of this network", advice="delete it and start again"
+        ) from None
 
 
 @contextmanager
@@ -579,8 +589,9 @@ def draw_target_users(labels, pool, classes, samples_per_user, key):
         if len(members) < needed:
             raise UserError(
                 f"class {label} has {len(members)} images to choose from, but {len(owners)} user(s) x "
-                f"{samples_per_user} samples need {needed}; lower --marked_samples_per_user or the number "
-                "of users, raise --train_size, or choose another class"
+                f"{samples_per_user} samples need {needed}",
+                advice="lower --marked_samples_per_user or the number "
+                "of users, raise --train_size, or choose another class",
             )
         chosen = key_generator(key, "target users", int(label)).permutation(members)[:needed]
         samples[owners] = chosen.reshape(len(owners), samples_per_user)
@@ -598,8 +609,8 @@ def draw_non_member_users(labels, pool, count, samples_per_user, key, classes=No
     enough = [label for label, rows in members.items() if len(rows) >= samples_per_user]
     if not enough:
         raise UserError(
-            f"no class outside the training set has the {samples_per_user} images of a non-member user; "
-            "lower --marked_samples_per_user or --train_size"
+            f"no class outside the training set has the {samples_per_user} images of a non-member user",
+            advice="lower --marked_samples_per_user or --train_size",
         )
     draws = key_generator(key, "non-member users")
     drawn = draws.choice(enough, count)
@@ -651,7 +662,8 @@ def score_users(query, images, users, marking, device, batch_size=512, descripti
         if not np.isfinite(signals[name]).all():
             raise UserError(
                 "the model returned logits that are not finite for "
-                f"{int((~np.isfinite(signals[name])).sum())} of {len(rows)} images; is its file damaged?"
+                f"{int((~np.isfinite(signals[name])).sum())} of {len(rows)} images",
+                advice="is its file damaged?",
             )
     return signals
 

@@ -58,8 +58,9 @@ def usage(guessed, size, calibration, population=None, confidence=0.95):
         or (calibration[:, [1, 3]] < 1).any()
     ):
         raise UserError(
-            f"{guessed} of {size} records guessed, and rates {calibration.shape}; give at least one record "
-            "and, for each model, true positives of members and false positives of non-members"
+            f"{guessed} of {size} records guessed, and rates {calibration.shape}",
+            advice="give at least one record "
+            "and, for each model, true positives of members and false positives of non-members",
         )
     hits, totals = calibration[:, [0, 2]], calibration[:, [1, 3]]
     tpr, fpr = hits.sum(axis=0) / totals.sum(axis=0)

@@ -34,8 +34,8 @@ def p_value(guesses, correct, epsilon, canaries=None, delta=0.0):
     canaries = guesses if canaries is None else canaries
     if not 0 <= correct <= guesses <= canaries:
         raise UserError(
-            f"{correct} right ones of {guesses} guesses on {canaries} canaries; they can only become more "
-            "from left to right"
+            f"{correct} right ones of {guesses} guesses on {canaries} canaries",
+            advice="they can only become more from left to right",
         )
     if not epsilon >= 0 or not 0 <= delta <= 1:
         raise UserError(f"epsilon {epsilon} is below 0, or delta {delta} not in [0, 1]")
@@ -54,7 +54,7 @@ def lower_bound(guesses, correct, confidence=0.95, canaries=None, delta=0.0):
     0 where nothing is refuted. Arguments as for `p_value`.
     """
     if not 0 < confidence < 1:
-        raise UserError(f"a confidence of {confidence} is not between 0 and 1; the usual one is 0.95")
+        raise UserError(f"a confidence of {confidence} is not between 0 and 1", advice="the usual one is 0.95")
     risk = 1 - confidence
     if p_value(guesses, correct, 0.0, canaries, delta) > risk:
         return 0.0
@@ -81,7 +81,9 @@ def right_guesses(scores, is_member, as_members, as_others, seed=0):
     if is_member.dtype != bool or scores.shape != is_member.shape or scores.ndim != 1:
         raise UserError(f"scores {scores.shape} and is_member ({is_member.dtype} {is_member.shape}) don't fit")
     if as_members < 0 or as_others < 0 or as_members + as_others > len(scores):
-        raise UserError(f"{as_members} and {as_others} guesses on {len(scores)} canaries; guess each at most once")
+        raise UserError(
+            f"{as_members} and {as_others} guesses on {len(scores)} canaries", advice="guess each at most once"
+        )
     order = np.lexsort((utils.key_generator(seed, "ties of guesses").permutation(len(scores)), scores))
     return int(is_member[order[len(scores) - as_members :]].sum() + (~is_member[order[:as_others]]).sum())
 
@@ -95,7 +97,7 @@ def audit(scores, is_member, delta=0.0, confidence=0.95, shares=GUESSES, seed=0)
     and provable, the epsilon that would have been shown if every guess had been right.
     """
     if not shares:
-        raise UserError("no way of guessing is given; the default is attacks.epsilon.GUESSES")
+        raise UserError("no way of guessing is given", advice="the default is attacks.epsilon.GUESSES")
     each = 1 - (1 - confidence) / len(shares)
     canaries, tests, provable = len(scores), [], 0.0
     for counts in ([round(share * canaries) for share in pair] for pair in shares):

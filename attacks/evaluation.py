@@ -49,7 +49,7 @@ def roc(scores, is_member):
 def bootstrap_auc(scores, is_member, resamples=1000, seed=0):
     """AUCs of `resamples` draws with replacement, from members and from non-members apart: float64 (resamples,)."""
     if resamples < 1:
-        raise UserError(f"{resamples} resamples give no interval; the default is 1000")
+        raise UserError(f"{resamples} resamples give no interval", advice="the default is 1000")
     member, other = _sides(scores, is_member)
     levels, places = np.unique(np.concatenate([member, other]), return_inverse=True)
     sides = places[: len(member)], places[len(member) :]
@@ -74,11 +74,13 @@ def _sides(scores, is_member):
     scores, is_member = np.asarray(scores, dtype=np.float64), np.asarray(is_member)
     if is_member.dtype != bool or scores.ndim != 1 or scores.shape != is_member.shape:
         raise UserError(
-            f"scores {scores.shape} and is_member ({is_member.dtype} {is_member.shape}) don't fit; both "
-            "have one row a record, and is_member is bool"
+            f"scores {scores.shape} and is_member ({is_member.dtype} {is_member.shape}) don't fit",
+            advice="both have one row a record, and is_member is bool",
         )
     if is_member.all() or not is_member.any():
-        raise UserError(f"{int(is_member.sum())} of {len(scores)} records are members; give members and non-members")
+        raise UserError(
+            f"{int(is_member.sum())} of {len(scores)} records are members", advice="give members and non-members"
+        )
     if not np.isfinite(scores).all():
         raise UserError(f"{int((~np.isfinite(scores)).sum())} scores are not finite")
     return scores[is_member], scores[~is_member]

@@ -52,8 +52,8 @@ def plan_grid(photos, batches, alpha, keys=None, selections=None, max_queries=No
     held_out = possible > 1
     if not held_out and selections:
         raise UserError(
-            f"--selections {selections}: all photos were published, so there is no other selection to "
-            "draw; leave it out"
+            f"--selections {selections}: all photos were published, so there is no other selection to draw",
+            advice="leave it out",
         )
     if selections is None:
         selections = 999 if held_out else 0
@@ -64,33 +64,34 @@ def plan_grid(photos, batches, alpha, keys=None, selections=None, max_queries=No
         if max_queries is not None:
             keys = min(keys, max_queries // photos - 1)
             if keys < needed or keys < 0:
-                raise UserError(_too_few(photos, max_queries, alpha, needed, held_out))
+                raise UserError(
+                    f"alpha {alpha:g} needs {photos * (needed + 1)} queries for {photos} photos, and --max_queries "
+                    f"allows {max_queries}",
+                    "allow more, or choose a larger --alpha",
+                    "or more --selections" if held_out else None,
+                    flag="--max_queries",
+                )
     plan = Plan(photos, keys, selections)
     if max_queries is not None and plan.queries > max_queries:
         raise UserError(
-            f"--keys {keys} needs {plan.queries} queries, more than --max_queries {max_queries}; "
-            f"give --keys {max(0, max_queries // photos - 1)} or less"
+            f"--keys {keys} needs {plan.queries} queries, more than --max_queries {max_queries}",
+            advice=f"give --keys {max(0, max_queries // photos - 1)} or less",
+            flag="--max_queries",
         )
     if plan.smallest_p > alpha * (1 + 1e-9):
         raise UserError(
-            f"{keys} keys and {selections} selections can't give a p below {plan.smallest_p:.2g}, and "
-            f"alpha is {alpha:g}; give --keys {needed} or more" + (", or more --selections" if held_out else "")
+            f"{keys} keys and {selections} selections can't give a p below {plan.smallest_p:.2g}, and alpha is {alpha:g}",
+            f"give --keys {needed} or more",
+            "or more --selections" if held_out else None,
         )
     if held_out and 1 / possible > alpha * (1 + 1e-9) * (keys + 1):
         reachable = math.ceil(1e6 / possible / (keys + 1)) / 1e6
         raise UserError(
-            f"only {possible} different selections can be drawn from these photos, too few for alpha "
-            f"{alpha:g}; mark more photos, or give --alpha {reachable:g} or more --keys"
+            f"only {possible} different selections can be drawn from these photos, too few for alpha {alpha:g}",
+            advice=f"mark more photos, or give --alpha {reachable:g} or more --keys",
+            flag="--alpha",
         )
     return plan
-
-
-def _too_few(photos, max_queries, alpha, needed, held_out):
-    hint = "more --selections, " if held_out else ""
-    return (
-        f"alpha {alpha:g} needs {photos * (needed + 1)} queries for {photos} photos, and --max_queries allows "
-        f"{max_queries}; allow more, give {hint}or a larger --alpha"
-    )
 
 
 def dense(answers, classes=None):
@@ -123,7 +124,11 @@ def _spread(values, named, classes):
     count = max(classes or 0, int(named.max()) + 1)
     present = named >= 0
     if (np.where(present, values, 0.0) < 0).any() or (np.where(present, values, 0.0) > 1 + 1e-3).any():
-        raise UserError("top-k answers must be probabilities from 0 to 1, these are not; use --label_only")
+        raise UserError(
+            "top-k answers must be probabilities from 0 to 1, these are not",
+            advice="use --label_only",
+            flag="--label_only",
+        )
     tiny = np.finfo(np.float32).tiny
     total = np.where(present, values, 0.0).sum(axis=1)
     smallest = np.where(present, values, np.inf).min(axis=1)
@@ -155,7 +160,7 @@ def statistic_grid(answers, selections, label, classes=None, label_only=False, p
     logs, top, only = dense(answers, classes)
     if label != AUTO and not 0 <= label < logs.shape[1]:
         if not only and answers.classes is None:
-            raise UserError(f"--label {label}: the model has classes 0 to {logs.shape[1] - 1}")
+            raise UserError(f"--label {label}: the model has classes 0 to {logs.shape[1] - 1}", flag="--label")
         logs = np.pad(logs, ((0, 0), (0, label + 1 - logs.shape[1])), constant_values=logs.min())
     if label_only or only:
         loss = (top[:, None] != np.arange(logs.shape[1])).astype(np.float64)
@@ -180,7 +185,7 @@ def statistic_grid(answers, selections, label, classes=None, label_only=False, p
 def p_value(grid):
     """The exact p of a grid T (m + 1, L + 1) whose (0, 0) is the user's own pair."""
     if not np.isfinite(grid).all():
-        raise UserError("the model's answers are not all finite numbers; no verdict can be based on them")
+        raise UserError("the model's answers are not all finite numbers", advice="no verdict can be based on them")
     # Equal sums may differ in their last bits; they count as ties, against the user.
     slack = 1e-9 * (1 + abs(grid[0, 0]))
     return int((grid <= grid[0, 0] + slack).sum()) / grid.size

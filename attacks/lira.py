@@ -56,7 +56,7 @@ def global_threshold(target_scaled):
 def _fit(values, models, variance, kind):
     """Mean (N,) and standard deviation, (N,) or for all records, of values (M, N) over those models, bool (M, N)."""
     if variance not in VARIANCES:
-        raise UserError(f"variance {variance!r} is unknown; use one of {VARIANCES}")
+        raise UserError(f"variance {variance!r} is unknown", advice=f"use one of {VARIANCES}")
     counts = signals.check_counts(models, 2 if variance == "per_sample" else 1, kind)
     mean = values.mean(axis=0, where=models, dtype=np.float64)
     if variance == "per_sample":

@@ -23,8 +23,8 @@ def balanced(models, records, seed, share=0.5):
     exact = Fraction(str(share))  # 0.7 * 10 is above 7 in floating point
     if models < 1 or records < 2 or not 0 < exact < 1 or exact * records < 1 or (1 - exact) * records < 1:
         raise UserError(
-            f"{models} models on a share {share} of {records} records cannot be balanced; give at least "
-            "one model and two records, and a share that leaves records in and out"
+            f"{models} models on a share {share} of {records} records cannot be balanced",
+            advice="give at least one model and two records, and a share that leaves records in and out",
         )
     matrix = np.zeros((models, records), dtype=bool)
     deck, decks = np.empty(0, dtype=np.int64), 0
@@ -61,7 +61,9 @@ def leave_one_out(membership, drop_complement=True):
     """
     membership = np.asarray(membership)
     if membership.dtype != bool or membership.ndim != 2 or len(membership) < 2:
-        raise UserError(f"membership is {membership.dtype} {membership.shape}; give a bool array of two or more models")
+        raise UserError(
+            f"membership is {membership.dtype} {membership.shape}", advice="give a bool array of two or more models"
+        )
     rows = {row.tobytes(): model for model, row in reversed(list(enumerate(membership)))}
     for target, row in enumerate(membership):
         left_out = {target, rows.get((~row).tobytes(), target)} if drop_complement else {target}

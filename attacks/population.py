@@ -46,8 +46,8 @@ def score(target_losses, population_losses, labels=None, population_labels=None)
     missing = np.setdiff1d(labels, population_labels)
     if len(missing):
         raise UserError(
-            f"the population has no record of class {missing[0]} ({len(missing)} such classes); take a "
-            "larger population, or one threshold for all classes"
+            f"the population has no record of class {missing[0]} ({len(missing)} such classes)",
+            advice="take a larger population, or one threshold for all classes",
         )
     scores = np.empty(len(target))
     for label in np.unique(labels):
@@ -63,7 +63,9 @@ def _rank(target, population):
 def _population(losses, labels):
     losses = signals.as_losses(losses, "the population's losses")
     if losses.ndim != 1 or not len(losses):
-        raise UserError(f"the population's losses have the shape {losses.shape}; give (records,), at least one")
+        raise UserError(
+            f"the population's losses have the shape {losses.shape}", advice="give (records,), at least one"
+        )
     labels = None if labels is None else np.asarray(labels)
     if labels is not None and labels.shape != losses.shape:
         raise UserError(f"{labels.shape} labels for a population of {losses.shape}")

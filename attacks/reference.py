@@ -29,7 +29,7 @@ def score(target_losses, reference_losses, membership, smoothing="linear"):
     if smoothing == "gaussian":
         return lira.offline(signals.scaled_from_losses(target), signals.scaled_from_losses(references), membership)
     if smoothing != "linear":
-        raise UserError(f'smoothing {smoothing!r} is unknown; use "linear" or "gaussian"')
+        raise UserError(f"smoothing {smoothing!r} is unknown", advice='use "linear" or "gaussian"')
     return 1 - _linear_cdf(target, references, ~membership)
 
 

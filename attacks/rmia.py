@@ -115,8 +115,8 @@ def tune_a(
         truth = inside[fold.target, usable]
         if truth.all() or not truth.any():
             raise UserError(
-                f"{len(inside)} reference models are too few to tune a on one of them; give a, or take at "
-                "least two complementary pairs"
+                f"{len(inside)} reference models are too few to tune a on one of them",
+                advice="give a, or take at least two complementary pairs",
             )
         target, references, known = signals.together(
             losses[fold.target][..., usable], losses[fold.references][..., usable], inside[fold.references][:, usable]
@@ -151,7 +151,7 @@ def share_dominated(ratio_x, ratio_z, gamma=2.0, strict=True):
     O((N + Z) log Z) time and O(N + Z) memory.
     """
     if not gamma > 0 or not np.isfinite(gamma):
-        raise UserError(f"gamma {gamma} is not a positive number; the paper uses 2")
+        raise UserError(f"gamma {gamma} is not a positive number", advice="the paper uses 2")
     ratio_x, ratio_z = (np.asarray(ratio, dtype=np.float64) for ratio in (ratio_x, ratio_z))
     if (
         ratio_x.ndim != 1
@@ -184,7 +184,7 @@ def _dominates(ratio_x, levels, places, gamma, strict):
 def _one_ratio(ratios, queries):
     """One ratio for the Q queries of each record, (Q, N) to (N,): see `online`."""
     if queries not in QUERIES:
-        raise UserError(f"queries {queries!r} is unknown; use one of {QUERIES}")
+        raise UserError(f"queries {queries!r} is unknown", advice=f"use one of {QUERIES}")
     # More than half of the queries dominate z exactly where their lower median does.
     middle = (len(ratios) - 1) // 2
     return ratios.mean(axis=0) if queries == "mean" else np.partition(ratios, middle, axis=0)[middle]
@@ -213,7 +213,7 @@ def _out_means(references, membership):
 
 def _offline_prior(out_means, a):
     if not 0 <= a <= 1:
-        raise UserError(f"a = {a} is not in [0, 1]; rmia.tune_a finds one")
+        raise UserError(f"a = {a} is not in [0, 1]", advice="rmia.tune_a finds one")
     return ((1 + a) * out_means + (1 - a)) / 2
 
 

@@ -27,7 +27,7 @@ def one_signal(target, name="the target's signals"):
     """The target's signals as float64 (N,): the mean over queries where there are several, (Q, N)."""
     target = _finite(target, name)
     if target.ndim not in (1, 2) or 0 in target.shape:
-        raise UserError(f"{name} have the shape {target.shape}; give (records,) or (queries, records)")
+        raise UserError(f"{name} have the shape {target.shape}", advice="give (records,) or (queries, records)")
     return target if target.ndim == 1 else target.mean(axis=0)
 
 
@@ -36,8 +36,8 @@ def as_losses(losses, name="losses"):
     losses = _finite(losses, name)
     if losses.size and losses.min() < 0:
         raise UserError(
-            f"{name} are as low as {losses.min():.3g}, but a cross entropy -log p is never negative; were "
-            "scaled confidences given? signals.losses_from_scaled turns them into losses"
+            f"{name} are as low as {losses.min():.3g}, but a cross entropy -log p is never negative",
+            advice="were scaled confidences given? signals.losses_from_scaled turns them into losses",
         )
     return losses
 
@@ -50,7 +50,9 @@ def together(target, references, membership):
         np.asarray(membership),
     )
     if membership.dtype != bool or membership.ndim != 2 or 0 in membership.shape:
-        raise UserError(f"membership is {membership.dtype} {membership.shape}; give a bool array (models, records)")
+        raise UserError(
+            f"membership is {membership.dtype} {membership.shape}", advice="give a bool array (models, records)"
+        )
     if (
         references.ndim != target.ndim + 1
         or target.ndim not in (1, 2)
@@ -59,11 +61,13 @@ def together(target, references, membership):
     ):
         raise UserError(
             f"signals of the target {target.shape}, of the reference models {references.shape} and "
-            f"membership {membership.shape} don't fit; they are (N,), (M, N) and (M, N), or with Q queries "
-            "a record (Q, N), (M, Q, N) and (M, N)"
+            f"membership {membership.shape} don't fit",
+            advice="they are (N,), (M, N) and (M, N), or with Q queries a record (Q, N), (M, Q, N) and (M, N)",
         )
     if not np.isfinite(references).all():
-        raise UserError("the reference models' signals are not all finite; compute them again from float64 logits")
+        raise UserError(
+            "the reference models' signals are not all finite", advice="compute them again from float64 logits"
+        )
     return target.reshape(-1, target.shape[-1]), references.reshape(len(references), -1, target.shape[-1]), membership
 
 
@@ -73,8 +77,8 @@ def check_counts(models, least, kind):
     if (counts < least).any():
         raise UserError(
             f"{int((counts < least).sum())} of {len(counts)} records have fewer than {least} reference "
-            f"model(s) {kind} them; take more reference models, in complementary pairs, or leave these "
-            "records out"
+            f"model(s) {kind} them",
+            advice="take more reference models, in complementary pairs, or leave these records out",
         )
     return counts
 
@@ -82,5 +86,5 @@ def check_counts(models, least, kind):
 def _finite(values, name):
     values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
-        raise UserError(f"{name} are not all finite; compute them again from float64 logits")
+        raise UserError(f"{name} are not all finite", advice="compute them again from float64 logits")
     return values

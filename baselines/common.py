@@ -91,9 +91,9 @@ def parse(flags, quick=None, quick_photos=None):
 def start(args, **defaults):
     """Load the data and draw splits and users; `defaults` are for flags of train.py that were not given."""
     if not args.out:
-        raise UserError("--out is missing; name the folder for result.json and plots")
+        raise UserError("--out is missing", advice="name the folder for result.json and plots")
     if args.countermeasure:
-        raise UserError(f"--countermeasure {args.countermeasure} has no meaning here; use train.py")
+        raise UserError(f"--countermeasure {args.countermeasure} has no meaning here", advice="use train.py")
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -123,7 +123,8 @@ def with_samples(users, count):
     """The same users with their first `count` samples, whose marks stay the same."""
     if not 1 <= count <= users.samples.shape[1]:
         raise UserError(
-            f"--samples {count}: users have 1 to {users.samples.shape[1]} samples; raise --marked_samples_per_user"
+            f"--samples {count}: users have 1 to {users.samples.shape[1]} samples",
+            advice="raise --marked_samples_per_user",
         )
     return replace(users, samples=users.samples[:, :count])
 

@@ -171,8 +171,8 @@ def load_bank(args, setup):
     needed = len(setup.groups["target"]) + args.features + 1
     if len(bank) < needed:
         raise UserError(
-            f"--ood_pattern {args.outlier_source} has {len(bank)} images, but {needed} are needed; "
-            "lower --features or the number of users"
+            f"--ood_pattern {args.outlier_source} has {len(bank)} images, but {needed} are needed",
+            advice="lower --features or the number of users",
         )
     order = utils.key_generator(setup.seed, "outlier images").permutation(len(bank))
     return bank[torch.from_numpy(order)]

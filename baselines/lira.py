@@ -89,7 +89,7 @@ def main():
     flags.add_argument("--models", type=number(int, 6), default=128, help="networks, an even number (default 128)")
     args = common.parse(flags, {"models": 16, "train_size": 2000}, {"train_size": 1000})
     if args.models % 2:
-        raise UserError(f"--models {args.models}: they come in complementary pairs; give an even number")
+        raise UserError(f"--models {args.models}: they come in complementary pairs", advice="give an even number")
     setup = common.start(args, marked_samples_per_user=1, num_of_multiTarget_diffCls=1, num_of_non_member_user=1)
     matrix = membership.balanced(args.models, len(setup.splits.train), setup.seed)
     variance = "per_sample" if args.models >= PER_SAMPLE_FROM else "fixed"

@@ -33,13 +33,13 @@ def collect(folder):
         if isinstance(result, dict) and {"method", "rows", "claims", "settings"} <= set(result):
             found.setdefault(result["method"], []).append((path, result))
     if not found:
-        raise UserError(f"no method's result (*/result.json) in {folder}; run comparison.sh first")
+        raise UserError(f"no method's result (*/result.json) in {folder}", advice="run comparison.sh first")
     for group in found.values():
         first = group[0][1]["settings"]
         for path, result in group[1:]:
             files.check_same_settings(result["settings"], first, path, APART, "Merge one comparison at a time")
             if [other["settings"]["seed"] for _, other in group].count(result["settings"]["seed"]) > 1:
-                raise UserError(f"{path}: another result of {result['method']} has the same seed; remove one")
+                raise UserError(f"{path}: another result of {result['method']} has the same seed", advice="remove one")
     return {method: [result for _, result in group] for method, group in found.items()}
 
 

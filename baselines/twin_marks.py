@@ -64,8 +64,8 @@ def draw_owners(pool, sizes, seed, purpose, shared=False):
         else:
             if used + owners * size > len(order):
                 raise UserError(
-                    f"--owners {owners} with {size} images each need more than the {len(order)} "
-                    "training images; lower --owners or --shares"
+                    f"--owners {owners} with {size} images each need more than the {len(order)} training images",
+                    advice="lower --owners or --shares",
                 )
             rows = order[used : used + owners * size].reshape(owners, size)
             used += owners * size
@@ -107,8 +107,8 @@ def feature_network(path):
         mean, std = (torch.tensor(record[name]).view(3, 1, 1) * 255 for name in ("mean", "std"))
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"--features {path} does not hold the network it names ({str(error).splitlines()[0]}); "
-            "give a checkpoint of train.py"
+            f"--features {path} does not hold the network it names ({str(error).splitlines()[0]})",
+            advice="give a checkpoint of train.py",
         ) from None
     return lambda values: model((values - mean) / std)
 

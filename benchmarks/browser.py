@@ -125,7 +125,7 @@ def main():
 
     chromium = world.system_chromium()
     if chromium is None:
-        raise UserError("there is no Chromium on this machine; install one")
+        raise UserError("there is no Chromium on this machine", advice="install one")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
         root = Path(folder)
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

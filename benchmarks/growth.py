@@ -123,7 +123,7 @@ def fit(sizes, seconds, confidence=0.95):
     """
     sizes, seconds = np.asarray(sizes, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     if len(sizes) < 3 or len(sizes) != len(seconds) or not (np.r_[sizes, seconds] > 0).all():
-        raise UserError("a slope with an interval needs three or more sizes, all positive; give more --sizes")
+        raise UserError("a slope with an interval needs three or more sizes, all positive", advice="give more --sizes")
     line = stats.linregress(np.log(sizes), np.log(seconds))
     reach = stats.t.ppf((1 + confidence) / 2, len(sizes) - 2) * line.stderr
     return {
@@ -204,7 +204,7 @@ def main():
         print(json.dumps(measure(args.measure, args.sizes, args, device)))
         return
     if args.sizes and len(args.panels) > 1:
-        raise UserError("--sizes fits one panel; give one with --panels")
+        raise UserError("--sizes fits one panel", advice="give one with --panels")
     panels = {}
     for name in args.panels:
         panel = PANELS[name]

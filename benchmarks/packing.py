@@ -256,7 +256,9 @@ class Group:
         try:
             return [pipe.recv() for pipe in self.pipes]
         except EOFError:
-            raise UserError("a process of the benchmark has died (of memory?); try a smaller --counts") from None
+            raise UserError(
+                "a process of the benchmark has died (of memory?)", advice="try a smaller --counts"
+            ) from None
 
     def round(self):
         """Seconds of one round, from the word to the last answer."""

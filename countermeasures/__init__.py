@@ -39,15 +39,15 @@ def parse(text):
     known = _known()
     if name not in known:
         raise UserError(
-            f"--countermeasure {name} is unknown{_nearest(name, known)}; there are {', '.join(sorted(known))}"
+            f"--countermeasure {name} is unknown{_nearest(name, known)}", advice=f"there are {', '.join(sorted(known))}"
         )
     pairs = [pair.partition("=") for pair in rest.split(",")] if rest else []
     settings = known[name].model_fields
     for setting, equals, _ in pairs:
         if setting not in settings or not equals:
             raise UserError(
-                f"--countermeasure {name} has no setting {setting!r}{_nearest(setting, settings)}; write "
-                f"{name}:SETTING=VALUE with one of {', '.join(settings) or 'none'}"
+                f"--countermeasure {name} has no setting {setting!r}{_nearest(setting, settings)}",
+                advice=f"write {name}:SETTING=VALUE with one of {', '.join(settings) or 'none'}",
             )
     try:
         return known[name].model_validate({setting: value for setting, _, value in pairs})

@@ -54,7 +54,7 @@ def load_outlier_bank(source, height, width, data_root=None, limit=2000) -> torc
     root = _bank_folder(str(source), data_root)
     files = folders.list_images(root)
     if not files:
-        raise UserError(f"{root} has no images to take outlier features from; give another folder")
+        raise UserError(f"{root} has no images to take outlier features from", advice="give another folder")
     chosen = np.linspace(0, len(files) - 1, min(limit, len(files))).round().astype(int)
     images = open_images(root, [files[index] for index in chosen], height, width, f"reading {source}")
     return images[np.arange(len(images))]
@@ -67,12 +67,14 @@ def _bank_folder(source, data_root):
         found = [root for root in roots if (root / bank.FOLDER).exists() or (root / bank.ARCHIVE).exists()]
         return bank.folder((found or roots)[0])
     if not Path(source).is_dir():
-        raise UserError(f"outlier features {source!r} are neither {' nor '.join(_BANKS)} nor a folder; check the path")
+        raise UserError(
+            f"outlier features {source!r} are neither {' nor '.join(_BANKS)} nor a folder", advice="check the path"
+        )
     return Path(source)
 
 
 def _module(name):
     if name not in _NAMES:
         nearest = difflib.get_close_matches(str(name).lower(), _NAMES, n=1, cutoff=0)[0]
-        raise UserError(f"unknown data set {name!r}; did you mean {nearest}? There are {', '.join(_NAMES)}")
+        raise UserError(f"unknown data set {name!r}", advice=f"did you mean {nearest}? There are {', '.join(_NAMES)}")
     return importlib.import_module(f"dataset.{name}")

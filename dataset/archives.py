@@ -40,9 +40,9 @@ def unpack(archive, folder, most_bytes=None, most_files=None):
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(f"{archive} cannot be unpacked ({error}); check that file and its folder") from None
+        raise UserError(f"{archive} cannot be unpacked ({error})", advice="check that file and its folder") from None
     except Exception as error:  # the readers of zip, tar and their compressions each have their own
-        raise UserError(f"{archive} is damaged ({' '.join(str(error).split())}); download it again") from None
+        raise UserError(f"{archive} is damaged ({' '.join(str(error).split())})", advice="download it again") from None
 
 
 def _copy_members(archive, target, most_bytes, most_files):
@@ -51,7 +51,7 @@ def _copy_members(archive, target, most_bytes, most_files):
         for name, is_folder, is_file, open_member in Progress(members, f"unpacking {archive.name}", unit="file"):
             files += 1
             if most_files is not None and files > most_files:
-                raise UserError(f"{archive} holds more than {most_files:,} files; split it")
+                raise UserError(f"{archive} holds more than {most_files:,} files", advice="split it")
             path = _inside(archive, target, name)
             if is_folder:
                 path.mkdir(parents=True, exist_ok=True)
@@ -61,8 +61,8 @@ def _copy_members(archive, target, most_bytes, most_files):
                     shutil.copyfileobj(_Metered(source, meter), copy, 1 << 20)
             else:
                 raise UserError(
-                    f"{archive} holds {name!r}, a link or device, which no data set needs; "
-                    "get the archive from its original place"
+                    f"{archive} holds {name!r}, a link or device, which no data set needs",
+                    advice="get the archive from its original place",
                 )
 
 
@@ -75,7 +75,7 @@ class _Meter:
     def add(self, count):
         self.bytes += count
         if self.most is not None and self.bytes > self.most:
-            raise UserError(f"{self.archive} unpacks to more than {self.most / 2**30:.0f} GiB; split it")
+            raise UserError(f"{self.archive} unpacks to more than {self.most / 2**30:.0f} GiB", advice="split it")
 
 
 class _Metered:
@@ -123,8 +123,8 @@ def _inside(archive, target, name):
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or re.match(r"[A-Za-z]:", name):
         raise UserError(
-            f"{archive} holds {name!r}, a path that leaves its folder; it was not unpacked, "
-            "get the archive from its original place"
+            f"{archive} holds {name!r}, a path that leaves its folder",
+            advice="it was not unpacked, get the archive from its original place",
         )
     return target.joinpath(*parts)
 

@@ -84,7 +84,9 @@ def make_splits(labels, is_test, train_size, val_portion, seed) -> Splits:
         raise UserError(f"--val_portion {val_portion} must be at least 0 and below 1")
     val_size = round(train_size * val_portion)
     if val_size == train_size:
-        raise UserError(f"--val_portion {val_portion} leaves no training image of --train_size {train_size}; lower it")
+        raise UserError(
+            f"--val_portion {val_portion} leaves no training image of --train_size {train_size}", advice="lower it"
+        )
 
     used = _stratified_draw(labels, available, int(train_size), _random_ranks("member", seed, len(labels)))
     val = _stratified_draw(labels, used, val_size, _random_ranks("validation", seed, len(labels)))
@@ -124,7 +126,7 @@ def checked_data(name, images, labels, class_names, is_test, recipe) -> ImageDat
 
     def require(condition, problem):
         if not condition:
-            raise UserError(f"data set {name}: {problem}; check that its files are complete and unchanged")
+            raise UserError(f"data set {name}: {problem}", advice="check that its files are complete and unchanged")
 
     require(labels.dtype == torch.int64 and labels.ndim == 1, f"labels must be int64 (N,), not {labels.dtype}")
     require(is_test.dtype == torch.bool and is_test.shape == labels.shape, "is_test must be bool, one per label")

@@ -40,7 +40,9 @@ def load(data_root=None, image_size=None) -> ImageData:
 def load_cifar(name, torchvision_class, recipe, class_count, data_root, image_size) -> ImageData:
     """Load one of torchvision's CIFAR sets. torchvision checks its files' MD5 sums before it opens them."""
     if image_size not in (None, 32):
-        raise UserError(f"data set {name}: images are 32 px, --image_size {image_size} can't be had; leave it out")
+        raise UserError(
+            f"data set {name}: images are 32 px, --image_size {image_size} can't be had", advice="leave it out"
+        )
     from torchvision import datasets  # takes a second, and the other data sets don't need it
 
     make = getattr(datasets, torchvision_class)
@@ -53,13 +55,13 @@ def load_cifar(name, torchvision_class, recipe, class_count, data_root, image_si
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"data set {name}: it is not complete in {root} and can't be downloaded ({error}); put "
-            f"{make.filename} from https://www.cs.toronto.edu/~kriz/cifar.html into {root}"
+            f"data set {name}: it is not complete in {root} and can't be downloaded ({error})",
+            advice=f"put {make.filename} from https://www.cs.toronto.edu/~kriz/cifar.html into {root}",
         ) from None
     if len(train.classes) != class_count:
         raise UserError(
-            f"data set {name}: {root} has {len(train.classes)} classes instead of {class_count}; "
-            f"delete {make.base_folder} there and start again"
+            f"data set {name}: {root} has {len(train.classes)} classes instead of {class_count}",
+            advice=f"delete {make.base_folder} there and start again",
         )
     pixels = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2)
     labels = torch.tensor(train.targets + test.targets)

@@ -38,7 +38,7 @@ def list_images(root, below="") -> list[ImageFile]:
             _check_link(root, root / below, ())
         _scan(root, below, files, (os.path.realpath(root / below),))
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}); check the data folder") from None
+        raise UserError(f"{error.filename} cannot be read ({error.strerror})", advice="check the data folder") from None
     return sorted(files, key=lambda file: file.relative)
 
 
@@ -64,9 +64,9 @@ def _is_hidden(name):
 def _check_link(root, path, ancestors):
     target = os.path.realpath(path)
     if not Path(target).is_relative_to(root):
-        raise UserError(f"{path} is a link that leaves {root}; put the images themselves there")
+        raise UserError(f"{path} is a link that leaves {root}", advice="put the images themselves there")
     if not os.path.exists(target) or target in ancestors:
-        raise UserError(f"{path} is a link that leads nowhere or back to its own folder; remove it")
+        raise UserError(f"{path} is a link that leads nowhere or back to its own folder", advice="remove it")
 
 
 class _Part(NamedTuple):
@@ -88,8 +88,8 @@ def class_folder_data(name, root, recipe, image_size, test_folders=TEST_FOLDERS,
     class_names = parts[0].class_names
     if class_count not in (None, len(class_names)):
         raise UserError(
-            f"data set {name}: {root} has {len(class_names)} classes instead of {class_count}; "
-            "unpack the archive again, or use --dataset imagefolder for other data"
+            f"data set {name}: {root} has {len(class_names)} classes instead of {class_count}",
+            advice="unpack the archive again, or use --dataset imagefolder for other data",
         )
     files, labels, is_test = _label_files(root, parts)
     _refuse_empty_class(name, root / parts[0].folder, class_names, labels[~is_test])
@@ -104,12 +104,14 @@ def class_folder_data(name, root, recipe, image_size, test_folders=TEST_FOLDERS,
 def _find_parts(name, root, test_folders):
     """The training part and, where there is one, the test part."""
     if not root.is_dir():
-        raise UserError(f"data set {name}: there is no folder {root}; {LAYOUT} in it")
+        raise UserError(f"data set {name}: there is no folder {root}", advice=f"{LAYOUT} in it")
     if not _subfolders(root / "train"):  # a 'train' full of images is no split, it is a class of railway pictures
         if any(_subfolders(root / folder) for folder in TEST_FOLDERS):
-            raise UserError(f"data set {name}: {root} has test images but no class folders in train/; {LAYOUT}")
+            raise UserError(
+                f"data set {name}: {root} has test images but no class folders in train/", advice=f"{LAYOUT}"
+            )
         if not _subfolders(root):
-            raise UserError(f"data set {name}: {root} has no class folders; {LAYOUT}")
+            raise UserError(f"data set {name}: {root} has no class folders", advice=f"{LAYOUT}")
         return [_Part("", False, _subfolders(root))]
     parts = [_Part("train", False, _subfolders(root / "train"))]
     test_folder = next((folder for folder in test_folders if _subfolders(root / folder)), None)
@@ -118,8 +120,8 @@ def _find_parts(name, root, test_folders):
         only_test = sorted(set(parts[1].class_names) - set(parts[0].class_names))
         if only_test:
             raise UserError(
-                f"data set {name}: class {only_test[0]!r} is in {root / test_folder} but not in "
-                f"{root / 'train'}; remove it there, or add its training images"
+                f"data set {name}: class {only_test[0]!r} is in {root / test_folder} but not in {root / 'train'}",
+                advice="remove it there, or add its training images",
             )
     return parts
 
@@ -150,8 +152,8 @@ def _refuse_empty_class(name, folder, class_names, training_labels):
     counts = torch.bincount(training_labels, minlength=len(class_names)).tolist()
     if 0 in counts:
         raise UserError(
-            f"data set {name}: class folder {folder / class_names[counts.index(0)]} has no images; "
-            f"remove it or fill it ({LAYOUT})"
+            f"data set {name}: class folder {folder / class_names[counts.index(0)]} has no images",
+            advice=f"remove it or fill it ({LAYOUT})",
         )
 
 
@@ -173,8 +175,9 @@ def find_folder(name, folder, archive, source, data_root=None) -> Path:
     if not (root / folder).is_dir():
         if not (root / archive).is_file():
             raise UserError(
-                f"data set {name}: neither {root / folder} nor {root / archive} exists; download {archive} "
-                f"({source}) and put it into {root}, or point --data_root to the folder that holds it"
+                f"data set {name}: neither {root / folder} nor {root / archive} exists",
+                advice=f"download {archive} "
+                f"({source}) and put it into {root}, or point --data_root to the folder that holds it",
             )
         unpack(root / archive, root / folder)
     return root / folder

@@ -24,7 +24,7 @@ RECIPE = replace(cifar10.RECIPE, target_user_cls=(0,))
 def load(data_root=None, image_size=None) -> ImageData:
     """Load the class folders in `data_root`; `image_size` None: see find_image_size. Raises UserError."""
     if data_root is None:
-        raise UserError(f"data set imagefolder: give its folder with --data_root; {LAYOUT} in it")
+        raise UserError("data set imagefolder: give its folder with --data_root", advice=f"{LAYOUT} in it")
     size = checked_image_size("imagefolder", image_size, find_image_size)
     return class_folder_data("imagefolder", data_root, make_recipe, size)
 
@@ -43,7 +43,9 @@ def _size_of(path):
         with Image.open(path) as image:  # reads the header only
             return image.size
     except Exception as error:
-        raise UserError(f"{path} is not a readable image ({error}); remove it or get an undamaged copy") from None
+        raise UserError(
+            f"{path} is not a readable image ({error})", advice="remove it or get an undamaged copy"
+        ) from None
 
 
 def make_recipe(image_size, labels, is_test):

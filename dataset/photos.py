@@ -115,7 +115,9 @@ RECIPE = Recipe(
 def load(data_root=None, image_size=None) -> ImageData:
     """Cut the crops. `data_root` is not used. Raises UserError for a missing package or a file that has changed."""
     if image_size not in (None, CROP):
-        raise UserError(f"data set photos: crops are {CROP} px, --image_size {image_size} can't be had; leave it out")
+        raise UserError(
+            f"data set photos: crops are {CROP} px, --image_size {image_size} can't be had", advice="leave it out"
+        )
     parts = [crop_photo(open_photo(photo), photo.shrink) for photo in PHOTOS]
     pixels = torch.from_numpy(np.concatenate([crops for crops, _, _ in parts])).permute(0, 3, 1, 2)
     labels = torch.from_numpy(np.concatenate([9 * index + ninths for index, (_, ninths, _) in enumerate(parts)]))
@@ -150,13 +152,15 @@ def open_photo(photo):
     """A photograph in RGB, straight from its package; UserError when package or file is not the expected one."""
     spec = importlib.util.find_spec(photo.package)  # finds a package's folder without running its code
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"data set photos: {photo.package} is not installed; pip install {VERSIONS[photo.package]}")
+        raise UserError(
+            f"data set photos: {photo.package} is not installed", advice=f"pip install {VERSIONS[photo.package]}"
+        )
     path = Path(spec.submodule_search_locations[0], photo.file)
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != photo.sha256:
         raise UserError(
-            f"data set photos: {path} is {'not the expected file' if content else 'missing'}; "
-            f"pip install --force-reinstall {VERSIONS[photo.package]}"
+            f"data set photos: {path} is {'not the expected file' if content else 'missing'}",
+            advice=f"pip install --force-reinstall {VERSIONS[photo.package]}",
         )
     with Image.open(io.BytesIO(content)) as image:
         return image.convert("RGB")

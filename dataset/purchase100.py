@@ -22,8 +22,8 @@ def load(data_root=None) -> TableData:
         if file.is_file():
             return load_file(file) if file.suffix == ".npz" else _published(file)
     raise UserError(
-        f"data set purchase100: {root} has neither purchase100.npz nor dataset_purchase; get "
-        "dataset_purchase.tgz from https://github.com/privacytrustlab/datasets and unpack it there"
+        f"data set purchase100: {root} has neither purchase100.npz nor dataset_purchase",
+        advice="get dataset_purchase.tgz from https://github.com/privacytrustlab/datasets and unpack it there",
     )
 
 

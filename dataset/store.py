@@ -161,14 +161,17 @@ def decode_image(path, height, width):
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(
                     f"{path} claims {image.width} x {image.height} pixels, above the limit of "
-                    f"{MAX_PIXELS // 1_000_000} megapixels; remove it or scale it down"
+                    f"{MAX_PIXELS // 1_000_000} megapixels",
+                    advice="remove it or scale it down",
                 )
             return np.asarray(_cover(_to_rgb(_upright(image)), height, width))
     except (UserError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise nearly anything at a damaged file
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{path} is not a readable image ({reason}); remove it or get an undamaged copy") from None
+        raise UserError(
+            f"{path} is not a readable image ({reason})", advice="remove it or get an undamaged copy"
+        ) from None
 
 
 def _upright(image):

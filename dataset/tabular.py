@@ -45,8 +45,8 @@ def checked_table(name, features, labels, class_names=None, groups=None) -> Tabl
         known = list(class_names)
     if len(known) < 2:
         raise UserError(
-            f"data set {name}: all {len(labels)} labels are {known[0] if known else 'missing'}; a "
-            "classifier needs two classes or more"
+            f"data set {name}: all {len(labels)} labels are {known[0] if known else 'missing'}",
+            advice="a classifier needs two classes or more",
         )
     if features is not None:
         features = np.asarray(features)
@@ -59,8 +59,8 @@ def checked_table(name, features, labels, class_names=None, groups=None) -> Tabl
         if not np.isfinite(features).all():
             row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
             raise UserError(
-                f"data set {name}: record {row} has a feature that is missing or not finite; fill it or "
-                "leave the record out"
+                f"data set {name}: record {row} has a feature that is missing or not finite",
+                advice="fill it or leave the record out",
             )
     for group, values in (groups or {}).items():
         if len(values) != len(labels):
@@ -77,12 +77,12 @@ def load_file(path, label=None, groups=()) -> TableData:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"table {path} does not exist; give a .npz or .csv file with data_dir")
+        raise UserError(f"table {path} does not exist", advice="give a .npz or .csv file with data_dir")
     if path.suffix.lower() == ".npz":
         return _of_arrays(path, groups)
     if path.suffix.lower() == ".csv":
         return _of_csv(path, label, groups)
-    raise UserError(f"table {path} is not read here; give .npz or .csv")
+    raise UserError(f"table {path} is not read here", advice="give .npz or .csv")
 
 
 def load_embedded(name) -> TableData:
@@ -102,9 +102,11 @@ def read_numbers(path, dtype=np.float32):
     except FileNotFoundError:
         raise
     except (ValueError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} is not a table of numbers with commas ({error}); get an undamaged copy") from None
+        raise UserError(
+            f"{path} is not a table of numbers with commas ({error})", advice="get an undamaged copy"
+        ) from None
     if not numbers.size:
-        raise UserError(f"{path} is empty; get an undamaged copy")
+        raise UserError(f"{path} is empty", advice="get an undamaged copy")
     return numbers
 
 
@@ -118,11 +120,11 @@ def _of_arrays(path, groups):
     names = [next((name for name in known if name in arrays), None) for known in (FEATURE_NAMES, LABEL_NAMES)]
     if names[1] is None:
         raise UserError(
-            f"{path} has the arrays {', '.join(arrays) or 'none'}; it needs labels (or y), and features (or x)"
+            f"{path} has the arrays {', '.join(arrays) or 'none'}", advice="it needs labels (or y), and features (or x)"
         )
     missing = [group for group in groups if group not in arrays]
     if missing:
-        raise UserError(f"{path} has no array {missing[0]!r} for a group; there are {', '.join(arrays)}")
+        raise UserError(f"{path} has no array {missing[0]!r} for a group", advice=f"there are {', '.join(arrays)}")
     classes = arrays.get("class_names")
     return checked_table(
         path.stem,
@@ -147,7 +149,7 @@ def _of_csv(path, label, groups):
     label = frame.columns[-1] if label is None else str(label)
     missing = [name for name in (label, *groups) if name not in frame.columns]
     if missing:
-        raise UserError(f"{path} has no column {missing[0]!r}; there are {', '.join(frame.columns[:20])}")
+        raise UserError(f"{path} has no column {missing[0]!r}", advice=f"there are {', '.join(frame.columns[:20])}")
     features = pd.get_dummies(frame.drop(columns=[label, *groups]))
     if frame[label].isna().any():
         raise UserError(f"{path}: record {int(frame[label].isna().argmax())} has no {label}")

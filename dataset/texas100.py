@@ -25,11 +25,11 @@ def load(data_root=None) -> TableData:
             features, labels = read_numbers(folder / "feats"), read_numbers(folder / "labels")
             if len(features) != len(labels) or labels.shape[1] != 1:
                 raise UserError(
-                    f"data set texas100: {folder} has {len(features)} lines of feats and labels "
-                    f"{labels.shape}; get an undamaged copy"
+                    f"data set texas100: {folder} has {len(features)} lines of feats and labels {labels.shape}",
+                    advice="get an undamaged copy",
                 )
             return checked_table("texas100", features, labels)
     raise UserError(
-        f"data set texas100: {root} has neither texas100.npz nor feats and labels; get dataset_texas.tgz "
-        "from https://github.com/privacytrustlab/datasets and unpack it there"
+        f"data set texas100: {root} has neither texas100.npz nor feats and labels",
+        advice="get dataset_texas.tgz from https://github.com/privacytrustlab/datasets and unpack it there",
     )

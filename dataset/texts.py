@@ -46,7 +46,7 @@ def load_agnews(data_root=None) -> TextData:
                     labels.append(int(row[0]) - 1)
                     texts.append(f"{row[1]} {row[2]}")
     if not texts:
-        raise UserError(f"data set agnews: {root / 'train.csv'} is empty; get an undamaged copy")
+        raise UserError(f"data set agnews: {root / 'train.csv'} is empty", advice="get an undamaged copy")
     return TextData("agnews", texts, np.array(labels, dtype=np.int64), AGNEWS_CLASSES)
 
 
@@ -74,7 +74,7 @@ def _of_columns(name, parts, label, groups):
     )
     missing = [one for one in (label, *groups) if one not in features]
     if missing:
-        raise UserError(f"data set hf:{name} has no column {missing[0]!r}; there are {', '.join(features)}")
+        raise UserError(f"data set hf:{name} has no column {missing[0]!r}", advice=f"there are {', '.join(features)}")
     labels = np.concatenate([np.asarray(part[label]) for part in parts])
     chosen = {one: np.concatenate([np.asarray(part[one]) for part in parts]) for one in groups}
     rest = [one for one in features if one not in (label, *groups)]
@@ -83,7 +83,8 @@ def _of_columns(name, parts, label, groups):
         numbers = [one for one in rest if str(getattr(features[one], "dtype", "")).startswith(("int", "float", "bool"))]
         if not numbers:
             raise UserError(
-                f"data set hf:{name} has neither texts nor numbers beside {label}; there are {', '.join(features)}"
+                f"data set hf:{name} has neither texts nor numbers beside {label}",
+                advice=f"there are {', '.join(features)}",
             )
         columns = np.concatenate([np.stack([np.asarray(part[one]) for one in numbers], axis=1) for part in parts])
         return checked_table(name, columns, labels, getattr(features[label], "names", None), chosen)

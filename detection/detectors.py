@@ -46,7 +46,8 @@ def library():
         import pytorch_ood.loss
     except ImportError as error:
         raise UserError(
-            f"the detectors come from pytorch-ood, which can't be imported ({error}); pip install 'pytorch-ood>=0.4'"
+            f"the detectors come from pytorch-ood, which can't be imported ({error})",
+            advice="pip install 'pytorch-ood>=0.4'",
         ) from None
     return pytorch_ood
 
@@ -57,8 +58,8 @@ def check_classes(labels, classes):
     if counts.min() < FEWEST_OF_CLASS:
         raise UserError(
             f"class {int(counts.argmin())} has {int(counts.min())} of the {len(labels)} clean images that "
-            f"the detectors are fitted on, but {FEWEST_OF_CLASS} are needed; raise --train_size or "
-            "--fit_share"
+            f"the detectors are fitted on, but {FEWEST_OF_CLASS} are needed",
+            advice="raise --train_size or --fit_share",
         )
 
 

@@ -115,8 +115,8 @@ class FeatureNetwork:
             or not np.allclose(head.logits(features).numpy(), answers, rtol=1e-3, atol=1e-3)
         ):
             raise UserError(
-                f"--features {suspect.name} does not end in a linear layer whose input could be looked at; "
-                "give a PyTorch network that does, such as a ResNet"
+                f"--features {suspect.name} does not end in a linear layer whose input could be looked at",
+                advice="give a PyTorch network that does, such as a ResNet",
             )
         self.head = head
 
@@ -150,7 +150,7 @@ def open_features(args, device):
     path, net_type, overrides = args.features, args.net_type, None
     if args.features == IMAGENET:
         if net_type is not None:
-            raise UserError(f"--features {IMAGENET} is a network already; leave --net_type out or give a file")
+            raise UserError(f"--features {IMAGENET} is a network already", advice="leave --net_type out or give a file")
         path = args.pretrained_weights
         if path is None:
             from torchvision.models import ResNet18_Weights
@@ -159,7 +159,7 @@ def open_features(args, device):
             path = Path(torch.hub.get_dir()) / "checkpoints" / ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[-1]
         net_type, overrides = "torchvision:resnet18", {"size": 224}
     elif args.pretrained_weights:
-        raise UserError(f"--pretrained_weights is for --features {IMAGENET}; leave it out")
+        raise UserError(f"--pretrained_weights is for --features {IMAGENET}", advice="leave it out")
     return FeatureNetwork(open_model(path, net_type, device, "float32", overrides))
 
 
@@ -192,7 +192,8 @@ def draw_images(data, settings):
     if min(len(others), settings["clean_images"]) < 2 or count > len(outside):
         raise UserError(
             f"--train_size {size} leaves {len(others)} unmarked training images and {len(outside)} others, "
-            f"of which {count} shall fit the detectors; lower --train_size, --fit_share or the users"
+            f"of which {count} shall fit the detectors",
+            advice="lower --train_size, --fit_share or the users",
         )
     clean, fit = (
         utils.key_generator(seed, "input detection", what).permutation(rows)[:many]
@@ -293,7 +294,9 @@ def on_features(data, network, chosen, images, settings):
 def main():
     args = make_parser().parse_args()
     if len(args.img_blending_ratio) != len(args.noise_norm):
-        raise UserError("--img_blending_ratio and --noise_norm need one value for each marking strength; give as many")
+        raise UserError(
+            "--img_blending_ratio and --noise_norm need one value for each marking strength", advice="give as many"
+        )
     detectors.library()
     device = utils.choose_device(args.device)
     data = load_dataset(args.dataset, args.data_root, args.image_size)
@@ -309,7 +312,9 @@ def main():
             settings, path = {**shared, "seed": seed}, out / f"seed-{seed}" / "result.json"
             if path.exists():
                 stored = files.read_json(path)
-                files.check_same_settings(stored.get("settings"), settings, path, hint="Choose another --out")
+                files.check_same_settings(
+                    stored.get("settings"), settings, path, advice="choose another --out", command=None
+                )
             else:
                 stored, marked = run(data, network, bank, settings, device)
                 draw(stored, marked, path.parent)

@@ -142,7 +142,7 @@ def tagged_paths(args, dataset, net_type, tag=None):
     UserError."""
     tag = args.save_tag if tag is None else tag
     if "/" in tag or "\\" in tag or tag in ("", ".", ".."):
-        raise UserError(f"--save_tag {tag!r} can't be a file name; use letters, digits, '-' and '_'")
+        raise UserError(f"--save_tag {tag!r} can't be a file name", advice="use letters, digits, '-' and '_'")
     return RunPaths.of_tag(args.res_folder, args.ckpt_folder, f"{dataset}-{net_type}-{tag}")
 
 
@@ -182,15 +182,17 @@ def resolve_settings(args, data, device):
     training = {flag: value_of(flag) for flag in TRAINING_FLAGS}
     if args.num_classes not in (None, len(data.class_names)):
         raise UserError(
-            f"--num_classes {args.num_classes} does not fit {data.name}, which has "
-            f"{len(data.class_names)} classes; leave the flag out"
+            f"--num_classes {args.num_classes} does not fit {data.name}, which has {len(data.class_names)} classes",
+            advice="leave the flag out",
         )
     training["marked_samples_per_user"] = _samples_per_user(training["marked_samples_per_user"], training["train_size"])
     training |= {name: getattr(args, name) for name in USER_FLAGS}
     if training["target_user_cls"] is None and training["num_of_multiTarget_diffCls"] is None:
         training["target_user_cls"] = [recipe.target_user_cls[0]]
     if training["target_user_cls"] is not None and (training["num_of_multiTarget_diffCls"] or 1) > 1:
-        raise UserError("--target_user_cls and --num_of_multiTarget_diffCls both choose the users' classes; give one")
+        raise UserError(
+            "--target_user_cls and --num_of_multiTarget_diffCls both choose the users' classes", advice="give one"
+        )
     for label in training["target_user_cls"] or ():
         if label >= len(data.class_names):
             raise UserError(
@@ -209,7 +211,7 @@ def _file_digest(path):
     if path is None:
         return None
     if not Path(path).is_file():
-        raise UserError(f"--pretrained_weights {path} is not a file; check the path")
+        raise UserError(f"--pretrained_weights {path} is not a file", advice="check the path")
     with open(path, "rb") as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -85,7 +85,8 @@ def _set_aside(splits, data, share, seed):
     if count > len(pool):
         raise UserError(
             f"the countermeasure needs {count} clean images, and only {len(pool)} are neither used for "
-            "training nor for testing; lower its share or --train_size"
+            "training nor for testing",
+            advice="lower its share or --train_size",
         )
     rows = torch.from_numpy(utils.key_generator(seed, "clean images").permutation(pool)[:count])
     left, test = (part[~torch.isin(part, rows)] for part in (splits.non_member, splits.test))
@@ -122,7 +123,8 @@ def _user_classes(settings, train_labels):
     if len(chosen) < different:
         raise UserError(
             f"--num_of_multiTarget_diffCls {different}: the training images have room for {len(chosen)}"
-            f" users of {settings['marked_samples_per_user']} samples; lower one or raise --train_size"
+            f" users of {settings['marked_samples_per_user']} samples",
+            advice="lower one or raise --train_size",
         )
     return np.repeat(chosen, same)
 
@@ -166,8 +168,8 @@ def check_marks(experiment, paths):
             and np.array_equal(stored.get("images"), marked_images(experiment).numpy())
         ):
             raise UserError(
-                f"{paths.marks} has other marks than these settings give today; restore the images of "
-                "--ood_pattern, or audit with the versions named in the run's result.json"
+                f"{paths.marks} has other marks than these settings give today",
+                advice="restore the images of --ood_pattern, or audit with the versions named in the run's result.json",
             )
 
 

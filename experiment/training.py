@@ -161,7 +161,8 @@ class TrainingJob:
             record.get("settings"),
             ours,
             self.base_model,
-            hint="--base_model must be the same run without a countermeasure",
+            advice="--base_model must be the same run without a countermeasure",
+            command=None,
         )
         try:
             model.load_state_dict(tensors)
@@ -206,8 +207,8 @@ def load_trained(path, device, precision=None):
         recipe = replace(recipe, precision=precision or recipe.precision)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"{path} does not hold the network it names ({str(error).splitlines()[0]}); "
-            "get an undamaged copy, or train the model again"
+            f"{path} does not hold the network it names ({str(error).splitlines()[0]})",
+            advice="get an undamaged copy, or train the model again",
         ) from None
     return defence.answer(utils.make_query(model, recipe, device), settings.get("seed", 0)), record
 

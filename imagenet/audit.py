@@ -52,12 +52,13 @@ def find_users(args):
     poorest, size = min(counts, key=counts.get), args.marked_samples_per_user
     if size is None and len(set(counts.values())) > 1:
         raise UserError(
-            f"users have {min(counts.values())} to {max(counts.values())} images; give "
-            f"--marked_samples_per_user (at most {counts[poorest]}, the number of {poorest})"
+            f"users have {min(counts.values())} to {max(counts.values())} images",
+            advice=f"give --marked_samples_per_user (at most {counts[poorest]}, the number of {poorest})",
         )
     if size is not None and counts[poorest] < size:
         raise UserError(
-            f"user {poorest} has {counts[poorest]} images, fewer than --marked_samples_per_user {size}; lower it"
+            f"user {poorest} has {counts[poorest]} images, fewer than --marked_samples_per_user {size}",
+            advice="lower it",
         )
     return {group: {name: files[:size] for name, files in members.items()} for group, members in users.items()}
 
@@ -89,7 +90,7 @@ def open_suspect(args):
     }
     suspect = opened.open_model(args.resume_path, arch, args.device, args.precision, overrides, args.batch_size)
     if suspect.classes is None:
-        raise UserError(f"{args.resume_path} names only its top class; use eval.py, which can do with that")
+        raise UserError(f"{args.resume_path} names only its top class", advice="use eval.py, which can do with that")
     return suspect
 
 
@@ -102,11 +103,11 @@ def class_numbers(args, suspect, validation):
     elif args.manifest:
         names = read_manifest(args.manifest)["class_names"]
     else:
-        raise UserError("the model has no class names; give --val_set_data_folder or --manifest")
+        raise UserError("the model has no class names", advice="give --val_set_data_folder or --manifest")
     if len(names) != suspect.classes:
         raise UserError(
-            f"the model has {suspect.classes} classes and the data {len(names)}; give "
-            "--val_set_data_folder with all classes of its training, or the right --resume_path"
+            f"the model has {suspect.classes} classes and the data {len(names)}",
+            advice="give --val_set_data_folder with all classes of its training, or the right --resume_path",
         )
     return {name: number for number, name in enumerate(names)}
 
@@ -119,7 +120,8 @@ def check_labels(users, validation, numbers):
         if label not in numbers:
             raise UserError(
                 f"{path}: class {label!r} is not one of the model's {len(numbers)} "
-                f"({', '.join(list(numbers)[:3])}, ...); name class folders as in its training"
+                f"({', '.join(list(numbers)[:3])}, ...)",
+                advice="name class folders as in its training",
             )
 
 
@@ -166,7 +168,7 @@ def stream(images, fit):
         try:
             return fit(read_photo(path))
         except UnreadablePhoto as problem:
-            raise UserError(f"{path} {problem}; replace it or remove it from the folder") from None
+            raise UserError(f"{path} {problem}", advice="replace it or remove it from the folder") from None
 
     pool, waiting = ThreadPoolExecutor(protect.workers()), deque()
     try:
@@ -191,7 +193,9 @@ def ask(suspect, images, numbers, description):
                 # Logits or probabilities, as the model answers; log probabilities are logits, too.
                 logs, _, labels_only = exact.dense(suspect.ask(np.stack(batch)), suspect.classes)
                 if labels_only:
-                    raise UserError(f"{suspect.name} names only its top class; use eval.py, which can do with that")
+                    raise UserError(
+                        f"{suspect.name} names only its top class", advice="use eval.py, which can do with that"
+                    )
                 collected.append(utils.sample_signals(torch.from_numpy(logs), labels[asked : asked + len(batch)]))
                 bar.update(len(batch))
                 asked, batch = asked + len(batch), []

@@ -74,25 +74,30 @@ def list_source(folder):
             labels = sorted(entry.name for entry in entries if entry.is_dir())
     except OSError as error:
         raise UserError(
-            f"{folder} can't be opened ({error.strerror}); --data_root needs train/CLASS/FILES and val/CLASS/FILES"
+            f"{folder} can't be opened ({error.strerror})",
+            advice="--data_root needs train/CLASS/FILES and val/CLASS/FILES",
         ) from None
     for label in Progress(labels, f"listing {os.path.basename(root)}", unit="class"):
         if not _is_text(label):
-            raise UserError(f"{folder} has a class folder whose name is not valid UTF-8 ({label!r}); rename it")
+            raise UserError(
+                f"{folder} has a class folder whose name is not valid UTF-8 ({label!r})", advice="rename it"
+            )
         with os.scandir(os.path.join(root, label)) as entries:
             names = []
             for entry in entries:
                 if entry.is_dir():  # known from the folder itself, except for links
                     raise UserError(
-                        f"{folder}/{label} has a folder inside ({entry.name!r}); images must lie in their "
-                        "class folder itself"
+                        f"{folder}/{label} has a folder inside ({entry.name!r})",
+                        advice="images must lie in their class folder itself",
                     )
                 names.append(entry.name)
         if not names:
-            raise UserError(f"{folder}/{label} is empty, and no training script reads that; remove it")
+            raise UserError(f"{folder}/{label} is empty, and no training script reads that", advice="remove it")
         listing[label] = "\0".join(sorted(names))
     if not listing:
-        raise UserError(f"{folder} has no class folders; --data_root needs train/CLASS/FILES and val/CLASS/FILES")
+        raise UserError(
+            f"{folder} has no class folders", advice="--data_root needs train/CLASS/FILES and val/CLASS/FILES"
+        )
     return Source(root, listing)
 
 
@@ -180,7 +185,7 @@ def _non_members(settings, left, first):
     size, users = settings["marked_samples_per_user"], settings["num_of_non_member_users"]
     side, pool = settings["non_member_source"], settings["non_member_pool"]
     if pool is not None and pool < size:
-        raise UserError(f"--non_member_pool {pool} is smaller than the {size} images of a user; raise it")
+        raise UserError(f"--non_member_pool {pool} is smaller than the {size} images of a user", advice="raise it")
     own = side == "train" and pool is None
     sizes = {label: pool or number for label, number in left.items()}
     room = left if own else {label: users * size if size <= sizes[label] <= left[label] else 0 for label in left}
@@ -213,9 +218,10 @@ def _go_round(order, room, size, users, who):
         fitting = [label for label in order if room[label] >= turn * size]
         if not fitting:
             raise UserError(
-                f"the classes have room for {len(chosen)} of {users} {who} users of {size} images each; "
+                f"the classes have room for {len(chosen)} of {users} {who} users of {size} images each",
+                advice=""
                 "lower the number of users or --marked_samples_per_user, or look at --non_member_pool and "
-                "--non_member_source"
+                "--non_member_source",
             )
         chosen += fitting[: users - len(chosen)]
         turn += 1

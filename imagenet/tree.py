@@ -57,16 +57,20 @@ class Tree:
     def open(self, settings):
         """Start, or go on with what an interrupted call with the same settings left. True when all is done already."""
         if self.partial.is_symlink():
-            raise UserError(f"{self.partial} is a link, and nothing is written outside of the tree; remove it")
+            raise UserError(f"{self.partial} is a link, and nothing is written outside of the tree", advice="remove it")
         if self.manifest.exists():
-            check_same_settings(read_manifest(self.manifest)["settings"], settings, self.out, hint="Use another --out")
+            check_same_settings(
+                read_manifest(self.manifest)["settings"], settings, self.out, advice="use another --out", command=None
+            )
             finish(self)
             return True
         stored = self.partial / "settings.json"
         if not stored.exists() and set(os.listdir(self.out)) - {".lock", PARTIAL}:
-            raise UserError(f"--out {self.out} exists and is no tree of this script; choose a new folder")
+            raise UserError(f"--out {self.out} exists and is no tree of this script", advice="choose a new folder")
         if stored.exists():
-            check_same_settings(read_json(stored), settings, self.out, hint="Use another --out, or delete this one")
+            check_same_settings(
+                read_json(stored), settings, self.out, advice="use another --out, or delete this one", command=None
+            )
         else:
             write_json(stored, settings)
         return False
@@ -81,7 +85,8 @@ def check_places(data_root, out):
     source, target = os.path.realpath(data_root), os.path.realpath(out)
     if os.path.commonpath([source, target]) in (source, target):
         raise UserError(
-            f"--out {out} and --data_root {data_root} lie in each other; choose a folder outside of the data set"
+            f"--out {out} and --data_root {data_root} lie in each other",
+            advice="choose a folder outside of the data set",
         )
 
 
@@ -163,8 +168,8 @@ def _replace(decks, spares, failed, label):
         spare = next(spares[side], None)
         if spare is None:
             raise UserError(
-                f"{side}/{label}: {bad} {problem}, and the class has no other image to take its place; "
-                "lower --marked_samples_per_user or the number of users"
+                f"{side}/{label}: {bad} {problem}, and the class has no other image to take its place",
+                advice="lower --marked_samples_per_user or the number of users",
             )
         decks[side][place], decks[side][spare] = decks[side][spare], bad
         unreadable[f"{side}/{label}/{bad}"] = problem
@@ -299,7 +304,7 @@ def _link_class(tree, side, source, label, how, gone, marked):
             if how == "symlink" or error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
                 raise
             raise UserError(
-                f"--link hard can't be done for {source.folder} ({error.strerror}); use --link symlink or copy"
+                f"--link hard can't be done for {source.folder} ({error.strerror})", advice="use --link symlink or copy"
             ) from None
         finally:
             os.close(folder)

@@ -33,8 +33,8 @@ def read_manifest(path):
             raise ValueError(f"{bad[0]!r} is no file name" if bad else "it has no settings")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} is not a manifest of imagenet-prepare.py ({type(error).__name__}: {error}); give "
-            "TREE/manifest.json"
+            f"{path} is not a manifest of imagenet-prepare.py ({type(error).__name__}: {error})",
+            advice="give TREE/manifest.json",
         ) from None
     return manifest
 
@@ -47,7 +47,7 @@ def find_users(folder, manifest=None, group=None):
     """
     root = str(folder)
     if not os.path.isdir(root):
-        raise UserError(f"{folder} is not a folder; give one with USER/CLASS/IMAGES or CLASS/IMAGES inside")
+        raise UserError(f"{folder} is not a folder", advice="give one with USER/CLASS/IMAGES or CLASS/IMAGES inside")
     if manifest is not None:
         found = {
             name: sorted((entry["class"], os.path.join(root, name, entry["class"], file)) for file in entry["files"])
@@ -57,7 +57,8 @@ def find_users(folder, manifest=None, group=None):
         missing = next((path for files in found.values() for _, path in files if not os.path.isfile(path)), None)
         if missing:
             raise UserError(
-                f"{missing} is missing, though the manifest lists it; give the folders and the manifest of one tree"
+                f"{missing} is missing, though the manifest lists it",
+                advice="give the folders and the manifest of one tree",
             )
     else:
         found = dict(_users_of_folders(root))
@@ -71,12 +72,14 @@ def _users_of_folders(root):
     for name in _below(root, folders=True):
         classes, files = (_below(os.path.join(root, name), folders) for folders in (True, False))
         if classes and files:
-            raise UserError(f"{root}/{name} has both images and folders inside; use USER/CLASS/IMAGES or CLASS/IMAGES")
+            raise UserError(
+                f"{root}/{name} has both images and folders inside", advice="use USER/CLASS/IMAGES or CLASS/IMAGES"
+            )
         if not classes and not files:
-            raise UserError(f"{root}/{name} is empty; remove it")
+            raise UserError(f"{root}/{name} is empty", advice="remove it")
         shapes.add(bool(classes))
         if len(shapes) > 1:
-            raise UserError(f"{root} mixes USER/CLASS/IMAGES and CLASS/IMAGES (as {name}); use one of them")
+            raise UserError(f"{root} mixes USER/CLASS/IMAGES and CLASS/IMAGES (as {name})", advice="use one of them")
         yield (
             name,
             [

@@ -10,7 +10,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, but bad flags are UserErrors: one line, exit code 2."""
 
     def error(self, message):
-        raise UserError(f"{message}; run {self.prog} --help for the list of flags")
+        raise UserError(f"{message}", advice=f"run {self.prog} --help for the list of flags")
 
 
 def number(kind, low=None, high=None, above=None):

@@ -78,7 +78,9 @@ def team(device):
     local = int(os.environ["LOCAL_RANK"])
     on_cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     if on_cuda and local >= torch.cuda.device_count():
-        raise UserError(f"--nproc_per_node is more than the {torch.cuda.device_count()} CUDA devices here; lower it")
+        raise UserError(
+            f"--nproc_per_node is more than the {torch.cuda.device_count()} CUDA devices here", advice="lower it"
+        )
     if on_cuda:
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if on_cuda else "gloo")

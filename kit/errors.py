@@ -1,4 +1,7 @@
-"""How a script fails: bad input is one line and exit code 2, never a traceback."""
+"""How a script fails: bad input is one line and exit code 2, never a traceback.
+
+Public: UserError, Locked, UnknownNetwork, run_script, explained, optional.
+"""
 
 import errno
 import importlib
@@ -8,58 +11,77 @@ import sys
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong, where, and what to do about it."""
+    """Bad input. Its text is one line: what is wrong and where, then what to do about it.
+
+    problem: what is wrong, and where; advice: what to do about it; command: more advice, for people at a command line
+    alone, since it names flags that nothing else has; flag: the flag that it is about, such as "--mean".
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem, advice=None, command=None, flag=None):
+        super().__init__(problem)
+        self.problem, self.advice, self.command, self.flag = problem, advice, command, flag
+
+    def __str__(self):
+        todo = ", ".join(filter(None, (self.advice, self.command)))
+        return f"{self.problem}; {todo}" if todo else self.problem
+
+
+class Locked(UserError):
+    """Somebody else is working there: the same call may succeed later (exit code 75, as mail programs have it)."""
+
+    exit_code = 75
+
+
+class UnknownNetwork(UserError):
+    """A network's name that nobody knows."""
 
 
 def run_script(main):
     """Run `main()` as a command: bad input, a full disk and Ctrl-C end in one line on stderr, never in a traceback.
 
     main's result is the exit code: 0 (or None) done, 1 done but for what was named. Others: 2 bad input or no room on
-    the disk, 130 interrupted (by Ctrl-C or a polite kill).
+    the disk, 75 another process is working there, 130 interrupted (by Ctrl-C or a polite kill).
     """
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
         if code := main():
             sys.exit(code)
-    except UserError as error:
-        sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted; start the same command again to go on where it stopped", 130))
     except BrokenPipeError:  # `train.py | head`: whoever read the table has enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what Python flushes at exit)
         sys.exit(0)
     except Exception as error:
-        if (text := explanation(error)) is None:
+        if (known := explained(error)) is None:
             raise
-        sys.exit(_fail(text, 2))
+        sys.exit(_fail(str(known), known.exit_code))
 
 
-def explanation(error):
-    """What to tell people about an exception that is their input's or their machine's; None for a defect of ours."""
+def explained(error):
+    """An exception that is people's input or their machine's as a UserError; None for a defect of ours."""
     if isinstance(error, UserError):
-        return str(error)
+        return error
     if _out_of_memory(error):
-        return "the device ran out of memory; lower --batch_size, or use --device cpu"
+        return UserError("the device ran out of memory", command="lower --batch_size, or use --device cpu")
     if not isinstance(error, OSError):
         return None
+    where = f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no room left on the disk{_where(error)}; free some, then start the same command again"
+        return UserError(f"no room left on the disk{where}", "free some, then start the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission to read or write{_where(error)}; choose another folder with --out"
+        return UserError(f"no permission to read or write{where}", "choose another folder", flag="--out")
     if error.errno == errno.ENOENT:
-        return f"a file is gone{_where(error)}; put it back, or start anew without it"
+        return UserError(f"a file is gone{where}", "put it back, or start anew without it")
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
-        return f"{error.strerror}{_where(error)}; choose another name with --out"
+        return UserError(f"{error.strerror}{where}", "choose another name", flag="--out")
     return None
 
 
 def _out_of_memory(error):
     torch = sys.modules.get("torch")  # not imported for this question: that takes a second
     return torch is not None and isinstance(error, torch.OutOfMemoryError)
-
-
-def _where(error):
-    return f" at {error.filename}" if error.filename else ""
 
 
 def _fail(message, code):

@@ -27,7 +27,7 @@ try:
     import fcntl
 except ImportError:  # Windows has none; there two runs of one name are the user's to keep apart.
     fcntl = None
-from kit.errors import UserError
+from kit.errors import Locked, UserError
 
 MODEL_FORMAT = "membershiptracker-model-1"
 
@@ -77,9 +77,9 @@ def read_json(path, remedy="delete it and run the command again"):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run train.py first, or check the path") from None
+        raise UserError(f"{path} does not exist", advice="run train.py first, or check the path") from None
     except (ValueError, RecursionError, IsADirectoryError) as error:
-        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
+        raise UserError(f"{path} is damaged ({error})", advice=f"{remedy}") from None
 
 
 def canonical_digest(value):
@@ -113,13 +113,13 @@ def read_arrays(path):
             return arrays
         error = "not a file of arrays"
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run train.py first, or check the path") from None
+        raise UserError(f"{path} does not exist", advice="run train.py first, or check the path") from None
     except PermissionError:
         raise
     # A damaged zip shows itself in all these ways (a single array in a file of its own as a TypeError).
     except (ValueError, TypeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as problem:
         error = problem
-    raise UserError(f"{path} is damaged ({error}); delete it and run the command again")
+    raise UserError(f"{path} is damaged ({error})", advice="delete it and run the command again")
 
 
 def save_model(path, tensors, settings):
@@ -143,40 +143,45 @@ def load_model(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"model file {path} does not exist; train it with train.py first, or check the path")
+        raise UserError(f"model file {path} does not exist", advice="train it with train.py first, or check the path")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(_why_no_safetensors(path, error)) from None
+        raise no_safetensors(path, error) from None
     if metadata.get("format") != MODEL_FORMAT:
-        raise UserError(f"{path} was not written by train.py (no {MODEL_FORMAT} inside); give a checkpoint of train.py")
+        raise UserError(
+            f"{path} was not written by train.py (no {MODEL_FORMAT} inside)", advice="give a checkpoint of train.py"
+        )
     try:
         settings = json.loads(metadata["settings"])
     except (KeyError, ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
-        raise UserError(f"{path} has unreadable settings inside; train the model again")
+        raise UserError(f"{path} has unreadable settings inside", advice="train the model again")
     return tensors, settings
 
 
-def _why_no_safetensors(path, error):
+def no_safetensors(path, error):
+    """The UserError about a file that could not be read as safetensors: what it is instead."""
     with open(path, "rb") as file:
         head = file.read(2)
     # A zip (torch.save since 1.6) or the PROTO opcode of pickle 2 and later. Named, never opened.
     if head == b"PK" or head[:1] == b"\x80":
-        return (
-            f"{path} is a pickle, which could run code of whoever made it, so it was not opened; "
-            "ask for the weights as a safetensors file"
+        return UserError(
+            f"{path} is a pickle, which could run code of whoever made it, so it was not opened",
+            "ask for the weights as a safetensors file",
         )
-    return f"{path} is truncated or not a safetensors file ({error}); get an undamaged copy"
+    return UserError(f"{path} is truncated or not a safetensors file ({error})", "get an undamaged copy")
 
 
-def check_same_settings(stored, wanted, where, but=(), hint="Use the same settings, or another --save_tag or --out"):
+def check_same_settings(
+    stored, wanted, where, but=(), advice="use the same settings", command="or another --save_tag or --out"
+):
     """Raise UserError naming every setting of `wanted` (but those in `but`) that differs from `stored`: flat dicts."""
     if not isinstance(stored, dict):
-        raise UserError(f"{where} has no readable settings; delete it and run the command again")
+        raise UserError(f"{where} has no readable settings", advice="delete it and run the command again")
     wanted = json.loads(json.dumps(wanted))  # as they come back from a file: tuples are lists there
     different = [
         f"{name} is {stored.get(name)!r} there and {value!r} here"
@@ -184,7 +189,7 @@ def check_same_settings(stored, wanted, where, but=(), hint="Use the same settin
         if name not in but and stored.get(name) != value
     ]
     if different:
-        raise UserError(f"{where} was made with other settings: {'; '.join(different)}. {hint}")
+        raise UserError(f"{where} was made with other settings: {'; '.join(different)}", advice, command)
 
 
 @contextmanager
@@ -195,8 +200,10 @@ def _locked(path):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(
-                    f"another process is working in {path.parent}; wait for it, or choose another --save_tag or --out"
+                raise Locked(
+                    f"another process is working in {path.parent}",
+                    "wait for it",
+                    "or choose another --save_tag or --out",
                 ) from None
         try:
             yield

@@ -40,7 +40,9 @@ class OnRay(Launcher):
         for name, amount in wanted.items():
             most = max((node["Resources"].get(name, 0) for node in self.ray.nodes() if node["Alive"]), default=0)
             if amount > most and own:
-                raise UserError(f"a run needs {amount:g} {name} and this machine has {most:g}; lower {name}S_PER_RUN")
+                raise UserError(
+                    f"a run needs {amount:g} {name} and this machine has {most:g}", advice=f"lower {name}S_PER_RUN"
+                )
             if amount > most:
                 print(
                     f"warning: a run needs {amount:g} {name}, the largest node has {most:g}; waiting for a larger "
@@ -77,7 +79,7 @@ def _connect():
     try:
         import ray
     except ImportError:
-        raise UserError("LAUNCHER=ray needs Ray; pip install ray, or use LAUNCHER=local") from None
+        raise UserError("LAUNCHER=ray needs Ray", advice="pip install ray, or use LAUNCHER=local") from None
     # Ray puts a handler of its own in the place of the one that ends this script politely.
     handler = signal.getsignal(signal.SIGTERM)
     address = _cluster_address()
@@ -103,7 +105,7 @@ def _cluster_address():
     address = asked or (left.read_text().strip() if left.is_file() else "")
     found = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
     if asked and not found:
-        raise UserError(f"RAY_ADDRESS={asked} is not an address; give HOST:PORT")
+        raise UserError(f"RAY_ADDRESS={asked} is not an address", advice="give HOST:PORT")
     try:
         socket.create_connection((found[1], int(found[2])), timeout=10).close()
     except (OSError, OverflowError, TypeError) as error:  # TypeError: there is none

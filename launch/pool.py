@@ -34,7 +34,7 @@ TABLE = ("run", "seconds", "node", "tries", "state")
 
 def main():
     if sys.platform == "win32":
-        raise UserError("launch needs Linux or macOS; run the commands one after the other here")
+        raise UserError("launch needs Linux or macOS", advice="run the commands one after the other here")
     args = _make_parser().parse_args()
     runs = read_runs(args.commands, Path(args.logs).resolve())
     _make_folder(Path(args.logs))
@@ -50,7 +50,9 @@ def _make_folder(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"can't make the folder {folder} ({error.strerror}); choose another with --logs") from None
+        raise UserError(
+            f"can't make the folder {folder} ({error.strerror})", advice="choose another with --logs"
+        ) from None
 
 
 def _make_parser():
@@ -108,17 +110,19 @@ def read_runs(source, logs):
     try:
         text = os.fsdecode(sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes())
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{source} is not a file; give a file with one command a line") from None
+        raise UserError(f"{source} is not a file", advice="give a file with one command a line") from None
     found = {}
     for number, line in enumerate(text.split("\n"), 1):
         try:
             words = tuple(shlex.split(line, comments=True))
         except ValueError as error:
-            raise UserError(f"line {number} of the commands can't be read ({error}); quote it as for a shell") from None
+            raise UserError(
+                f"line {number} of the commands can't be read ({error})", advice="quote it as for a shell"
+            ) from None
         if words and words not in found:
             found[words] = _make_run(words, logs)
     if not found:
-        raise UserError("there is no command; give one a line, for example: python train.py --dataset photos")
+        raise UserError("there is no command", advice="give one a line, for example: python train.py --dataset photos")
     return list(found.values())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from kit.errors import UserError
+from kit.errors import UnknownNetwork, UserError
 
 _NAMES = ("wideresnet284", "resnet", "resnext", "senet", "densenet", "googlenet", "resnet18_pretrained", "smallnet")
 # torchvision's names, here in the form for small images, and others that only privacy-audit.py's configs use. Not among
@@ -45,15 +45,20 @@ def build_network(
     """
     name, arguments = _resolve(str(net_type).strip().lower())
     if image_size < _SMALLEST_IMAGE:
-        raise UserError(f"images of {image_size} px are too small for these networks; use {_SMALLEST_IMAGE} px or more")
+        raise UserError(
+            f"images of {image_size} px are too small for these networks", advice=f"use {_SMALLEST_IMAGE} px or more"
+        )
     if num_classes < 2:
-        raise UserError(f"a classifier needs at least 2 classes, not {num_classes}; check the data set's class folders")
+        raise UserError(
+            f"a classifier needs at least 2 classes, not {num_classes}", advice="check the data set's class folders"
+        )
     if name == "resnet18_pretrained":
         arguments = {"weights": weights}
     elif weights not in (None, "random"):
         raise UserError(
-            f"network {net_type} has no pretrained weights, so {weights} can't be used; "
-            "leave --pretrained_weights out, or take --net_type resnet18_pretrained"
+            f"network {net_type} has no pretrained weights, so {weights} can't be used",
+            advice="leave --pretrained_weights out, or take --net_type resnet18_pretrained",
+            flag="--net_type",
         )
     return importlib.import_module(f"networks.{name}").build(num_classes, **arguments)
 
@@ -70,23 +75,28 @@ def _resolve(name):
     if not name.startswith(("wideresnet", "wrn")):
         near = difflib.get_close_matches(name, _NAMES, n=3, cutoff=0.4)
         nearest = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(f"unknown network {name!r}; {nearest}Known: {', '.join(_NAMES)}; or wideresnet-DEPTH-WIDTH")
+        raise UnknownNetwork(
+            f"unknown network {name!r}",
+            f"{nearest}Known: {', '.join(_NAMES)}; or wideresnet-DEPTH-WIDTH",
+            flag="--net_type",
+        )
     found = _WIDERESNET.fullmatch(name)
     if found is None:
-        raise UserError(
-            f"unknown network {name!r}; did you mean wideresnet284? A WideResNet is written "
-            f"wideresnet-DEPTH-WIDTH. Known: {', '.join(_NAMES)}"
+        raise UnknownNetwork(
+            f"unknown network {name!r}",
+            advice=f"did you mean wideresnet284? A WideResNet is written "
+            f"wideresnet-DEPTH-WIDTH. Known: {', '.join(_NAMES)}",
         )
     depth, width = (int(digits) for digits in found.groups() if digits is not None)
     if depth < 10 or depth % 6 != 4:
         below = max(10, depth - (depth - 4) % 6)
         raise UserError(
-            f"network {name!r}: a WideResNet's depth is 6n+4 (10, 16, 22, 28, 34, 40, ...), not {depth}; "
-            f"take wideresnet-{below}-{max(width, 1)} or wideresnet-{below + 6}-{max(width, 1)}"
+            f"network {name!r}: a WideResNet's depth is 6n+4 (10, 16, 22, 28, 34, 40, ...), not {depth}",
+            advice=f"take wideresnet-{below}-{max(width, 1)} or wideresnet-{below + 6}-{max(width, 1)}",
         )
     if width < 1:
         raise UserError(
-            f"network {name!r}: a WideResNet's width is 1 or more, not {width}; "
-            f"take wideresnet-{depth}-1 or wideresnet-{depth}-4"
+            f"network {name!r}: a WideResNet's width is 1 or more, not {width}",
+            advice=f"take wideresnet-{depth}-1 or wideresnet-{depth}-4",
         )
     return "wideresnet", {"depth": depth, "width": width}

@@ -50,15 +50,15 @@ def _downloaded():
         if getattr(error, "errno", None) in _OWN_TROUBLE:
             raise
         raise UserError(
-            f"ImageNet's ResNet-18 weights can't be downloaded ({error}); save {url} as {path}, or pass a "
-            "copy with --pretrained_weights FILE"
+            f"ImageNet's ResNet-18 weights can't be downloaded ({error})",
+            advice=f"save {url} as {path}, or pass a copy with --pretrained_weights FILE",
         ) from None
     return path
 
 
 def _read(path):
     if not path.is_file():
-        raise UserError(f"pretrained weights {path}: there is no such file; check --pretrained_weights")
+        raise UserError(f"pretrained weights {path}: there is no such file", advice="check --pretrained_weights")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -68,7 +68,8 @@ def _read(path):
     except Exception as error:  # a damaged file may raise anything, from UnpicklingError and EOFError to KeyError
         raise UserError(
             f"pretrained weights {path}: truncated, or not a plain state dict ({_first_line(error)}); "
-            "nothing in it was run; get an undamaged copy, or the weights as .safetensors"
+            "nothing in it was run",
+            advice="get an undamaged copy, or the weights as .safetensors",
         ) from None
 
 
@@ -81,8 +82,8 @@ def _matching(path, content, model):
     # -> the file's tensors for everything but the classifier, each checked against the model's.
     if not isinstance(content, dict) or not content:
         raise UserError(
-            f"pretrained weights {path}: holds {type(content).__name__} instead of a state dict; "
-            "save model.state_dict() of torchvision's resnet18"
+            f"pretrained weights {path}: holds {type(content).__name__} instead of a state dict",
+            advice="save model.state_dict() of torchvision's resnet18",
         )
     # Files from before PyTorch 0.4.1 lack the counters, which nothing reads, and the classifier is a new one.
     wanted = {
@@ -93,13 +94,15 @@ def _matching(path, content, model):
     for name, tensor in wanted.items():
         trouble = _trouble(name, content, tensor.shape)
         if trouble:
-            raise UserError(f"pretrained weights {path}: {trouble}; give the weights of torchvision's resnet18")
+            raise UserError(
+                f"pretrained weights {path}: {trouble}", advice="give the weights of torchvision's resnet18"
+            )
     known = set(model.state_dict())
     for name in content:
         if name not in known:
             raise UserError(
-                f"pretrained weights {path}: {str(name)[:80]!r} is no key of torchvision's resnet18; "
-                "give that network's weights"
+                f"pretrained weights {path}: {str(name)[:80]!r} is no key of torchvision's resnet18",
+                advice="give that network's weights",
             )
     return {name: content[name] for name in wanted}
 

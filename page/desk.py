@@ -51,7 +51,7 @@ class Desk:
             and not (self.root / MARKER).exists()
             and (not self.root.is_dir() or any(path.name != ".lock" for path in self.root.iterdir()))
         ):
-            raise UserError(f"--work_folder {root} has other things in it; name a folder that is new or empty")
+            raise UserError(f"--work_folder {root} has other things in it", advice="name a folder that is new or empty")
         for name in ("", "uploads", "drafts", "protected", "checks"):
             private_folder(self.root / name)
         (self.root / MARKER).touch()
@@ -75,7 +75,7 @@ class Desk:
         target.mkdir(exist_ok=True)
         for path in map(Path, files):
             if not path.resolve().is_relative_to(self.root / "uploads"):
-                raise UserError(f"{path.name} is not one of the files that were handed in; choose it again")
+                raise UserError(f"{path.name} is not one of the files that were handed in", advice="choose it again")
             if unpacked and zipfile.is_zipfile(path):
                 self._unpack(draft, path, target)
             else:

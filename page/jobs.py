@@ -15,8 +15,9 @@ from datetime import datetime
 from pathlib import Path
 
 from kit import files
-from kit.errors import UserError, explanation
+from kit.errors import UserError, explained
 from kit.progress import watched
+from page.words import of_error
 
 ACTIVE = ("waiting", "running")
 STOPPED = ("failed", "cancelled", "interrupted")
@@ -157,10 +158,10 @@ class Jobs:
 
 def reason(error):
     """One line about any exception; the traceback of a defect goes to stderr, for whoever reports it."""
-    if (text := explanation(error)) is None:
+    if (known := explained(error)) is None:
         traceback.print_exception(error, file=sys.stderr)
-        text = f"a defect of this program ({type(error).__name__}: {error}); please report it"
-    return text
+        return f"a defect of this program ({type(error).__name__}: {error}); please report it"
+    return of_error(known)
 
 
 def _stored(path):

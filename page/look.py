@@ -1,51 +1,19 @@
-"""Words and colours of the page: how states, verdicts, lists and downloads look, and how flags are called there.
+"""Words and colours of the page: how states, verdicts, lists and downloads look.
 
-Public: CSS, HEAD, theme, plain, shown, notice, failed, problems, facts, download_link, data_uri, jpeg, figure, FLAGS.
+Public: CSS, HEAD, theme, shown, notice, failed, problems, facts, download_link, data_uri, jpeg, figure.
 """
 
 import base64
 import io
-import re
 from urllib.parse import quote
 
 import gradio as gr
 from PIL import Image
 
+from kit.errors import UserError
 from kit.markup import Raw, element, join
+from page.words import of_error, plain
 
-# What the command line calls --FLAG has a field with this name here: messages are the same for both.
-FLAGS = {
-    "--img_blending_ratio": "“Blending ratio”",
-    "--noise_norm": "“Noise norm”",
-    "--holdout": "“Hold-out”",
-    "--data_folder": "“Photos”",
-    "--format": "“File format”",
-    "--quality": "“JPEG quality”",
-    "--originals": "“Original photos”",
-    "--checkpoint": "“Model”",
-    "--net_type": "“Architecture”",
-    "--label": "“Class of the photos”",
-    "--alpha": "“Accept a wrong accusation in at most”",
-    "--max_queries": "“Most queries”",
-    "--header": "“Header for the server”",
-    "--rate_limit": "“Requests a second”",
-    "--input_size": "“Input size”",
-    "--mean": "“Mean”",
-    "--std": "“Std”",
-    "--label_only": "“The model only names a class”",
-    "--query_batch": "“Images a request”",
-    "--batch_size": "“Images a request”",
-}
-# Advice about flags that the page has no field for.
-REWORDED = (
-    (r"wait for it, or choose another --save_tag or --out", "wait for it"),
-    (r"; choose another (folder|name) with --out", "; choose another folder"),
-    (r"Use --record .* \(the old record is kept\)", "One record is enough"),
-    (r", or give --overwrite( for a new key)?", ""),
-    (r"; lower --batch_size, or use --device cpu", ""),
-    (r"Ask the same, or choose another --out", "Ask the same"),
-    (r"give more --selections, or ", "choose "),
-)
 STATES = {
     "waiting": "Waiting for its turn",
     "running": "Running",
@@ -147,14 +115,6 @@ def theme():
     return look.set(**soft, **dark, **links, **blue, **{f"{name}_dark": value for name, value in blue.items()})
 
 
-def plain(text):
-    """A message of the command line in the words of the page."""
-    for wanted, instead in REWORDED:
-        text = re.sub(wanted, instead, text)
-    # At the start of a word alone: a path may have two dashes, too.
-    return re.sub(r"(?<![^\s(])--([a-z_]+)", lambda flag: FLAGS.get(flag[0], flag[1].replace("_", " ")), text)
-
-
 def shown(*parts):
     """The parts as one piece of the page."""
     return element("div", join(*(part for part in parts if part)), class_="mt")
@@ -171,8 +131,9 @@ def notice(kind, *parts, **attributes):
 
 
 def failed(message):
-    """What the command line says as "error: ..."."""
-    return notice("bad", plain(str(message)), role="alert")
+    """What the command line says as "error: ...": a UserError, or a text."""
+    text = of_error(message) if isinstance(message, UserError) else plain(str(message))
+    return notice("bad", text, role="alert")
 
 
 def problems(title, rows):

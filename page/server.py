@@ -167,7 +167,9 @@ def _socket(port):
             return listener
         except OSError:
             listener.close()
-    raise UserError(f"ports {port} to {port + NEXT_PORTS - 1} of 127.0.0.1 are taken; give another --port, or 0")
+    raise UserError(
+        f"ports {port} to {port + NEXT_PORTS - 1} of 127.0.0.1 are taken", advice="give another --port, or 0"
+    )
 
 
 def serve(work_folder, runs_folders, port, max_upload, browser):
@@ -176,7 +178,9 @@ def serve(work_folder, runs_folders, port, max_upload, browser):
     try:
         work_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--work_folder {work_folder} can't be made ({error.strerror}); name another folder") from None
+        raise UserError(
+            f"--work_folder {work_folder} can't be made ({error.strerror})", advice="name another folder"
+        ) from None
     os.environ["GRADIO_TEMP_DIR"] = str(work_folder / "uploads")  # read when gradio handles an upload
     import uvicorn
 

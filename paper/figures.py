@@ -41,7 +41,7 @@ def stored_answers(folder):
     """The stored losses of a run as `report` draws them: an object like `experiment.Audit`, and the run's name."""
     paths = RunPaths.of_folder(folder)
     if not paths.losses.exists():
-        raise UserError(f"{folder} has no losses.npz; give the folder of a finished run with --runs")
+        raise UserError(f"{folder} has no losses.npz", advice="give the folder of a finished run with --runs")
     arrays = files.read_arrays(paths.losses)
     stored = json.loads(str(arrays["settings"]))
     settings = {"scaled_loss": 0, "verdict_fpr": 1e-3, **stored.get("audit", stored)}
@@ -129,7 +129,7 @@ def _draw_rate(axis, points, label, color=None):
 
 def _require(points, what):
     if len(points) == 0:
-        raise UserError(f"no finished runs with {what} below --res_folder; run the sweep first")
+        raise UserError(f"no finished runs with {what} below --res_folder", advice="run the sweep first")
 
 
 def figure_7(args):
@@ -210,7 +210,9 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="decides the users' keys of the picture of marks")
     args = parser.parse_args()
     if len(args.runs) < NEEDED_RUNS.get(args.figure, 0):
-        raise UserError(f"figure {args.figure} needs {NEEDED_RUNS[args.figure]} folder(s); name them with --runs")
+        raise UserError(
+            f"figure {args.figure} needs {NEEDED_RUNS[args.figure]} folder(s)", advice="name them with --runs"
+        )
     default = "results/marking.png" if args.figure == "marking" else f"figure-{args.figure}.png"
     args.out = Path(args.out or default)
     FIGURES[args.figure](args)

@@ -66,7 +66,7 @@ def collect(res_folder):
             }
         )
     if not rows:
-        raise UserError(f"no finished run (*/result.json) below {res_folder}; run the sweep script first")
+        raise UserError(f"no finished run (*/result.json) below {res_folder}", advice="run the sweep script first")
     return pd.DataFrame(rows).drop_duplicates(
         [*SAME, *MARKS, "seed", "clean_train", "classes", "used_share", "countermeasure"]
     )
@@ -183,7 +183,9 @@ def main():
         if args.sweep in ("ablation", "countermeasures"):
             parts[-1] += f"\n{ablation.agreement(rows)}\n"
     if not parts:
-        raise UserError(f"no run below {args.res_folder} belongs to the {args.sweep} tables; run the sweep first")
+        raise UserError(
+            f"no run below {args.res_folder} belongs to the {args.sweep} tables", advice="run the sweep first"
+        )
     parts.append(
         "All rates in %; FPR@100%TPR set-based, pooled over runs, with its 95 % Clopper-Pearson "
         "interval; the paper's figures are for its own settings.\n"

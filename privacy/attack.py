@@ -248,7 +248,7 @@ def _check(signals, settings):
             _known(key, SECTIONS[section], f"the setting of {section}")
             fits, words = _RULES[key]
             if not fits(value):
-                raise UserError(f"{section}.{key} is {value!r}; give {words}")
+                raise UserError(f"{section}.{key} is {value!r}", advice=f"give {words}")
     if not names or not settings["fprs"] or not len(signals.target_ids):
         raise UserError("nothing to audit: give at least one attack, one false-positive rate and one target model")
     missing = [target for target in signals.target_ids if not 0 <= target < len(signals.membership)]
@@ -260,7 +260,7 @@ def _check(signals, settings):
 def _known(name, known, what):
     if name not in known:
         nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0)[0]
-        raise UserError(f"{what} {name!r} is unknown; did you mean {nearest}? Known: {', '.join(known)}")
+        raise UserError(f"{what} {name!r} is unknown", advice=f"did you mean {nearest}? Known: {', '.join(known)}")
 
 
 def _given(settings, section):

@@ -136,7 +136,7 @@ def load(path):
     """
     content = _read(Path(path))
     if not isinstance(content, dict):
-        raise UserError(f"{path} has no sections; it needs at least {SKETCH}")
+        raise UserError(f"{path} has no sections", advice=f"it needs at least {SKETCH}")
     try:
         return _absolute(Config.model_validate(content))
     except ValidationError as error:
@@ -170,13 +170,15 @@ def _read(path):
     try:
         return yaml.load(path.read_text(encoding="utf-8"), OnceLoader)  # a subclass of the safe loader
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path} does not exist; give a YAML file with --cf, for example configs/digits.yaml") from None
+        raise UserError(
+            f"{path} does not exist", advice="give a YAML file with --cf, for example configs/digits.yaml"
+        ) from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is no text in UTF-8; give a YAML file") from None
+        raise UserError(f"{path} is no text in UTF-8", advice="give a YAML file") from None
     except (yaml.YAMLError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
         where = f" in line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path} can't be read{where}: {problem}; only plain values are read") from None
+        raise UserError(f"{path} can't be read{where}: {problem}", advice="only plain values are read") from None
 
 
 def _explain(error):

@@ -105,8 +105,8 @@ def _load(settings):
 
     known = [*dataset_names(), *tabular.EMBEDDED, *TABLES, "table", "agnews", "hf:NAME"]
     raise UserError(
-        f"data.dataset {name!r} is unknown; did you mean {difflib.get_close_matches(name, known, 1, 0)[0]}?"
-        f" There are {', '.join(known)}"
+        f"data.dataset {name!r} is unknown",
+        advice=f"did you mean {difflib.get_close_matches(name, known, 1, 0)[0]}? There are {', '.join(known)}",
     )
 
 
@@ -134,12 +134,14 @@ def _with_marked_users(records, settings, seed):
     sets (algorithm 1's mean loss).
     """
     if records.kind != "images":
-        raise UserError(f"data.marked_users are for images, and {records.name} has {records.kind}; leave them out")
+        raise UserError(
+            f"data.marked_users are for images, and {records.name} has {records.kind}", advice="leave them out"
+        )
     count, samples = settings.marked_users, settings.marked_samples_per_user
     train, labels = np.flatnonzero(~records.is_test), records.labels.numpy()
     enough = np.flatnonzero(np.bincount(labels[train]) >= samples)
     if not len(enough):
-        raise UserError(f"no class has the {samples} images of a user; lower data.marked_samples_per_user")
+        raise UserError(f"no class has the {samples} images of a user", advice="lower data.marked_samples_per_user")
     classes = np.resize(key_generator(seed, "users' classes").permutation(enough), count)
     users = draw_target_users(labels, train, classes, samples, derive_key(seed, "marked users"))
     owners, numbers = (index.ravel() for index in np.indices(users.samples.shape))
@@ -219,15 +221,17 @@ def _tokens(texts, settings):
             tokenizer = transformers.AutoTokenizer.from_pretrained(settings.tokenizer)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"data.tokenizer {settings.tokenizer} can't be loaded ({str(error).splitlines()[0]}); give "
-                "a name of the Hugging Face hub, a folder, or bytes"
+                f"data.tokenizer {settings.tokenizer} can't be loaded ({str(error).splitlines()[0]})",
+                advice="give a name of the Hugging Face hub, a folder, or bytes",
             ) from None
         coded = tokenizer(list(texts), truncation=True, max_length=settings.max_length)["input_ids"]
         vocabulary = len(tokenizer)
     tokens = torch.full((len(coded), max(2, max(map(len, coded)))), PAD, dtype=torch.int64)
     for row, text in enumerate(coded):
         if len(text) < 2:
-            raise UserError(f"text {row} has fewer than two tokens, so there is nothing to predict; leave it out")
+            raise UserError(
+                f"text {row} has fewer than two tokens, so there is nothing to predict", advice="leave it out"
+            )
         tokens[row, : len(text)] = torch.tensor(text)
     return tokens, vocabulary
 
@@ -245,8 +249,8 @@ def plan(config, records):
     size = wanted or (len(train) if len(test) else len(train) * 4 // 5)
     if size > len(train):
         raise UserError(
-            f"data.size {size} is more than the {len(train)} records of {records.name} that are no test "
-            "records; lower it"
+            f"data.size {size} is more than the {len(train)} records of {records.name} that are no test records",
+            advice="lower it",
         )
     drawn = key_generator(seed, "pool").permutation(train)
     owners = _owners(records)
@@ -286,8 +290,8 @@ def plan_of_memberships(path, models, records, config, covered, population=None)
         population = free[: len(free) // 2] if always_in else free
     elif trained[population].any():
         raise UserError(
-            f"{path}: {int(trained[population].sum())} records of the population are some model's training "
-            "records; leave them out of population.npy"
+            f"{path}: {int(trained[population].sum())} records of the population are some model's training records",
+            advice="leave them out of population.npy",
         )
     rest = covered.copy()
     rest[population] = False
@@ -302,16 +306,18 @@ def _read_matrix(path, models, records):
         matrix = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(
-            f"{path} does not exist; models from elsewhere need it: bool (models, records), which was trained on which"
+            f"{path} does not exist",
+            advice="models from elsewhere need it: bool (models, records), which was trained on which",
         ) from None
     except (ValueError, EOFError, OSError) as error:
         raise UserError(
-            f"{path} is no array ({str(error).splitlines()[0]}); save it with numpy.save, bool (models, records)"
+            f"{path} is no array ({str(error).splitlines()[0]})",
+            advice="save it with numpy.save, bool (models, records)",
         ) from None
     if matrix.shape != (models, records) or not np.isin(matrix, (0, 1)).all():
         raise UserError(
-            f"{path} is {matrix.dtype} {matrix.shape}; it must be bool, ({models} models, {records} "
-            "records of the data set)"
+            f"{path} is {matrix.dtype} {matrix.shape}",
+            advice=f"it must be bool, ({models} models, {records} records of the data set)",
         )
     return matrix.astype(bool)
 
@@ -320,7 +326,7 @@ def _audited(pool, config):
     wanted = config.audit.data_size or len(pool)
     if wanted > len(pool):
         raise UserError(
-            f"audit.data_size {wanted} is more than the {len(pool)} records that there are to audit; lower it"
+            f"audit.data_size {wanted} is more than the {len(pool)} records that there are to audit", advice="lower it"
         )
     return np.sort(key_generator(config.run.random_seed, "audited").permutation(pool)[:wanted])
 
@@ -329,7 +335,7 @@ def _population(outside, default, config):
     wanted = config.audit.population_size or min(default, len(outside))
     if not 1 <= wanted <= len(outside):
         raise UserError(
-            f"a population of {wanted} is wanted and {len(outside)} records are left that no model is "
-            "trained on; lower audit.population_size or data.size"
+            f"a population of {wanted} is wanted and {len(outside)} records are left that no model is trained on",
+            advice="lower audit.population_size or data.size",
         )
     return np.sort(outside[:wanted])

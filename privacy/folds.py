@@ -135,8 +135,8 @@ def _enough(inside, fold, wanted):
     if not len(least) or least[-1] < wanted:
         raise UserError(
             f"num_ref_models {wanted} needs {wanted} models trained on each record, and as many that were "
-            f"not, beside target {fold.target} and its complement; there are {max(least, default=0)}: "
-            "train more models or lower num_ref_models"
+            f"not, beside target {fold.target} and its complement",
+            advice=f"there are {max(least, default=0)}: train more models or lower num_ref_models",
         )
     return fold.references[: int(np.argmax(least >= wanted)) + 1]
 
@@ -169,8 +169,8 @@ def levels_of(name, fold, seed):
     """
     if "online" in name:
         raise UserError(
-            f"{name} needs models that were trained on a record, and none was trained on the population; "
-            "choose an attack without IN models"
+            f"{name} needs models that were trained on a record, and none was trained on the population",
+            advice="choose an attack without IN models",
         )
     signals, count = fold.signals, fold.signals.population_losses.shape[-1]
     drawn = utils.key_generator(seed, "stand-ins").integers(0, signals.membership.shape[1], count)

@@ -35,13 +35,13 @@ def build(vocabulary, length, settings):
         except (OSError, ValueError) as error:
             problem = str(error).splitlines()[0]
             raise UserError(
-                f"train.pretrained {settings['pretrained']} can't be loaded ({problem}); give a name of "
-                "the Hugging Face hub or a folder"
+                f"train.pretrained {settings['pretrained']} can't be loaded ({problem})",
+                advice="give a name of the Hugging Face hub or a folder",
             ) from None
         if vocabulary > model.config.vocab_size:
             raise UserError(
-                f"data.tokenizer has {vocabulary} tokens and train.pretrained {model.config.vocab_size}; "
-                "take the tokenizer that belongs to the model"
+                f"data.tokenizer has {vocabulary} tokens and train.pretrained {model.config.vocab_size}",
+                advice="take the tokenizer that belongs to the model",
             )
     if settings["peft_type"] is None:
         return model

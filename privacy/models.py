@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import utils
-from kit.errors import UserError
+from kit.errors import UnknownNetwork, UserError
 from kit.files import read_arrays
 from networks import build_network, mlp
 from privacy import language
@@ -61,8 +61,8 @@ def build(name, records, settings):
     if records.kind == "tokens":
         if name != "gpt2":
             raise UserError(
-                f"train.model_name {name} is no language model; tokens need gpt2 or module:function, or "
-                "set data.tokenize to false"
+                f"train.model_name {name} is no language model",
+                advice="tokens need gpt2 or module:function, or set data.tokenize to false",
             )
         return language.build(records.vocabulary, records.shape[0], settings)
     if name == "mlp":
@@ -70,7 +70,8 @@ def build(name, records, settings):
     if records.kind != "images":
         raise UserError(
             f"train.model_name {name} needs {'tokens' if name == 'gpt2' else 'images'}, and "
-            f"{records.name} has {records.kind}; take mlp or module:function"
+            f"{records.name} has {records.kind}",
+            advice="take mlp or module:function",
         )
     return _image_network(name, classes, records.shape[-1])
 
@@ -88,7 +89,7 @@ def _image_network(name, classes, size):
             family, found = state_dict.find_network(name)
             return state_dict.build_model(family, found, (), classes)
         except UserError as error:
-            problem = own if "unknown network" not in str(own) else error
+            problem = error if isinstance(own, UnknownNetwork) else own
             raise UserError(str(problem).replace("--net_type", "train.model_name")) from None
 
 
@@ -104,8 +105,8 @@ def _users_own(name, classes, shape):
         model = getattr(module, function)(classes, shape)
     except (ImportError, AttributeError, FileNotFoundError) as error:
         raise UserError(
-            f"train.model_name {name} can't be called ({error}); give module:function or "
-            "path/to/file.py:function, a function of (num_classes, shape)"
+            f"train.model_name {name} can't be called ({error})",
+            advice="give module:function or path/to/file.py:function, a function of (num_classes, shape)",
         ) from None
     if not isinstance(model, torch.nn.Module):
         raise UserError(f"train.model_name {name} returned {type(model).__name__}, not a torch.nn.Module")
@@ -150,8 +151,8 @@ class Suspected:
     def __init__(self, suspect, classes):
         if suspect.classes not in (None, classes):
             raise UserError(
-                f"{suspect.name} has {suspect.classes} classes and the data set {classes}; they must be "
-                "the same, in the same order"
+                f"{suspect.name} has {suspect.classes} classes and the data set {classes}",
+                advice="they must be the same, in the same order",
             )
         self._suspect = suspect
 
@@ -164,7 +165,7 @@ class Suspected:
             pixels = torch.from_numpy(np.stack([suspect.preprocessing.fit(photo) for photo in photos]))
         parts = [suspect.ask(part.numpy()) for part in pixels.split(suspect.batch_size)]
         if any(part.values is None for part in parts):
-            raise UserError(f"{suspect.name} answers with labels alone; its logits are needed")
+            raise UserError(f"{suspect.name} answers with labels alone", advice="its logits are needed")
         return _checked(torch.from_numpy(np.concatenate([part.values for part in parts])), records.labels[rows])
 
 
@@ -178,7 +179,9 @@ class StoredLogits:
     def __init__(self, path, records):
         arrays = read_arrays(path)
         if "logits" not in arrays:
-            raise UserError(f"{path} has the arrays {', '.join(arrays) or 'none'}; it needs logits (records, classes)")
+            raise UserError(
+                f"{path} has the arrays {', '.join(arrays) or 'none'}", advice="it needs logits (records, classes)"
+            )
         logits = arrays["logits"]
         self.rows = arrays.get("records", np.arange(len(records)))
         self._logits, self._path = logits[None] if logits.ndim == 2 else logits, path
@@ -188,8 +191,8 @@ class StoredLogits:
             or logits.dtype.kind != "f"
         ):
             raise UserError(
-                f"{path} has logits {logits.dtype} {logits.shape} for {len(self.rows)} records; they must "
-                f"be floats (records, {len(records.class_names)} classes), or have the queries first"
+                f"{path} has logits {logits.dtype} {logits.shape} for {len(self.rows)} records",
+                advice=f"they must be floats (records, {len(records.class_names)} classes), or have the queries first",
             )
         if (
             self.rows.dtype.kind not in "iu"
@@ -215,7 +218,8 @@ def _checked(logits, labels, name="the model"):
     if not torch.isfinite(logits).all():
         raise UserError(
             f"{name} gave logits that are not finite for {int((~torch.isfinite(logits)).any(1).sum())} of "
-            f"{len(logits)} records; is its file damaged?"
+            f"{len(logits)} records",
+            advice="is its file damaged?",
         )
     return utils.sample_signals(logits, labels)
 
@@ -247,7 +251,9 @@ def open_outside(entry, folder, records, audit):
     if path.suffix.lower() == ".npz":
         return StoredLogits(path, records)
     if records.kind != "images":
-        raise UserError(f"{path}: models from elsewhere are opened for images only; store the logits in a .npz file")
+        raise UserError(
+            f"{path}: models from elsewhere are opened for images only", advice="store the logits in a .npz file"
+        )
     overrides = {("size" if name == "input_size" else name): entry[name] for name in PREPROCESSING if name in entry}
     return Suspected(
         opened.open_model(path, entry.get("model_name"), audit.device, audit.precision, overrides, audit.batch_size),

@@ -100,7 +100,9 @@ def _known(names, known, field):
     for name in names or ():
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise UserError(f"{field} {name!r} is unknown; did you mean {nearest}? There are {', '.join(known)}")
+            raise UserError(
+                f"{field} {name!r} is unknown", advice=f"did you mean {nearest}? There are {', '.join(known)}"
+            )
 
 
 def _judge(config, records, found, accuracies, outside, clock, last):
@@ -129,7 +131,8 @@ def _with_training(config):
     if config.train is None:
         raise UserError(
             "the config has no section train, and there are no models from elsewhere (models_metadata.json "
-            f"in {_models(config)}); give one or the other"
+            f"in {_models(config)})",
+            advice="give one or the other",
         )
     return config
 
@@ -210,7 +213,7 @@ def _population_rows(path, covered):
     try:
         rows = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError):
-        raise UserError(f"{path} is no array; save the rows of the population with numpy.save") from None
+        raise UserError(f"{path} is no array", advice="save the rows of the population with numpy.save") from None
     if (
         rows.ndim != 1
         or rows.dtype.kind not in "iu"
@@ -230,7 +233,7 @@ def _queries(config, records):
     if records.kind != "images":
         if chosen is not None and chosen != ["identity"]:
             raise UserError(
-                f"audit.queries {chosen} are for images, and {records.name} has {records.kind}; leave them out"
+                f"audit.queries {chosen} are for images, and {records.name} has {records.kind}", advice="leave them out"
             )
         return ["identity"]
     return list(QUERIES[:2]) if chosen is None else chosen

@@ -38,7 +38,7 @@ def groups(signals, scores, is_member, headline, settings):
     wanted = settings.get("groups") or [name for name in named if name not in OWNERS]
     unknown = [name for name in wanted if name not in named]
     if unknown:
-        raise UserError(f"audit.groups {unknown[0]!r} is unknown; these records have {', '.join(named)}")
+        raise UserError(f"audit.groups {unknown[0]!r} is unknown", advice=f"these records have {', '.join(named)}")
     threshold = -utils.threshold_at_fpr(-scores[~is_member], headline["fpr"])
     tables = []
     for name in dict.fromkeys(["class", *wanted]):
@@ -224,7 +224,9 @@ def duci(signals, plan, scores, is_member, section, options):
     owners, named = signals.groups.get(section["group"]), []
     population = signals.population_losses.shape[-1]
     if section["group"] is not None and owners is None:
-        raise UserError(f"duci.group {section['group']!r} is unknown; these records have {', '.join(signals.groups)}")
+        raise UserError(
+            f"duci.group {section['group']!r} is unknown", advice=f"these records have {', '.join(signals.groups)}"
+        )
     for fold in plan:
         others = fold.others(section["models"] + 1)
         if not others:

@@ -109,7 +109,8 @@ def _of_model(path, source, records, plan, queries, batch_size, wanted):
             _settings_of(stored),
             wanted,
             path,
-            hint="Use the same settings, or another run.log_dir, or delete the folder signals",
+            advice="use the same settings, or another run.log_dir, or delete the folder signals",
+            command=None,
         )
         return stored
     model, found = source.open(), {}

@@ -96,13 +96,13 @@ def read_record(path):
     """The record of the training in a file that `train_one` wrote, without its weights. Raises UserError."""
     record = _record(path)
     if record is None:
-        raise UserError(f"{path} was not trained by {MADE_BY}; delete it, or choose another run.log_dir")
+        raise UserError(f"{path} was not trained by {MADE_BY}", advice="delete it, or choose another run.log_dir")
     return record
 
 
 def _record(path):
     if not Path(path).is_file():
-        raise UserError(f"model {path} does not exist; check the path")
+        raise UserError(f"model {path} does not exist", advice="check the path")
     metadata = opened.read_metadata(path)
     try:
         record = json.loads(metadata["settings"]) if metadata.get("format") == files.MODEL_FORMAT else None
@@ -125,8 +125,8 @@ def open_own(path, records, config):
         model.load_state_dict(tensors, strict=False)
     except (KeyError, RuntimeError) as error:
         raise UserError(
-            f"{path} does not hold the network it names ({str(error).splitlines()[0]}); get an undamaged "
-            "copy, or delete it to train it again"
+            f"{path} does not hold the network it names ({str(error).splitlines()[0]})",
+            advice="get an undamaged copy, or delete it to train it again",
         ) from None
     if records.kind == "tokens":
         return language.LanguageModel(model, device), record
@@ -144,9 +144,8 @@ def _check_no_code(path, settings, config):
     name, pretrained = settings.get("net_type"), settings.get("pretrained")
     if (models.is_users_own(str(name)) and name != wanted[0]) or pretrained not in (None, wanted[1]):
         raise UserError(
-            f"{path} asks for code or weights from elsewhere ({str(name)[:60]!r}, "
-            f"{str(pretrained)[:60]!r}); where you trust them, name them in train.model_name and "
-            "train.pretrained"
+            f"{path} asks for code or weights from elsewhere ({str(name)[:60]!r}, {str(pretrained)[:60]!r})",
+            advice="where you trust them, name them in train.model_name and train.pretrained",
         )
 
 
@@ -199,7 +198,7 @@ def _code_digest(train):
     if not file.endswith(".py"):
         return None
     if not Path(file).is_file():
-        raise UserError(f"train.model_name: {file} does not exist; check the path")
+        raise UserError(f"train.model_name: {file} does not exist", advice="check the path")
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
@@ -208,7 +207,7 @@ def _is_finished(config, records, plan, number, folder, device):
     if not path.exists():
         return False
     wanted = _settings(config, records, plan, number, device)
-    files.check_same_settings(read_record(path).get("settings"), wanted, path, hint=HINT)
+    files.check_same_settings(read_record(path).get("settings"), wanted, path, advice=HINT, command=None)
     return True
 
 
@@ -225,7 +224,9 @@ def _recipe(settings, mean, std):
 def _fit_images(model, records, rows, settings, device, progress):
     """`utils.train_model` with crop and flip; returns (mean, std, history)."""
     if settings["optimizer"] != "SGD":
-        raise UserError(f"train.optimizer {settings['optimizer']} is for tables and texts; images are trained with SGD")
+        raise UserError(
+            f"train.optimizer {settings['optimizer']} is for tables and texts", advice="images are trained with SGD"
+        )
     images = records.inputs[rows]
     mean, std = utils.channel_statistics(images)
     history = utils.train_model(
@@ -288,7 +289,8 @@ def _fit(model, loss_of, count, settings, device):
                 total += loss.detach() * len(chosen)
         if not np.isfinite(mean := float(total) / count):
             raise UserError(
-                f"training diverged in epoch {epoch + 1} (loss {mean}); lower train.learning_rate (now {recipe.lr})"
+                f"training diverged in epoch {epoch + 1} (loss {mean})",
+                advice=f"lower train.learning_rate (now {recipe.lr})",
             )
         history.append({"epoch": epoch + 1, "loss": mean})
     return history
@@ -315,8 +317,8 @@ def _launch(config, missing, folder):
         if code in (130, -2):
             raise KeyboardInterrupt
         raise UserError(
-            f"{len(left)} of {len(missing)} models were not trained (model {left[0]}, ...); see "
-            f"{folder / 'logs'}, then start the same command again"
+            f"{len(left)} of {len(missing)} models were not trained (model {left[0]}, ...)",
+            advice=f"see {folder / 'logs'}, then start the same command again",
         )
 
 
@@ -331,7 +333,7 @@ def _write_memberships(path, matrix):
         try:
             stored = np.load(path, allow_pickle=False)
         except (ValueError, EOFError, OSError):
-            raise UserError(f"{path} is damaged; delete it and run the command again") from None
+            raise UserError(f"{path} is damaged", advice="delete it and run the command again") from None
         common = min(len(stored), len(matrix)) if stored.ndim == 2 else 0
         if (
             stored.ndim != 2

@@ -44,7 +44,9 @@ def open_suspect(
     """
     if not checkpoint:
         raise UserError(
-            "--checkpoint is missing; give the model: a run folder, a file, or http(s)://host/v2/models/NAME"
+            "--checkpoint is missing",
+            advice="give the model: a run folder, a file, or http(s)://host/v2/models/NAME",
+            flag="--checkpoint",
         )
     if str(checkpoint).startswith(("http://", "https://")):
         return open_server(str(checkpoint), overrides=overrides, batch_size=batch_size, **(server or {}))
@@ -63,7 +65,7 @@ def resolve_label(text, suspect):
         return int(text)
     known = f"classes 0 to {suspect.classes - 1}" if suspect.classes else "numbered classes"
     names = f", named {', '.join(suspect.class_names[:5])}, ..." if suspect.class_names else " and no names for them"
-    raise UserError(f"--label {text}: the model has {known}{names}; give one of them, or auto")
+    raise UserError(f"--label {text}: the model has {known}{names}", advice="give one of them, or auto", flag="--label")
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def read_finished(record_path):
     """The record of photos that are all marked. Raises UserError."""
     record = records.read_record(record_path)
     if not record.finished:
-        raise UserError(f"{record_path} is of an interrupted run; run data_marking.py again, first")
+        raise UserError(f"{record_path} is of an interrupted run", advice="run data_marking.py again, first")
     return record
 
 
@@ -213,7 +215,9 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
     if most is not None and most <= aside:
         raise UserError(
             f"Algorithm 1 alone needs {aside} queries ({count} strangers x {published} images), and "
-            f"--max_queries allows {most}; lower --num_of_non_member_user, or allow more"
+            f"--max_queries allows {most}",
+            advice="lower --num_of_non_member_user, or allow more",
+            flag="--max_queries",
         )
     plan = exact.plan_grid(
         len(originals),
@@ -227,5 +231,5 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
     name = "".join(letter if letter.isalnum() else "-" for letter in suspect.name).strip("-")
     folder = Path(folder or records.record_file(record_path).resolve().parent / f"audit-{name}")
     if (folder / "config.json").exists() or (folder / "record.json").exists():
-        raise UserError(f"--out {folder} has another run's or a record's files; choose another folder")
+        raise UserError(f"--out {folder} has another run's or a record's files", advice="choose another folder")
     return Case(record, originals, suspect, bank, options, label, plan, strangers, folder)

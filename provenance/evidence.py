@@ -45,10 +45,14 @@ class AnswerLog:
         self.path, self._settings_path = folder / "answers.bin", folder / "audit.json"
         if self._settings_path.exists():
             check_same_settings(
-                read_json(self._settings_path), settings, folder, hint="Ask the same, or choose another --out"
+                read_json(self._settings_path),
+                settings,
+                folder,
+                advice="ask the same",
+                command="or choose another --out",
             )
         elif self.path.exists():
-            raise UserError(f"{self.path} has no audit.json beside it; delete it or choose another --out")
+            raise UserError(f"{self.path} has no audit.json beside it", advice="delete it or choose another --out")
         self.blocks = self._read() if self.path.exists() else {}
         folder.mkdir(parents=True, exist_ok=True)
         write_json(self._settings_path, settings)
@@ -106,7 +110,9 @@ class AnswerLog:
             for _, answers in ordered
         }
         if len(shapes) > 1:
-            raise UserError(f"the model answered in different shapes ({sorted(map(str, shapes))}); it can't be audited")
+            raise UserError(
+                f"the model answered in different shapes ({sorted(map(str, shapes))})", advice="it can't be audited"
+            )
         values, classes = ([getattr(answers, name) for _, answers in ordered] for name in ("values", "classes"))
         return digests, Answers(*(None if parts[0] is None else np.concatenate(parts) for parts in (values, classes)))
 
@@ -141,7 +147,7 @@ def read_bundle(path):
     """Read a bundle: (document, order, digests, Answers). Raises UserError for anything that is not one."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"evidence bundle {path} does not exist; eval.py writes it as evidence.zip")
+        raise UserError(f"evidence bundle {path} does not exist", advice="eval.py writes it as evidence.zip")
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > MAX_BUNDLE_BYTES:
@@ -169,7 +175,9 @@ def read_bundle(path):
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        raise UserError(f"{path} is not an evidence bundle of eval.py ({error}); get an undamaged copy") from None
+        raise UserError(
+            f"{path} is not an evidence bundle of eval.py ({error})", advice="get an undamaged copy"
+        ) from None
     return document, order, digests, answers
 
 
@@ -244,15 +252,17 @@ def check_document(document, answers, where):
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(
-            f"{where} is not as eval.py writes it: {'.'.join(map(str, first['loc']))}: {first['msg']}; "
-            "get an undamaged copy"
+            f"{where} is not as eval.py writes it: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            advice="get an undamaged copy",
         ) from None
     public, secret = document["record"], bytes.fromhex(checked.selection_key)
     if (
         canonical_digest(public) != checked.commitment
         or hashlib.sha256(secret).hexdigest() != checked.record.selection_key_sha256
     ):
-        raise UserError(f"{where}: the public part of its record does not fit its commitment; somebody changed it")
+        raise UserError(
+            f"{where}: the public part of its record does not fit its commitment", advice="somebody changed it"
+        )
     photos = sum(batch.photos for batch in checked.record.batches)
     if (
         photos * (checked.audit.keys + 1) != answers
@@ -260,7 +270,7 @@ def check_document(document, answers, where):
         or any(batch.published > batch.photos for batch in checked.record.batches)
     ):
         raise UserError(
-            f"{where}: its {answers} answers are not those of {photos} photos and {checked.audit.keys} "
-            "keys; somebody changed it"
+            f"{where}: its {answers} answers are not those of {photos} photos and {checked.audit.keys} keys",
+            advice="somebody changed it",
         )
     return public, document["audit"]

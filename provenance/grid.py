@@ -187,8 +187,8 @@ def check_queries(record, photos, preprocessing, audit, order, digests, bank=Non
     keys = records.audit_keys(record, audit["keys"], audit["audit_seed"])
     if len(order) != len(photos) * len(keys):
         raise UserError(
-            f"the bundle has {len(order)} queries, this record {len(photos)} photos x {len(keys)} keys; "
-            "give the record of the bundle"
+            f"the bundle has {len(order)} queries, this record {len(photos)} photos x {len(keys)} keys",
+            advice="give the record of the bundle",
         )
     return sum(
         bool((_digests([prepared_image(photos, keys, query, record.settings, bank, preprocessing)])[0] == digest).all())
@@ -225,7 +225,8 @@ def out_world_of_folder(folder, suspect):
     names = [name for name in found if name not in {name for name, _ in refused}]
     if not names:
         raise UserError(
-            f"--non_member_folder {folder} has no photos that can be read; give a folder with strangers' images"
+            f"--non_member_folder {folder} has no photos that can be read",
+            advice="give a folder with strangers' images",
         )
     known = {str(number): number for number in range(suspect.classes or 0)}
     known |= {name: number for number, name in enumerate(suspect.class_names or ())}
@@ -258,7 +259,8 @@ def draw_out_world(out_world, record, count, label):
     if np.unique(known, return_counts=True)[1].max() < samples:
         raise UserError(
             f"the strangers' images in {out_world.source} are too few: a stranger needs {samples} of one "
-            "class, as many as the user published; give more in --non_member_folder (or --dataset)"
+            "class, as many as the user published",
+            advice="give more in --non_member_folder (or --dataset)",
         )
     return draw_non_member_users(known, np.arange(len(known)), count, samples, key)
 

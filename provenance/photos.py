@@ -97,7 +97,7 @@ def find_photos(folder):
                 reason = {errno.ENOENT: "does not exist", errno.ENOTDIR: "is not a folder"}.get(
                     error.errno, f"can't be opened ({error.strerror})"
                 )
-                raise UserError(f"{folder} {reason}; give a folder of photos") from None
+                raise UserError(f"{folder} {reason}", advice="give a folder of photos") from None
             refused.append((below, f"can't be opened ({error.strerror})"))
             continue
         for entry in entries:
@@ -327,7 +327,7 @@ def encode_photo(pixels, format="png", quality=95):
         settings = {"compress_level": 1}
     elif format == "jpeg":
         if max(pixels.shape) > MAX_JPEG_SIDE:
-            raise UserError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels don't fit into a JPEG; write a PNG")
+            raise UserError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels don't fit into a JPEG", advice="write a PNG")
         # The stripes' colours live in chroma, which any other subsampling would blur.
         settings = {"quality": quality, "subsampling": 0}
     else:

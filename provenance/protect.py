@@ -71,7 +71,7 @@ class Folder:
         path = self.path / self._names[photo.original_sha256]
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != photo.original_sha256:
-            raise UserError(f"{path} changed while it was being marked; run the command again")
+            raise UserError(f"{path} changed while it was being marked", advice="run the command again")
         return content
 
 
@@ -124,8 +124,9 @@ def inspect_folder(path, format="png"):
     if not photos:
         why = f": {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         raise UserError(
-            f"{path} has no photo that can be marked ({len(skipped)} can't be read{why}); "
-            "give the folder with the photos as --data_folder"
+            f"{path} has no photo that can be marked ({len(skipped)} can't be read{why})",
+            advice="give the folder with the photos as --data_folder",
+            flag="--data_folder",
         )
     return Folder(path, photos, skipped, duplicates, ignored)
 
@@ -170,7 +171,11 @@ def places_of(data_folder):
     """(NAME_marked, NAME_record) beside the data folder."""
     folder = Path(data_folder).resolve()
     if not folder.name:
-        raise UserError(f"--data_folder {data_folder} is the root of the disk; give the folder with the photos")
+        raise UserError(
+            f"--data_folder {data_folder} is the root of the disk",
+            advice="give the folder with the photos",
+            flag="--data_folder",
+        )
     return folder.parent / f"{folder.name}_marked", folder.parent / f"{folder.name}_record"
 
 
@@ -189,25 +194,37 @@ def open_record(folder, settings, holdout, seed=None, record_file=None, overwrit
         stored = records.read_record(path)
         if stored.finished:
             raise UserError(
-                f"{path} exists: it is the only proof for the photos that were marked with it. Use "
-                f"--record {path} for the same key, or --overwrite for a new one (the old record is kept)"
+                f"{path} exists: it is the only proof for the photos that were marked with it",
+                "one record is enough",
+                f"give --record {path} for the same key, or --overwrite for a new one (the old record is kept)",
             )
         if stored.evidence != (seed is None) or stored.seed != seed:
-            raise UserError(f"{path} is an unfinished record with another --seed; give the same one, or --overwrite")
+            raise UserError(
+                f"{path} is an unfinished record with another --seed",
+                advice="give the same one",
+                command="or --overwrite",
+            )
         if stored.batches[-1].published != records.published_share(stored.batches[-1].photos, holdout):
-            raise UserError(f"{path} is of an interrupted run with another --holdout; give the same, or --overwrite")
+            raise UserError(
+                f"{path} is of an interrupted run with another --holdout",
+                advice="give the same",
+                command="or --overwrite",
+                flag="--holdout",
+            )
         return _further(folder, stored, record_folder, settings, holdout, marked_folder)
     if marked_folder.exists() and any(marked_folder.iterdir()):
         if not overwrite:
-            raise UserError(f"{marked_folder} exists and is not empty; move it away, or give --overwrite")
+            raise UserError(
+                f"{marked_folder} exists and is not empty", advice="move it away", command="or give --overwrite"
+            )
         if path.exists():
             try:
                 records.read_record(path)
             except UserError as problem:
                 # Photos of two keys in one folder would be published together.
                 raise UserError(
-                    f"{problem}. It can't be told which photos in {marked_folder} it marked: move that "
-                    "folder away first"
+                    f"{problem.problem}. It can't be told which photos in {marked_folder} it marked",
+                    "move that folder away first",
                 ) from None
     return _extended(
         folder, records.new_record(settings, seed), folder.photos, holdout, marked_folder, record_folder, "new key"
@@ -220,7 +237,8 @@ def _further(folder, record, record_folder, settings, holdout, marked_folder):
             record.settings.model_dump(),
             settings.model_dump(),
             record_folder / "record.json",
-            hint="One record has one way of marking: leave these flags out",
+            advice="one record has one way of marking: leave these flags out",
+            command=None,
         )
     known = {photo.original_sha256: photo.number for photo in record.photos}
     new = [photo for photo in folder.photos if photo["original_sha256"] not in known]
@@ -229,8 +247,8 @@ def _further(folder, record, record_folder, settings, holdout, marked_folder):
         last = len(record.batches) - 1
         if new or {photo.number for photo in record.photos if photo.batch == last} - set(old):
             raise UserError(
-                f"{record_folder / 'record.json'} belongs to an interrupted run over other photos; restore "
-                "them and run it again, or give --overwrite for a new key"
+                f"{record_folder / 'record.json'} belongs to an interrupted run over other photos",
+                advice="restore them and run it again, or give --overwrite for a new key",
             )
         return Job(record, old, folder, marked_folder, record_folder, "resumed")
     if not new:
@@ -260,7 +278,11 @@ def resolve_settings(chosen, record_file=None, data_root=None):
     bank = load_bank(settings, data_root)
     settings = settings.model_copy(update={"outlier_bank_sha256": bank_digest(bank)})
     if settings.marking(bank).changes_nothing:
-        raise UserError("--img_blending_ratio 1 without noise leaves the photos as they are; lower it")
+        raise UserError(
+            "--img_blending_ratio 1 without noise leaves the photos as they are",
+            advice="lower it",
+            flag="--img_blending_ratio",
+        )
     return settings, bank
 
 
@@ -271,8 +293,8 @@ def load_bank(settings, data_root=None):
     bank = load_outlier_bank(settings.ood_pattern, REFERENCE_SIZE, REFERENCE_SIZE, data_root)
     if settings.outlier_bank_sha256 not in (None, bank_digest(bank)):
         raise UserError(
-            f"the images of --ood_pattern {settings.ood_pattern} are not those that the photos were marked "
-            "with; restore them"
+            f"the images of --ood_pattern {settings.ood_pattern} are not those that the photos were marked with",
+            advice="restore them",
         )
     return bank
 
@@ -336,7 +358,9 @@ def _refuse_changed_record(job, overwrite):
     before = len(job.record.batches) - (job.note == "same key, further photos")
     expected = None if job.note == "new key" else (job.record.key, job.record.batches[:before])
     if (stored and (stored.key, stored.batches)) != expected:
-        raise UserError(f"{job.record_path} was written by another call meanwhile, and was left alone; start again")
+        raise UserError(
+            f"{job.record_path} was written by another call meanwhile, and was left alone", advice="start again"
+        )
 
 
 def _write_results(job, record, rows, seconds):
@@ -419,9 +443,13 @@ def _refuse_foreign_outputs(job, photos, overwrite):
     for photo in photos:
         path = job.marked_folder / photo.marked
         if path.exists() and photo.marked_sha256 is not None and files.file_digest(path) != photo.marked_sha256:
-            raise UserError(f"{path} exists and is not what this record marked; move it away, or give --overwrite")
+            raise UserError(
+                f"{path} exists and is not what this record marked",
+                advice="move it away",
+                command="or give --overwrite",
+            )
         if path.exists() and photo.marked_sha256 is None and job.note == "same key, further photos":
-            raise UserError(f"{path} exists already; move it away, or give --overwrite")
+            raise UserError(f"{path} exists already", advice="move it away", command="or give --overwrite")
 
 
 def _put_away(job):

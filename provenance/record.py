@@ -220,8 +220,8 @@ def check_commitments(record, where):
     for batches, commitment in enumerate(record.commitments, 1):
         if commitment_of(record, batches) != commitment:
             raise UserError(
-                f"{where} does not fit its commitment {commitment[:16]}...: it was changed after marking; "
-                "restore the record as data_marking.py wrote it"
+                f"{where} does not fit its commitment {commitment[:16]}...: it was changed after marking",
+                advice="restore the record as data_marking.py wrote it",
             )
 
 
@@ -236,8 +236,8 @@ def read_record(path):
     path = record_file(path)
     if not path.is_file():
         raise UserError(
-            f"record {path} does not exist; data_marking.py writes it as record.json into the folder "
-            "NAME_record beside the photos"
+            f"record {path} does not exist",
+            advice="data_marking.py writes it as record.json into the folder NAME_record beside the photos",
         )
     try:
         record = MarkRecord.model_validate(
@@ -274,11 +274,13 @@ def _check_numbers(record, path):
         or len(record.commitments) > len(record.batches)
         or not hashed
     ):
-        raise UserError(f"{path} is inconsistent: its photos don't fit its batches; restore it from a copy")
+        raise UserError(f"{path} is inconsistent: its photos don't fit its batches", advice="restore it from a copy")
     if record.batches and not np.array_equal(
         draw_selections(record.selection_key, record.batches, 0)[0], record.published
     ):
-        raise UserError(f"{path}: the published photos are not those that its key draws; restore it from a copy")
+        raise UserError(
+            f"{path}: the published photos are not those that its key draws", advice="restore it from a copy"
+        )
 
 
 def write_record(path, record):
@@ -339,7 +341,11 @@ def locate_originals(record, folders, record_path):
     places = [Path(folder) for folder in folders] or [Path(batch.data_folder) for batch in record.batches]
     missing_folders = [place for place in places if not place.is_dir()]
     if folders and missing_folders:
-        raise UserError(f"--originals {missing_folders[0]} is not a folder; give the folder with the unmarked photos")
+        raise UserError(
+            f"--originals {missing_folders[0]} is not a folder",
+            advice="give the folder with the unmarked photos",
+            flag="--originals",
+        )
     places = [place for place in [*places, beside] if place.is_dir()]
     found = {}
     for photo in record.photos:
@@ -359,8 +365,9 @@ def locate_originals(record, folders, record_path):
     if lacking:
         raise UserError(
             f"{len(lacking)} of {len(record.photos)} originals are missing or were changed since they were "
-            f"marked ({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}); looked in "
-            f"{', '.join(map(str, places)) or 'no folder'}: give the unmarked photos with --originals"
+            f"marked ({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''})",
+            advice=f"looked in {', '.join(map(str, places)) or 'no folder'}: give the unmarked photos with --originals",
+            flag="--originals",
         )
     return [found[photo.number] for photo in record.photos]
 

@@ -138,7 +138,7 @@ def main():
     args = parser.parse_args()
     device, found = utils.choose_device(args.device), {}
     if common.Path(args.choose[0]).resolve() in [common.Path(folder).resolve() for folder in args.claim]:
-        raise UserError("a run of --choose is among those of --claim; the claim would be about the choice")
+        raise UserError("a run of --choose is among those of --claim", advice="the claim would be about the choice")
     for part, folders in (("choose", args.choose), ("claim", args.claim)):
         rows = []
         for folder in folders:

@@ -37,14 +37,15 @@ class _FileSuspect(Suspect):
             raise
         except Exception as error:  # a stranger's network may fail in any way, most often because of the size
             raise UserError(
-                f"{self.name} can't answer for images of {images.shape[2]} x {images.shape[3]} px "
-                f"({_line(error)}); check --net_type and --input_size"
+                f"{self.name} can't answer for images of {images.shape[2]} x {images.shape[3]} px ({_line(error)})",
+                advice="check --net_type and --input_size",
+                flag="--net_type",
             ) from None
         wanted = (len(images), 1 if np.issubdtype(values.dtype, np.integer) else self.classes)
         if values.shape != wanted:
             raise UserError(
-                f"{self.name} answers with an array {values.shape} instead of {wanted}; "
-                "give a model that answers with one value for each class"
+                f"{self.name} answers with an array {values.shape} instead of {wanted}",
+                advice="give a model that answers with one value for each class",
             )
         return _answers(values, self.name)
 
@@ -52,14 +53,17 @@ class _FileSuspect(Suspect):
 def _answers(values, name):
     if np.issubdtype(values.dtype, np.integer):
         if values.size and not 0 <= values.min() <= values.max() < 2**31:
-            raise UserError(f"{name} returned classes from {values.min()} to {values.max()}; they must count from 0")
+            raise UserError(
+                f"{name} returned classes from {values.min()} to {values.max()}", advice="they must count from 0"
+            )
         return Answers(None, values.astype(np.int32))
     with np.errstate(over="ignore"):  # found by the next line
         values = values.astype(np.float32)
     wrong = int((~np.isfinite(values)).any(axis=1).sum())
     if wrong:
         raise UserError(
-            f"{name} returned values that are not finite for {wrong} of {len(values)} images; is its file damaged?"
+            f"{name} returned values that are not finite for {wrong} of {len(values)} images",
+            advice="is its file damaged?",
         )
     return Answers(values)
 
@@ -80,7 +84,7 @@ def _digest(path):
             while block := file.read(2**20):
                 digest.update(block)
     except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}); check the path") from None
+        raise UserError(f"{path} can't be read ({error.strerror})", advice="check the path") from None
     return digest.hexdigest()
 
 
@@ -92,8 +96,8 @@ def _preprocessing(path, parts, hint=""):
     missing = [_flag(key) for key in ("size", "mean", "std") if key not in chosen]
     if missing:
         raise UserError(
-            f"{path} does not say how photos become its input, and a wrong guess would make the audit "
-            f"worthless; give {' and '.join(missing)} as in its training{hint}"
+            f"{path} does not say how photos become its input, and a wrong guess would make the audit worthless",
+            advice=f"give {' and '.join(missing)} as in its training{hint}",
         )
     sources = [source for source, _ in parts if source in {used for _, used in chosen.values()}]
     return Preprocessing(**{key: value for key, (value, _) in chosen.items()}, source=" and ".join(sources))
@@ -121,5 +125,7 @@ def _clean(path, source, key, value):
     except (TypeError, ValueError, OverflowError):
         valid = False
     if not valid:
-        raise UserError(f"{path}: {key} {str(value)[:60]!r} (from {source}) can't be; give {_flag(key)}: {_KEYS[key]}")
+        raise UserError(
+            f"{path}: {key} {str(value)[:60]!r} (from {source}) can't be", advice=f"give {_flag(key)}: {_KEYS[key]}"
+        )
     return cleaned

@@ -40,7 +40,9 @@ def _open_onnx(path, identity, overrides, batch_size):
     preprocessing = _onnx_preprocessing(path, kind, shape, channels, metadata, overrides)
     fixed = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
     if (fixed or 1) > _MOST_AT_ONCE:
-        raise UserError(f"{path} takes {fixed} images at once; export it with a batch of at most {_MOST_AT_ONCE}")
+        raise UserError(
+            f"{path} takes {fixed} images at once", advice=f"export it with a batch of at most {_MOST_AT_ONCE}"
+        )
 
     def run(images, names):
         values = preprocessing.normalize(images).astype(_INPUTS[kind])
@@ -79,7 +81,8 @@ def _session(path):
         return session, inputs, outputs, session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime's errors have no class in common but this
         raise UserError(
-            f"{path} is damaged or no ONNX model that onnxruntime can run ({_line(error)}); get an undamaged copy"
+            f"{path} is damaged or no ONNX model that onnxruntime can run ({_line(error)})",
+            advice="get an undamaged copy",
         ) from None
 
 
@@ -89,13 +92,15 @@ def _onnx_input(path, inputs):
     shape = inputs[0].shape if inputs else None
     if len(inputs) != 1 or inputs[0].type not in _INPUTS or len(shape or ()) != 4:
         raise UserError(
-            f"{path} takes {kinds}; give a model of one input, float or uint8, of shape "
-            "(N, 3, height, width) or (N, height, width, 3)"
+            f"{path} takes {kinds}",
+            advice="give a model of one input, float or uint8, of shape (N, 3, height, width) or (N, height, width, 3)",
         )
     # An axis without a number may be the channels; should it not, the first answer fails.
     axis = 1 if shape[1] == 3 else 3 if shape[3] == 3 else 1 if not isinstance(shape[1], int) else None
     if axis is None:
-        raise UserError(f"{path} takes {kinds}, where no axis is red, green and blue; give a model of RGB photos")
+        raise UserError(
+            f"{path} takes {kinds}, where no axis is red, green and blue", advice="give a model of RGB photos"
+        )
     return inputs[0].type, shape, axis
 
 
@@ -114,17 +119,18 @@ def _onnx_preprocessing(path, kind, shape, channels, metadata, overrides):
         stored = {**stored, **{key: json.loads(metadata[key]) for key in (_KEYS.keys() & metadata) - overrides.keys()}}
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{path}: its metadata about preprocessing is no JSON ({_line(error)}); export it without, and give flags"
+            f"{path}: its metadata about preprocessing is no JSON ({_line(error)})",
+            advice="export it without, and give flags",
         ) from None
     if unknown := stored.keys() - _KEYS.keys():
-        raise UserError(f"{path}: unknown {str(unknown)[:80]} in its metadata; use {', '.join(_KEYS)}")
+        raise UserError(f"{path}: unknown {str(unknown)[:80]} in its metadata", advice=f"use {', '.join(_KEYS)}")
     stored = {key: value for key, value in stored.items() if key not in overrides}
     merged = _preprocessing(path, [("onnx", facts), ("onnx metadata", stored), ("flags", overrides)])
     for key, value in facts.items():
         if getattr(merged, key) != _clean(path, "onnx", key, value):
             raise UserError(
-                f"{path} takes {kind} {shape}, so {key} can't be {getattr(merged, key)} (from "
-                f"{merged.source}); leave {_flag(key)} out, or make it {value}"
+                f"{path} takes {kind} {shape}, so {key} can't be {getattr(merged, key)} (from {merged.source})",
+                advice=f"leave {_flag(key)} out, or make it {value}",
             )
     return merged
 
@@ -144,13 +150,17 @@ def _onnx_output(path, outputs, run, images):
     candidates = [each.name for each in outputs if each.type in _OUTPUTS]
     if not candidates:
         raise UserError(
-            f"{path} answers with {_listed(each.type for each in outputs)}; export it with numbers as "
-            "output (from scikit-learn with zipmap=False), not with words or maps"
+            f"{path} answers with {_listed(each.type for each in outputs)}",
+            advice="export it with numbers as output (from scikit-learn with zipmap=False), not with words or maps",
         )
     try:
         values = dict(zip(candidates, run(images, candidates), strict=True))
     except Exception as error:
-        raise UserError(f"{path} can't answer for {images.shape} images ({_line(error)}); check --input_size") from None
+        raise UserError(
+            f"{path} can't answer for {images.shape} images ({_line(error)})",
+            advice="check --input_size",
+            flag="--input_size",
+        ) from None
     dense = [
         name
         for name, value in values.items()
@@ -168,8 +178,8 @@ def _onnx_output(path, outputs, run, images):
     chosen = dense or labels
     if len(chosen) != 1:
         raise UserError(
-            f"{path} answers with {_listed(f'{name} {value.shape}' for name, value in values.items())}; "
-            "give a model with one output (N, classes) or (N,) of labels"
+            f"{path} answers with {_listed(f'{name} {value.shape}' for name, value in values.items())}",
+            advice="give a model with one output (N, classes) or (N,) of labels",
         )
     return chosen[0], values[chosen[0]].shape[1] if dense else None
 
@@ -187,8 +197,8 @@ def _external_data(path):
         file, steps = path.parent / name, PureWindowsPath(name)  # which knows drives and both kinds of slashes
         if steps.anchor or ".." in steps.parts or not any(map(file.resolve().is_relative_to, folders)):
             raise UserError(
-                f"{path} wants weights from {name[:80]!r}, outside its folder, so it was refused; "
-                "export it with all weights inside"
+                f"{path} wants weights from {name[:80]!r}, outside its folder, so it was refused",
+                advice="export it with all weights inside",
             )
         if file.is_file():  # if not, onnxruntime says so, or it was a note called "location"
             digests[name] = _digest(file)

@@ -37,11 +37,11 @@ def open_model(path, net_type=None, device="auto", precision="auto", overrides=N
         raise ValueError(f"unknown precision {precision} or key among {list(overrides)}")
     file = folder.RunPaths.existing(path).model if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"model {file} does not exist; check the path")
+        raise UserError(f"model {file} does not exist", advice="check the path")
     identity = {"kind": None, "file": file.name, "sha256": _digest(file), "net_type": None, "classes": None}
     if file.suffix.lower() == ".onnx":
         if precision == "bfloat16":
-            raise UserError(f"{file}: an ONNX file has its own precision; leave --precision out")
+            raise UserError(f"{file}: an ONNX file has its own precision", advice="leave --precision out")
         suspect = _open_onnx(file, identity, overrides, batch_size)
     else:
         device = utils.choose_device(str(device))
@@ -71,11 +71,11 @@ def _try(suspect):
 def _open_run(path, identity, net_type, device, precision, overrides, batch_size):
     fixed = [_flag(key) for key in ("mean", "std", "white") if key in overrides]
     if fixed:
-        raise UserError(f"{path} has mean and std of its training inside; leave {' and '.join(fixed)} out")
+        raise UserError(f"{path} has mean and std of its training inside", advice=f"leave {' and '.join(fixed)} out")
     query, record = load_trained(path, device, None if precision == "auto" else precision)
     stored = record["settings"]["net_type"]
     if net_type is not None and net_type.removeprefix("networks:") != stored:
-        raise UserError(f"{path} holds a {stored}, not a {net_type}; leave --net_type out")
+        raise UserError(f"{path} holds a {stored}, not a {net_type}", advice="leave --net_type out", flag="--net_type")
     # As dataset/store.py makes training images of photos: scaled to cover the input, bilinear, centre crop.
     facts = {"size": record["settings"]["image_size"], "mean": record["mean"], "std": record["std"]}
     preprocessing = _preprocessing(path, [("checkpoint", facts), ("flags", overrides)])
@@ -103,7 +103,7 @@ def read_metadata(path):
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except Exception as error:  # a damaged header shows itself in many ways
-        raise UserError(files._why_no_safetensors(path, _line(error))) from None
+        raise files.no_safetensors(path, _line(error)) from None
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -83,7 +83,11 @@ def open_server(
     if not all(limit is None or 0 < limit < math.inf for limit in (rate_limit, timeout)):
         raise UserError("the rate limit and the time-out of a server must be above 0")
     if "@" in url.partition("//")[2].partition("/")[0] or "@" in url.partition("//")[0]:
-        raise UserError("the server's address has a user name or password inside; give them with --header instead")
+        raise UserError(
+            "the server's address has a user name or password inside",
+            advice="give them with --header instead",
+            flag="--header",
+        )
     address = ADDRESS.fullmatch(url)
     if not address:  # not quoted: a token may be in it
         raise UserError(f"the address of a server's model must look like {EXAMPLE}")
@@ -99,17 +103,25 @@ def _headers(lines):
     def expand(match):
         value = os.environ.get(match[1] or match[2])
         if not value:
-            raise UserError(f"--header needs the environment variable {match[1] or match[2]}, which is not set; set it")
+            raise UserError(
+                f"--header needs the environment variable {match[1] or match[2]}, which is not set",
+                advice="set it",
+                flag="--header",
+            )
         secrets.add(value)
         return value
 
     for number, line in enumerate(lines, 1):
         name, _, value = line.partition(":")
         if ":" not in line or not re.fullmatch(r"[!#$%&'*+.^_`|~\w-]+", name, re.ASCII):
-            raise UserError(f'--header number {number} is not of the form "Name: value"; write it so')
+            raise UserError(
+                f'--header number {number} is not of the form "Name: value"', advice="write it so", flag="--header"
+            )
         values[name] = VARIABLE.sub(expand, value).strip(" \t")
         if not re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", values[name]):
-            raise UserError(f"the value of --header {name} must be one line of printable Latin-1 characters")
+            raise UserError(
+                f"the value of --header {name} must be one line of printable Latin-1 characters", flag="--header"
+            )
         secrets.update([values[name], *values[name].split()])
     # Nothing that short is secret, and the scheme's name makes messages about it readable. The longest goes first, so
     # that no part of it is left over.
@@ -159,7 +171,9 @@ class _Connection:
                 pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * self._random.uniform(0.5, 1)
                 self._sleep(max(pause, last.retry_after))
                 self.retries_made += 1
-        raise UserError(f"gave up after {retries + 1} tries: {last}; try again later, or ask the server's owner")
+        raise UserError(
+            f"gave up after {retries + 1} tries: {last}", advice="try again later, or ask the server's owner"
+        )
 
     def _wait_for_turn(self):
         now = self._clock()
@@ -182,11 +196,14 @@ class _Connection:
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise UserError(
-                    "its TLS certificate is not trusted; if it is your own authority's, name that in REQUESTS_CA_BUNDLE"
+                    "its TLS certificate is not trusted",
+                    advice="if it is your own authority's, name that in REQUESTS_CA_BUNDLE",
                 ) from None
             raise _Fault(f"the connection failed ({_cause(error)})") from None
         except (OSError, ValueError) as error:  # requests' own are OSErrors, as is a missing REQUESTS_CA_BUNDLE
-            raise UserError(f"the request can't be made ({error}); check the address and the proxy settings") from None
+            raise UserError(
+                f"the request can't be made ({error})", advice="check the address and the proxy settings"
+            ) from None
         if response.status_code != 200:
             raise self._refusal(response, content)
         return read(content, response.headers)
@@ -196,8 +213,9 @@ class _Connection:
         if 300 <= status < 400:
             place = self.clean(response.headers.get("Location", "elsewhere"))[:200]
             return UserError(
-                f"redirects ({status}) to {place}, which is not followed because --header would go there, "
-                "too; give the final address"
+                f"redirects ({status}) to {place}, which is not followed because --header would go there, too",
+                advice="give the final address",
+                flag="--header",
             )
         try:
             reason = json.loads(content)["error"]
@@ -267,7 +285,7 @@ def _tensors(metadata, key):
             for entry in metadata[key]
         ]
     except MALFORMED:
-        raise UserError(f"its metadata has no proper list of {key}; ask the server's owner") from None
+        raise UserError(f"its metadata has no proper list of {key}", advice="ask the server's owner") from None
     return tensors, ", ".join(map(str, tensors)) or "none"
 
 
@@ -279,8 +297,8 @@ def _image_input(metadata):
     shape = (None, *shape) if hidden else shape
     if len(shape) != 4 or 3 not in (shape[1], shape[3]) or 0 in shape:
         raise UserError(
-            "needs one input of images, (N, 3, height, width) or (N, height, width, 3), but has "
-            f"{listing}; this model can't be asked"
+            f"needs one input of images, (N, 3, height, width) or (N, height, width, 3), but has {listing}",
+            advice="this model can't be asked",
         )
     if tensors[0].datatype not in (*FLOATS, "UINT8"):
         raise UserError(f"images can be sent as FP16, FP32, FP64 or UINT8, but its input is {listing}")
@@ -304,7 +322,8 @@ def _output_role(metadata, hidden):
     if not fits:
         raise UserError(
             "needs one output of values (N, classes), of labels (N) as integers or BYTES, or one of values "
-            f"and one of classes (N, k), but has {listing}; this model can't be asked"
+            f"and one of classes (N, k), but has {listing}",
+            advice="this model can't be asked",
         )
     return tensors, role
 
@@ -351,16 +370,24 @@ def _preprocessing(tensor, nchw, stated, overrides):
     server, flags = _settings(stated, "the server"), _settings(overrides, "the flags")
     raw = tensor.datatype == "UINT8"
     if raw and {"mean", "std", "white"} & flags.keys():
-        raise UserError(f"its input {tensor} takes raw pixels; leave mean, std and white away")
+        raise UserError(f"its input {tensor} takes raw pixels", advice="leave mean, std and white away")
     pixels = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "white": 255.0} if raw else {}
     settings = {**server, **flags, **pixels}
     shape = tensor.shape[2:] if nchw else tensor.shape[1:3]
     size = settings.pop("size", (None, None))
     if any(None not in pair and len({*pair}) > 1 for pair in zip(shape, size, strict=True)):
-        raise UserError(f"its input is {tensor}, but the preprocessing says {list(size)}; correct --input_size")
+        raise UserError(
+            f"its input is {tensor}, but the preprocessing says {list(size)}",
+            advice="correct --input_size",
+            flag="--input_size",
+        )
     size = tuple(fixed or given for fixed, given in zip(shape, size, strict=True))
     if None in size:
-        raise UserError(f"its input {tensor} has no fixed size and its metadata names none; give --input_size")
+        raise UserError(
+            f"its input {tensor} has no fixed size and its metadata names none",
+            advice="give --input_size",
+            flag="--input_size",
+        )
     assumed = not {"mean", "std"} <= settings.keys() or not (server or flags)
     givers = [name for name, given in (("server", server), ("flags", flags), ("defaults", assumed)) if given]
     return Preprocessing(size, **settings, source=" and ".join(givers))
@@ -382,7 +409,7 @@ class ServerSuspect(Suspect):
         room = (BINARY_NUMBERS if self._binary else JSON_NUMBERS) // (3 * math.prod(self.preprocessing.size))
         fixed = self._input.shape[0] or batch_size
         if fixed > max(batch_size, MOST_IN_BATCH):
-            raise UserError(f"wants {fixed} images in each request, which is too many; ask the server's owner")
+            raise UserError(f"wants {fixed} images in each request, which is too many", advice="ask the server's owner")
         self.batch_size = max(1, min(batch_size, room, fixed))
         # Every reply must be from this model; without a version in the address, from the one that answered first.
         self._names, self._version = {"", unquote(model), str(metadata.get("name"))}, version
@@ -458,7 +485,7 @@ class ServerSuspect(Suspect):
         with np.errstate(over="ignore"):
             pixels = np.ascontiguousarray(pixels, dtype=DTYPES[self._input.datatype])
         if not np.isfinite(pixels).all():
-            raise UserError(f"normalised images don't fit {self._input.datatype}; correct mean, std and white")
+            raise UserError(f"normalised images don't fit {self._input.datatype}", advice="correct mean, std and white")
         entry = {"name": self._input.name, "datatype": self._input.datatype, "shape": pixels.shape}
         request = {"id": identifier, "inputs": [entry], "outputs": [{"name": tensor.name} for tensor in self._outputs]}
         if not self._binary:
@@ -577,7 +604,7 @@ def _parameter(metadata, name, kind):
             return value
     except MALFORMED:
         pass
-    raise UserError(f"its metadata has a {name} parameter that can't be read; ask the server's owner")
+    raise UserError(f"its metadata has a {name} parameter that can't be read", advice="ask the server's owner")
 
 
 def _unpack(content, headers):

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 import utils
 from experiment.training import IMAGENET_MEAN, IMAGENET_STD
-from kit.errors import UserError
+from kit.errors import UnknownNetwork, UserError
 from networks import build_network, network_names
 from suspects.answering import _MOST_CLASSES, _FileSuspect, _line, _preprocessing
 
@@ -22,11 +22,13 @@ _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.")
 
 def _open_state_dict(path, identity, net_type, device, precision, overrides, batch_size):
     if path.suffix.lower() not in (".safetensors", *PICKLED):
-        raise UserError(f"{path} is not read here; give .safetensors, {', '.join(PICKLED)} or .onnx")
+        raise UserError(f"{path} is not read here", advice=f"give .safetensors, {', '.join(PICKLED)} or .onnx")
     tensors = _unwrapped(path, _read_tensors(path))
     if net_type is None:
         raise UserError(
-            f"{path} holds weights only; give --net_type, the name of their network in networks/, torchvision or timm"
+            f"{path} holds weights only",
+            advice="give --net_type, the name of their network in networks/, torchvision or timm",
+            flag="--net_type",
         )
     family, name = find_network(net_type)
     net_type = f"{family}:{name}"
@@ -73,7 +75,8 @@ def _read_tensors(path):
     except Exception as error:  # a damaged file may raise anything
         raise UserError(
             f"{path} is truncated or holds more than tensors, so it was refused and nothing in it was run "
-            f"({_line(error)}); save model.state_dict(), best as .safetensors"
+            f"({_line(error)})",
+            advice="save model.state_dict(), best as .safetensors",
         ) from None
 
 
@@ -83,7 +86,8 @@ def _unwrapped(path, content):
         content = inner[0] if inner else content
     if not isinstance(content, dict) or not content:
         raise UserError(
-            f"{path} holds {type(content).__name__} without tensors instead of a state dict; save model.state_dict()"
+            f"{path} holds {type(content).__name__} without tensors instead of a state dict",
+            advice="save model.state_dict()",
         )
     for name, value in content.items():
         if not (
@@ -93,7 +97,7 @@ def _unwrapped(path, content):
             and value.device.type == "cpu"
             and not value.is_quantized
         ):
-            raise UserError(f"{path}: {str(name)[:80]!r} is not a dense tensor; save model.state_dict() alone")
+            raise UserError(f"{path}: {str(name)[:80]!r} is not a dense tensor", advice="save model.state_dict() alone")
     return dict(content)
 
 
@@ -102,7 +106,11 @@ def find_network(net_type):
     wanted, _, name = net_type.strip().rpartition(":")
     names = {"networks": network_names, "torchvision": _torchvision_names, "timm": _timm_names}
     if wanted and wanted not in names:
-        raise UserError(f"--net_type {net_type}: {wanted!r} is no library of networks; use one of {', '.join(names)}")
+        raise UserError(
+            f"--net_type {net_type}: {wanted!r} is no library of networks",
+            advice=f"use one of {', '.join(names)}",
+            flag="--net_type",
+        )
     known, absent = [], ""
     for family in [wanted] if wanted else names:
         try:
@@ -117,7 +125,7 @@ def find_network(net_type):
         known += here
     near = difflib.get_close_matches(name, dict.fromkeys(known), n=3, cutoff=0.5)
     nearest = f": did you mean {' or '.join(near)}?" if near else ""
-    raise UserError(f"unknown network {net_type!r}{nearest}{absent}; check --net_type")
+    raise UnknownNetwork(f"unknown network {net_type!r}{nearest}{absent}", advice="check --net_type", flag="--net_type")
 
 
 def _timm_names():
@@ -150,7 +158,9 @@ def build_model(family, name, tensors, classes):
     except UserError:
         raise
     except Exception as error:  # whatever the library says to a tag that it does not know
-        raise UserError(f"network {family}:{name} can't be built ({_line(error)}); check --net_type") from None
+        raise UserError(
+            f"network {family}:{name} can't be built ({_line(error)})", advice="check --net_type", flag="--net_type"
+        ) from None
 
 
 def _shapes(family, name, tensors, classes):
@@ -174,7 +184,9 @@ def _matched(path, tensors, net_type, eleven, thirteen):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     heads = [name for name, shape in eleven.items() if shape[:1] == (11,) and thirteen[name][:1] == (13,)]
     if not heads:
-        raise UserError(f"{net_type} has no classifier; give --net_type of a network that classifies")
+        raise UserError(
+            f"{net_type} has no classifier", advice="give --net_type of a network that classifies", flag="--net_type"
+        )
     classes = next((len(tensors[name]) for name in heads if name in tensors and tensors[name].ndim), 11)
     wanted = {
         name: tuple(classes if side != other else side for side, other in zip(shape, thirteen[name], strict=True))
@@ -191,11 +203,12 @@ def _matched(path, tensors, net_type, eleven, thirteen):
     if missing or strange or unlike:
         count = len(missing) + len(strange) + len(unlike)
         raise UserError(
-            f"{path} does not fit {net_type}: {'; '.join(missing[:1] + strange[:1] + unlike[:1])} "
-            f"({count} of such); give the --net_type that it was trained as"
+            f"{path} does not fit {net_type}: {'; '.join(missing[:1] + strange[:1] + unlike[:1])} ({count} of such)",
+            advice="give the --net_type that it was trained as",
+            flag="--net_type",
         )
     if not 2 <= classes <= _MOST_CLASSES:
-        raise UserError(f"{path} has {classes} classes; an audit needs 2 to {_MOST_CLASSES}")
+        raise UserError(f"{path} has {classes} classes", advice=f"an audit needs 2 to {_MOST_CLASSES}")
     return tensors, classes
 
 
@@ -219,8 +232,8 @@ def _timm_facts(path, name, model, overrides):
         return facts, ""  # timm's resize belongs to timm's size
     if config["crop_mode"] != "center" or height != width:
         raise UserError(
-            f"{path}: timm scales photos for {name} without keeping their shape, which can't be done here; "
-            f"give --resize, the shorter side before a centre crop (timm's input is {height} x {width} px)"
+            f"{path}: timm scales photos for {name} without keeping their shape, which can't be done here",
+            advice=f"give --resize, the shorter side before a centre crop (timm's input is {height} x {width} px)",
         )
     return {**facts, "resize": math.floor(height / config["crop_pct"])}, ""
 

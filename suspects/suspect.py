@@ -58,11 +58,15 @@ class Preprocessing:
 
     def __post_init__(self):
         if len(self.size) != 2 or not all(1 <= side <= 4096 for side in self.size):
-            raise UserError(f"a model input of {self.size} pixels can't be; give --input_size")
+            raise UserError(
+                f"a model input of {self.size} pixels can't be", advice="give --input_size", flag="--input_size"
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise UserError(f"mean {self.mean} and std {self.std} must be three numbers each, std above 0")
         if self.interpolation not in INTERPOLATIONS:
-            raise UserError(f"interpolation {self.interpolation!r} is unknown; use one of {', '.join(INTERPOLATIONS)}")
+            raise UserError(
+                f"interpolation {self.interpolation!r} is unknown", advice=f"use one of {', '.join(INTERPOLATIONS)}"
+            )
 
     def fit(self, pixels):
         """Resize and crop one photo, uint8 (H, W, 3) of any size, to uint8 (3, height, width)."""

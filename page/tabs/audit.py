@@ -26,7 +26,7 @@ HINT = "Open a finished run of train.py, eval.py or privacy-audit.py."
 
 
 class Found:
-    """Finished runs below some folders, and the reports that were opened, by a number that says nothing of their path."""
+    """Finished runs below some folders, and the reports that were opened, by a number that says nothing of paths."""
 
     def __init__(self, folders):
         self._folders, self._reports = [Path(folder) for folder in folders], {}
@@ -133,14 +133,14 @@ def _open(found, choice, typed):
 def _report_folder(folder):
     """The folder that has the results: the one that was named, or the report below a log_dir."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; name the folder of a run")
+        raise UserError(f"{folder} is not a folder", advice="name the folder of a run")
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir()]
     for path in (folder, *inside):
         if kind_of(path):
             return path
     raise UserError(
-        f"{folder} has no finished run: neither losses.npz nor report.html lies beside a result.json; name "
-        "the folder that train.py or privacy-audit.py printed last"
+        f"{folder} has no finished run: neither losses.npz nor report.html lies beside a result.json",
+        advice="name the folder that train.py or privacy-audit.py printed last",
     )
 
 
@@ -220,7 +220,7 @@ def _losses_of(folder, _changed):
     arrays = read_arrays(folder / "losses.npz")
     signal = read_json(folder / "result.json")["signal"]
     if signal not in SIGNALS:
-        raise UserError(f"{folder / 'result.json'} names an unknown signal; run the audit again")
+        raise UserError(f"{folder / 'result.json'} names an unknown signal", advice="run the audit again")
     return arrays[f"target_{signal}"], arrays[f"non_member_{signal}"], arrays
 
 

@@ -210,7 +210,7 @@ def _handed_in_record(desk, draft, upload):
     files = sorted(folder.rglob("record.json")) or sorted(folder.glob("*.json"))
     if draft.problems or len(files) != 1:
         why = draft.problems[0][1] if draft.problems else f"it has {len(files) or 'no'} records"
-        raise UserError(f"{name}: {why}; give the zip or the record.json that marking made")
+        raise UserError(f"{name}: {why}", advice="give the zip or the record.json that marking made")
     return files[0]
 
 
@@ -222,7 +222,7 @@ def _hand_in(desk, draft, fields):
     elif fields["known"]:
         job = desk.jobs.get(fields["known"])
         if job is None or job.state != "done":
-            raise UserError("that record is gone; choose another one")
+            raise UserError("that record is gone", advice="choose another one")
         record, folders = Path(job.result["record"]), [job.result["originals"]]
     else:
         raise UserError("there is no record yet: choose one made on this page, or hand in the private record")
@@ -437,7 +437,9 @@ def _start(desk, job, header):
         torch.set_num_threads(THREADS)
         planned = _open(details, header, running.folder, sleep=running.sleep)
         if _number(planned) != running.id:
-            raise UserError("the model or the record has changed since the queries were counted; count them again")
+            raise UserError(
+                "the model or the record has changed since the queries were counted", advice="count them again"
+            )
         result = planned.run()
         return {
             "files": {"evidence.zip": "evidence.zip", "result.json": "result.json"},

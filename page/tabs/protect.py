@@ -167,7 +167,7 @@ def _take(desk, files, folder, draft):
         return None, "", nothing
     try:
         if all(source):
-            raise UserError("There are dropped files and a folder; empty one of the two.")
+            raise UserError("There are dropped files and a folder", advice="empty one of the two.")
         own = desk.receive(desk.draft(), source[0]) if source[0] else None
         place = own.photos if own else typed_path(source[1])
         names, unread, ignored = find_photos(place)
@@ -247,7 +247,7 @@ def _begin(desk, panel, request, draft, source, chosen):
         if draft is None and not any(source):
             raise UserError("There are no photos yet: drop some above, or name a folder.")
         if draft is None or draft["source"] != source:
-            raise UserError("What was handed in is still being looked at; press again when it is shown above.")
+            raise UserError("What was handed in is still being looked at", advice="press again when it is shown above.")
         protect.resolve_settings(chosen)
         if not find_photos(draft["folder"])[0]:
             raise UserError("There are no photos in what was handed in: drop some above, or name a folder.")
@@ -266,7 +266,7 @@ def _refuse_twice(desk, folder):
     # Photos that are published under two keys prove less, and a second record must never replace the first.
     record = protect.places_of(folder)[1] / "record.json"
     if record.exists():
-        raise UserError(f"These photos are marked already; their record is {record}. Hand in others.")
+        raise UserError("These photos are marked already", advice=f"their record is {record}. Hand in others.")
     if any(job.state != "done" and job.details.get("folder") == str(folder) for job in desk.jobs.all("protected")):
         raise UserError("Marking these photos has begun already: choose it below, and let it go on.")
 
@@ -285,7 +285,7 @@ def _mark(job):
     finished = begun.exists() and records.read_record(begun).finished  # all but the two zips was done
     opened = protect.open_record(found, settings, holdout, record_file=begun if finished else None)
     if finished and opened.note != "same key, same photos":
-        raise UserError(f"{folder} has photos that were not there when marking began; take them out")
+        raise UserError(f"{folder} has photos that were not there when marking began", advice="take them out")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # photos are spread over the cores, one each
     try:

@@ -1,0 +1,46 @@
+"""The command line's messages in the words of the page, which has fields where that has flags.
+
+Public: FLAGS, plain, of_error.
+"""
+
+import re
+
+# What the command line calls --FLAG has a field with this name here: messages are the same for both.
+FLAGS = {
+    "--img_blending_ratio": "“Blending ratio”",
+    "--noise_norm": "“Noise norm”",
+    "--holdout": "“Hold-out”",
+    "--data_folder": "“Photos”",
+    "--format": "“File format”",
+    "--quality": "“JPEG quality”",
+    "--originals": "“Original photos”",
+    "--checkpoint": "“Model”",
+    "--net_type": "“Architecture”",
+    "--label": "“Class of the photos”",
+    "--alpha": "“Accept a wrong accusation in at most”",
+    "--max_queries": "“Most queries”",
+    "--header": "“Header for the server”",
+    "--rate_limit": "“Requests a second”",
+    "--input_size": "“Input size”",
+    "--mean": "“Mean”",
+    "--std": "“Std”",
+    "--label_only": "“The model only names a class”",
+    "--query_batch": "“Images a request”",
+    "--batch_size": "“Images a request”",
+}
+
+
+def plain(text):
+    """A text with the names of fields in place of flags."""
+    # At the start of a word alone: a path may have two dashes, too.
+    return re.sub(r"(?<![^\s(])--([a-z_]+)", lambda flag: FLAGS.get(flag[0], flag[1].replace("_", " ")), text)
+
+
+def of_error(error):
+    """A UserError as the page says it: the field that it is about, what is wrong, and what to do here.
+
+    Advice for the command line alone is left out.
+    """
+    text = plain(f"{error.problem}; {error.advice}" if error.advice else error.problem)
+    field = FLAGS.get(error.flag)
+    return f"{field}: {text}" if field and field not in text else text
