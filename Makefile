@@ -1,4 +1,5 @@
-# make demo | app | test | lint | bench | clean: each sets up .venv first, when it is missing. Needs Python >= 3.10 and make.
+# make demo | app | test | check | bench | lock | clean: each sets up .venv first, when it is missing. Needs Python >= 3.10
+# and make. Versions come from requirements/lock*.txt, with hashes; `make lock` writes these anew.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -11,8 +12,13 @@ INSTALL := uv pip install --quiet --compile-bytecode --python $(RUN)
 else
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
 endif
+# A lock holds for every system and Python from 3.10 on, and names no index. UPGRADE=--upgrade takes what is newest;
+# without it, what is locked and still fits stays.
+UPGRADE ?=
+COMPILE := uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate \
+	--no-emit-index-url --custom-compile-command "make lock" -c requirements/constraints.txt
 
-.PHONY: demo app test lint bench clean
+.PHONY: demo app test check bench lock clean
 
 demo: $(VENV)/ready
 	$(RUN) train.py --dataset photos --out demo
@@ -24,8 +30,11 @@ app: $(VENV)/ready-app
 test: $(VENV)/ready-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_JOBS) --maxprocesses 8 --dist loadfile
 
-lint: $(VENV)/ready-dev
+# Before a commit: style, and what may import what.
+check: $(VENV)/ready-dev
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m tests.layout
 
 bench: $(VENV)/ready-dev
 	$(RUN) -m benchmarks.perlin --out results/bench-perlin.json
@@ -36,22 +45,29 @@ bench: $(VENV)/ready-dev
 	$(RUN) -m benchmarks.tree --files 50000 --out results/bench-tree.json
 	$(RUN) -m benchmarks.rmia --out results/bench-rmia.json
 
+lock:
+	@command -v uv >/dev/null || { echo "make lock needs uv: pip install uv"; exit 2; }
+	$(COMPILE) $(UPGRADE) requirements/dev.txt -o requirements/lock-dev.txt
+	@# What two of them hold has one version.
+	$(COMPILE) -c requirements/lock-dev.txt requirements/app.txt -o requirements/lock-app.txt
+	$(COMPILE) -c requirements/lock-dev.txt requirements.txt -o requirements/lock.txt
+
 clean:
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/ready: requirements.txt
+$(VENV)/ready: requirements/lock.txt
 	@echo "Setting up $(VENV) (some minutes and GB, once)"
 	test -x $(RUN) || $(if $(UV),uv venv --quiet --seed --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
-	$(INSTALL) -r requirements.txt
+	$(INSTALL) --require-hashes -r requirements/lock.txt
 	@touch $@
 
-$(VENV)/ready-app: requirements-app.txt $(VENV)/ready
-	$(INSTALL) -r requirements-app.txt
+$(VENV)/ready-app: requirements/lock-app.txt $(VENV)/ready
+	$(INSTALL) --require-hashes -r requirements/lock-app.txt
 	@touch $@
 
-$(VENV)/ready-dev: requirements-dev.txt requirements-extra.txt requirements-app.txt $(VENV)/ready
-	$(INSTALL) -r requirements-dev.txt
+$(VENV)/ready-dev: requirements/lock-dev.txt $(VENV)/ready
+	$(INSTALL) --require-hashes -r requirements/lock-dev.txt
 	@# The reference for Perlin noise has to be compiled; without a C compiler its tests use stored values instead.
-	$(INSTALL) noise || echo "The package 'noise' could not be built; tests against it are skipped."
+	$(INSTALL) noise==1.2.2 || echo "The package 'noise' could not be built; tests against it are skipped."
 	@touch $@

@@ -3,7 +3,7 @@
 Example: python app.py
 Opens a page in the browser. Everything stays on this computer: the page answers to nobody else, sends nothing to
 anybody but to a model server that you name yourself, and counts nothing. Its address is a secret, new at every start.
-Needs: pip install -r requirements-app.txt
+Needs: pip install -r requirements/app.txt
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main():
         )
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    optional("gradio", "the page", "-r requirements-app.txt")
+    optional("gradio", "the page", "-r requirements/app.txt")
     from page import server
 
     server.serve(Path(args.work_folder).expanduser(), args.runs_folder, args.port, args.max_upload, not args.no_browser)

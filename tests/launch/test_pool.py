@@ -414,7 +414,7 @@ def cluster():
             "worker_register_timeout_seconds",
         ):
             patch.setenv(f"RAY_{wait}", str(DEADLINE))
-        pytest.importorskip("ray", reason="needs Ray (requirements-extra.txt)")
+        pytest.importorskip("ray", reason="needs Ray (requirements/extra.txt)")
         from ray.cluster_utils import Cluster
 
         patch.setattr(Cluster, "_wait_for_node", functools.partialmethod(Cluster._wait_for_node, timeout=DEADLINE))

@@ -14,7 +14,7 @@ from inference_server import make_app, running
 from page_world import PHOTOS, crops, pixels_of, published_images, save_photos, served, train
 from PIL import Image
 
-pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
+pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe_module = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 CHROMIUM = world.system_chromium()

@@ -7,7 +7,7 @@ import torch
 
 from networks import build_network
 
-pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
+pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
 from page_parts import OnePanel, desk, marked, until, uploaded  # noqa: F401
 
 from page.tabs import check

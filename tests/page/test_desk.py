@@ -20,7 +20,7 @@ from kit import files, progress
 from kit.errors import UserError
 from kit.progress import Progress
 
-pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
+pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
 from page_parts import desk, marked, picture, png, press, until, uploaded  # noqa: F401
 
 from page import look, server
@@ -632,5 +632,5 @@ def test_sharing_is_refused_and_says_why(script):
 
 def test_without_gradio_one_line_says_what_to_do(tmp_path):
     done = call("app.py", "--work_folder", tmp_path / "work", code="import sys; sys.modules['gradio'] = None")
-    assert done.returncode == 2 and "pip install -r requirements-app.txt" in done.stderr
+    assert done.returncode == 2 and "pip install -r requirements/app.txt" in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "work").exists()

@@ -558,8 +558,8 @@ def test_non_members_of_the_models_own_data_set(audit, world, tmp_path):
 @pytest.fixture
 def serving(world, monkeypatch):
     """(make_app, running, the local model) for tests with a server; the client does not sleep between its tries."""
-    pytest.importorskip("fastapi", reason="the test server needs fastapi (requirements-dev.txt)")
-    pytest.importorskip("uvicorn", reason="the test server needs uvicorn (requirements-dev.txt)")
+    pytest.importorskip("fastapi", reason="the test server needs fastapi (requirements/dev.txt)")
+    pytest.importorskip("uvicorn", reason="the test server needs uvicorn (requirements/dev.txt)")
     pytest.importorskip("requests")
     from inference_server import make_app, running
 

@@ -18,8 +18,8 @@ from inference_server import FAULTS, digest, make_app, running, seeded_faults
 from kit.errors import UserError
 from suspects.server import ADDRESS, KINDS, SETTINGS, ServerSuspect, _Fault, open_server
 
-pytest.importorskip("fastapi", reason="the test server needs fastapi (requirements-dev.txt)")
-pytest.importorskip("uvicorn", reason="the test server needs uvicorn (requirements-dev.txt)")
+pytest.importorskip("fastapi", reason="the test server needs fastapi (requirements/dev.txt)")
+pytest.importorskip("uvicorn", reason="the test server needs uvicorn (requirements/dev.txt)")
 requests = pytest.importorskip("requests")
 
 CLASSES, NCHW, NHWC = 5, [-1, 3, 4, 6], [-1, 4, 6, 3]  # not square, so that a swap of height and width shows
