@@ -21,12 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import tree
 from matplotlib.ticker import EngFormatter, NullFormatter
 from scipy import stats
 
 import utils
-from benchmarks import common
+from benchmarks import common, tree
 from dataset import recipe
 from kit import plots
 from kit.errors import UserError, run_script

@@ -9,11 +9,10 @@ import itertools
 import statistics
 
 import numpy as np
-import perlin
 import torch
 
 import utils
-from benchmarks import common
+from benchmarks import common, perlin
 from kit.errors import run_script
 from provenance.protect import mark_photo
 
