@@ -11,20 +11,11 @@ and result.json to --out; a finished audit with the same settings is only shown 
 import argparse
 
 from experiment.folder import RunPaths
-from imagenet.audit import (
-    check_labels,
-    class_numbers,
-    conclude,
-    find_users,
-    find_validation,
-    is_finished,
-    open_suspect,
-    resolve_settings,
-    show,
-)
+from imagenet import audit
 from kit import cli
 from kit.errors import UserError, run_script
 from kit.files import read_json
+from suspects.flags import add_preprocessing_flags
 
 
 def make_parser():
@@ -35,11 +26,7 @@ def make_parser():
     model.add_argument(
         "--arch", "--net_type", help="network of a checkpoint, by its name in torchvision or timm, or timm:NAME"
     )
-    model.add_argument("--input_size", type=number(int, 1, 4096), help="side in pixels (default: the network's)")
-    model.add_argument("--resize", type=number(int, 1, 8192), help="shorter side before the centre crop")
-    model.add_argument("--mean", nargs=3, type=number(float), help="default: the network's")
-    model.add_argument("--std", nargs=3, type=number(float, above=0))
-    model.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic", "lanczos"))
+    add_preprocessing_flags(model)
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
     model.add_argument("--precision", default="auto", choices=("auto", "bfloat16", "float32"))
     model.add_argument("--batch_size", type=number(int, 1, 4096), default=64, help="images a query (default 64)")
@@ -53,37 +40,37 @@ def make_parser():
         type=number(int, 1),
         help="take the first so many of each user, by name (default: all, if users have equally many)",
     )
-    audit = parser.add_argument_group("audit")
-    audit.add_argument("--instance_mi", type=int, choices=(0, 1), default=0, help="1: judge single samples, not sets")
-    audit.add_argument("--scaled_loss", type=int, choices=(0, 1), default=0, help="1: LiRA's logit-scaled loss")
-    audit.add_argument(
+    judging = parser.add_argument_group("audit")
+    judging.add_argument("--instance_mi", type=int, choices=(0, 1), default=0, help="1: judge single samples, not sets")
+    judging.add_argument("--scaled_loss", type=int, choices=(0, 1), default=0, help="1: LiRA's logit-scaled loss")
+    judging.add_argument(
         "--fpr",
         nargs="+",
         type=number(float, 0, 1),
         default=[1e-3, 1e-4, 0.0],
         help="TPR is given at each (default 1e-3 1e-4 0)",
     )
-    audit.add_argument("--verdict_fpr", type=number(float, 0, 0.5), default=1e-3, help="algorithm 1's (default 1e-3)")
+    judging.add_argument("--verdict_fpr", type=number(float, 0, 0.5), default=1e-3, help="algorithm 1's (default 1e-3)")
     parser.add_argument("--out", default="saved_res/imagenet-audit", help="folder for results")
     return parser
 
 
 def main():
     args = make_parser().parse_args()
-    users = find_users(args)
-    validation = find_validation(args.val_set_data_folder)
-    suspect = open_suspect(args)
-    numbers = class_numbers(args, suspect, validation)
-    check_labels(users, validation, numbers)
-    settings = resolve_settings(args, suspect, users, numbers)
+    users = audit.audited_users(args)
+    validation = audit.find_validation(args.val_set_data_folder)
+    suspect = audit.open_suspect(args)
+    numbers = audit.class_numbers(args, suspect, validation)
+    audit.check_labels(users, validation, numbers)
+    settings = audit.resolve_settings(args, suspect, users, numbers)
     paths = RunPaths.of_folder(args.out)
     if (paths.folder / "config.json").exists() or (paths.folder / "manifest.json").exists():
         raise UserError(f"--out {paths.folder} holds a run or a tree", advice="choose another folder")
     with paths.lock():
-        if not is_finished(paths, settings):
+        if not audit.is_finished(paths, settings):
             paths.result.unlink(missing_ok=True)  # it would not fit the new losses, if this audit is interrupted
-            conclude(suspect, users, validation, numbers, settings, paths)
-    show(read_json(paths.result), paths)
+            audit.conclude(suspect, users, validation, numbers, settings, paths)
+    audit.show(read_json(paths.result), paths)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 
+from experiment import flags
 from imagenet.plan import list_source, mark_settings, plan_users
 from imagenet.tree import FITTING, FOLDERS, Tree, check_places, finish, link_tree, mark_users, publish
 from kit import cli, files
@@ -22,7 +23,7 @@ from kit.environment import hardware_name, software_versions
 from kit.errors import UserError, run_script
 from provenance import sheet
 from provenance.photos import read_photo
-from utils import NOISE_TYPES, choose_device
+from utils import choose_device
 
 SHEET_USERS = 8
 
@@ -66,9 +67,8 @@ def make_parser():
     )
     users.add_argument("--seed", type=number(int, 0), default=1, help="decides users, images and marks (default 1)")
     marking = parser.add_argument_group("data marking")
-    marking.add_argument("--img_blending_ratio", type=number(float, 0, 1), default=0.7, help="Eq. 1's m (default 0.7)")
-    marking.add_argument("--noise_injection_type", choices=NOISE_TYPES, default="perlin", help="default perlin")
-    marking.add_argument("--noise_norm", type=number(float, 0, 255), default=8.0, help="in 1/255 units (default 8)")
+    usual = {name: value for name, value in flags.MARKING.items() if name != "ood_pattern"}
+    flags.add_marking_flags(marking, pattern=False, **usual)
     marking.add_argument(
         "--format",
         choices=tuple(FITTING),
@@ -175,8 +175,7 @@ def show(result, tree):
         ("manifest", tree.manifest),
         ("plot", tree.out / "marks.png"),
     ]
-    for name, value in rows:
-        print(f"{name:<22}{value}")
+    cli.show_rows(rows, 22)
     for name, problem in itertools.islice(result["unreadable"].items(), 5):
         print(f"replaced: {name} {problem}")
 

@@ -6,6 +6,13 @@ Paper: Chen and Pattabiraman, "Anonymity Unveiled: A Practical Framework for Aud
 One representation flows through all of it: images are uint8 tensors (N, 3, H, W), labels int64 (N,), and whatever is
 known per user has one row a user: losses are (users, samples). Randomness comes from a key that is passed in; importing
 this module seeds nothing, and no function here touches the caller's generators.
+
+Public, marking: derive_key, key_generator, key_words, Marking, UNMARKED, mark_images, outlier_features, noise_fields,
+perlin_draws, perlin_signs, perlin_octaves, gabor_signs, STRIPE_COLORS, STRIPES, REFERENCE_SIZE, NOISE_TYPES.
+Public, training: TrainingSettings, TrainingHooks, PLAIN_TRAINING, train_model, train_epoch, epoch_draws, make_query,
+accuracy, choose_device, choose_precision, autocast, deterministic, seeded, normalize, augment, channel_statistics.
+Public, inference: Users, draw_target_users, draw_non_member_users, sample_signals, score_users, SIGNALS,
+membership_inference, verify_provenance, threshold_at_fpr, clopper_pearson.
 """
 
 import hashlib
@@ -21,13 +28,13 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
-from tqdm import tqdm
 
 from kit import noise as fields
 from kit.distributed import ALONE
 from kit.errors import UserError
 from kit.files import check_same_settings, load_model, save_model
 from kit.noise import perlin_octaves  # noqa: F401  (part of marking, kept where it is computed)
+from kit.progress import Progress
 
 # ======================================================================================================================
 # Marking (section 4.3)
@@ -60,7 +67,7 @@ def derive_key(*parts):
     """A 32-byte key out of whole numbers, str and bytes: SHA-256 of an encoding in which no two sequences meet."""
     digest = hashlib.sha256()
     for part in parts:
-        # operator.index: 5, np.int64(5) and np.uint8(5) are one key (defect 9).
+        # operator.index: 5, np.int64(5) and np.uint8(5) are one key: a mark must not depend on a dtype.
         kind, text = (
             ("bytes", part)
             if isinstance(part, bytes)
@@ -397,7 +404,8 @@ def channel_statistics(images):
     return tuple(round(value, 4) for value in mean.tolist()), tuple(round(value, 4) for value in std.tolist())
 
 
-def _autocast(device, precision):
+def autocast(device, precision):
+    """Context manager: what runs inside is computed in `precision`, "float32" or "bfloat16"."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
@@ -407,7 +415,7 @@ def make_query(model, recipe, device):
 
     @torch.inference_mode()
     def query(images):
-        with _autocast(device, recipe.precision):
+        with autocast(device, recipe.precision):
             return model(normalize(images.to(device, non_blocking=True), recipe.mean, recipe.std)).float()
 
     return query
@@ -434,12 +442,12 @@ def train_model(
     history, best = _load_progress(progress_path, model, optimizer, settings)
     saved_at = time.monotonic()
     epochs = min(recipe.epoch, hooks.stop_after or recipe.epoch)
-    bar = tqdm(
-        range(len(history), epochs), "training", epochs, initial=len(history), disable=None if team.leader else True
+    bar = Progress(
+        range(len(history), epochs), "training", epochs, initial=len(history), disable=not team.leader, leave=True
     )
-    with _deterministic(), team.training(attached) as parallel:
+    with deterministic(), team.training(attached) as parallel:
         for epoch in bar:
-            record = _train_epoch(parallel, images, labels, recipe, optimizer, epoch, team, hooks)
+            record = train_epoch(parallel, images, labels, recipe, optimizer, epoch, team, hooks)
             if validation is not None:
                 record["val_accuracy"] = accuracy(make_query(model, recipe, device), *validation, 4 * recipe.batch_size)
             history.append(record)
@@ -466,8 +474,11 @@ def epoch_draws(recipe, epoch, count, hooks=PLAIN_TRAINING):
     return *map(torch.from_numpy, (order, shifts, flips)), [len(rows) for rows in steps]
 
 
-def _train_epoch(model, images, labels, recipe, optimizer, epoch, team, hooks=PLAIN_TRAINING):
-    """One pass over the training images in an order, crops and flips that (seed, epoch) decides."""
+def train_epoch(model, images, labels, recipe, optimizer, epoch, team=ALONE, hooks=PLAIN_TRAINING):
+    """One pass of `train_model` over its images in an order, crops and flips that (seed, epoch) decides.
+
+    model, images and labels are on the device; epoch counts from 0. Returns its row of the history, a dict.
+    """
     device = images.device
     *drawn, sizes = epoch_draws(recipe, epoch, len(images), hooks)
     order, shifts, flips = (part.to(device) for part in drawn)
@@ -482,7 +493,7 @@ def _train_epoch(model, images, labels, recipe, optimizer, epoch, team, hooks=PL
                 continue  # Batch normalisation can't be computed on one image; another one is left out next epoch.
             chosen, shift, flip = (team.share(part[draw]) for part in (order, shifts, flips))
             batch = hooks.transform(augment(images[chosen], shift, flip, recipe.crop_padding))
-            with _autocast(device, recipe.precision):
+            with autocast(device, recipe.precision):
                 logits = model(normalize(batch, recipe.mean, recipe.std))
             truth = labels[chosen]
             loss = hooks.loss(logits.float(), truth)
@@ -531,7 +542,7 @@ def _load_progress(path, model, optimizer, settings):
 
 
 @contextmanager
-def _deterministic():
+def deterministic():
     """Same arguments, same bits: cuDNN's deterministic kernels inside the block, the caller's choice after it."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -544,7 +555,7 @@ def _deterministic():
 def accuracy(query, images, labels, batch_size=1024, rows=None):
     """Share of images whose top class is the label, in constant memory. rows: which ones (all, unless told)."""
     rows = torch.arange(len(labels)) if rows is None else rows
-    bar = tqdm(rows.split(batch_size), "accuracy", disable=True if len(rows) < 10 * batch_size else None, leave=False)
+    bar = Progress(rows.split(batch_size), "accuracy", disable=len(rows) < 10 * batch_size)
     hits = sum(int((query(images[part]).argmax(1).cpu() == labels[part].cpu()).sum()) for part in bar)
     return hits / len(rows)
 
@@ -579,7 +590,8 @@ class Users:
 def draw_target_users(labels, pool, classes, samples_per_user, key):
     """One user for each entry of `classes`, each with `samples_per_user` images of that class, no image twice.
 
-    labels: int64 (N,); pool: rows that may be used. Raises UserError when a class has too few images (defect 4).
+    labels: int64 (N,); pool: rows that may be used. Raises UserError when a class has too few images: a short
+    group would make every later user's average a mix of two users.
     """
     labels, pool, classes = np.asarray(labels), np.asarray(pool), np.asarray(classes, dtype=np.int64)
     samples = np.empty((len(classes), samples_per_user), dtype=np.int64)
@@ -602,7 +614,7 @@ def draw_non_member_users(labels, pool, count, samples_per_user, key, classes=No
     """`count` users of the out-world, each with distinct images of one class; users may share images (section 5).
 
     classes: the class wished for each user, or None for one drawn anew each time. A class with fewer images than a user
-    needs is replaced by another one, never by a short group (defect 4). Raises UserError when no class has enough.
+    needs is replaced by another one, never by a short group. Raises UserError when no class has enough.
     """
     labels, pool = np.asarray(labels), np.asarray(pool)
     members = {int(label): pool[labels[pool] == label] for label in np.unique(labels[pool])}
@@ -648,13 +660,12 @@ def score_users(query, images, users, marking, device, batch_size=512, descripti
     owners, numbers = (index.reshape(-1) for index in np.indices(shape))
     rows, labels = torch.from_numpy(users.samples.reshape(-1)), torch.from_numpy(users.classes[owners])
     collected = []
-    bar = tqdm(total=len(rows), desc=f"audit: {description}", unit="image", disable=None, leave=False)
-    for start in range(0, len(rows), batch_size):
-        part = slice(start, start + batch_size)
-        batch = mark_images(images[rows[part]].to(device), users.key, owners[part], numbers[part], marking)
-        collected.append(sample_signals(query(batch), labels[part]))
-        bar.update(len(batch))
-    bar.close()
+    with Progress(total=len(rows), desc=f"audit: {description}", unit="image") as bar:
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            batch = mark_images(images[rows[part]].to(device), users.key, owners[part], numbers[part], marking)
+            collected.append(sample_signals(query(batch), labels[part]))
+            bar.update(len(batch))
     signals = {
         name: torch.cat([part[name] for part in collected]).cpu().numpy().reshape(shape) for name in collected[0]
     }

@@ -5,12 +5,11 @@ FOLDER ...` and leaves result.json with rows and claims (see `row`, `rate`, `cla
 comparison.sh runs every such file, and summary.py merges the rows of all seeds.
 
 Public: parser, parse, start, Setup, base_images, with_images, with_samples, published, model, signals, audit_rows,
-rate, row, claim, draw_rocs, finish, table, shown.
+rate, row, claim, draw_rocs, finish, table, shown, shown_paper.
 """
 
 import hashlib
 import json
-import platform
 import sys
 import time
 from contextlib import ExitStack, contextmanager
@@ -25,8 +24,8 @@ from dataset import load_dataset
 from experiment.flags import make_parser, resolve_settings
 from experiment.setup import Experiment, marked_images, prepare
 from experiment.training import train_on
-from kit import files, plots
-from kit.environment import hardware_name
+from kit import files, plots, tables
+from kit.environment import hardware_name, software_versions
 from kit.errors import UserError
 
 BATCH = 512
@@ -56,7 +55,7 @@ class Setup:
     args: object
     device: torch.device
     stage: Experiment
-    audit: dict  # num_of_non_member_user, fpr, ...: see arguments.AUDIT_FLAGS
+    audit: dict  # num_of_non_member_user, fpr, ...: see experiment.flags.AUDIT_FLAGS
     models: list = field(default_factory=list)  # what `model` has given out, for result.json
 
     data = property(lambda self: self.stage.data)
@@ -288,7 +287,7 @@ def finish(setup, rows, claims, arrays, notes=()):
             "models": setup.models,
             "notes": list(notes),
             "hardware": hardware_name(setup.device),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "versions": software_versions(),
         },
     )
     stage = setup.stage.settings
@@ -308,13 +307,14 @@ def finish(setup, rows, claims, arrays, notes=()):
 
 def table(rows):
     """Print rows, ours next to the paper's."""
-    width = [max(len(one[name]) for one in rows) + 2 for name in ("setting", "figure")]
-    print(f"{'setting':<{width[0]}}{'figure':<{width[1]}}{'ours (95 % interval)':<26}paper")
-    for one in rows:
-        print(
-            f"{one['setting']:<{width[0]}}{one['figure']:<{width[1]}}{shown(one):<26}"
-            f"{'-' if one['paper'] is None else shown({**one, 'value': one['paper'], 'interval': None})}"
-        )
+    head = ["setting", "figure", "ours (95 % interval)", "paper"]
+    lines = [[one["setting"], one["figure"], shown(one), shown_paper(one)] for one in rows]
+    print("\n".join(tables.columns([head, *lines])))
+
+
+def shown_paper(one):
+    """The paper's value of a row as text, "-" where it has none."""
+    return "-" if one["paper"] is None else shown({**one, "value": one["paper"], "interval": None})
 
 
 def shown(one):

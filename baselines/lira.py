@@ -11,13 +11,13 @@ Models are kept in --work one by one, so that an interrupted run goes on with th
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from attacks import lira, membership
 from attacks.evaluation import evaluate
 from baselines import common
 from kit.cli import number
 from kit.errors import UserError, run_script
+from kit.progress import Progress
 
 # FPR@100%TPR without and with 128 shadow models, and TPR@0.1%FPR with them (the text beside Fig. 3).
 PAPER = {
@@ -37,7 +37,7 @@ def confidences(setup, matrix):
     """
     images, labels = common.base_images(setup)
     found = np.empty((len(matrix), 2, len(labels)))
-    for place, chosen in enumerate(tqdm(torch.from_numpy(matrix), "shadow models", disable=None)):
+    for place, chosen in enumerate(Progress(torch.from_numpy(matrix), "shadow models", leave=True)):
         query, _ = common.model(setup, f"model {place}", images[chosen], labels[chosen], 1000 * setup.seed + place)
         for turn, shown in enumerate((images, images.flip(3))):
             found[place, turn] = -common.signals(query, shown, labels)["scaled_loss"]

@@ -45,7 +45,7 @@ class Solo:
 
     def step(self, images, labels):
         """images: normalised float32 (n, 3, H, W), labels: int64 (n,). Returns the mean loss, a detached scalar."""
-        with utils._autocast(images.device, self.recipe.precision):
+        with utils.autocast(images.device, self.recipe.precision):
             logits = self.model(images)
         loss = F.cross_entropy(logits.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -206,7 +206,7 @@ class Work(NamedTuple):
             with utils.seeded(seed, "weights"):
                 model = build_network(self.net_type, CLASSES)
             models.append(model.to(self.device, memory_format=torch.channels_last))
-        with utils._deterministic():
+        with utils.deterministic():
             WAYS[way](models, images, labels, self.recipe, seeds)
         if images.is_cuda:
             torch.cuda.synchronize()

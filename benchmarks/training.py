@@ -43,10 +43,6 @@ def reference_epoch(model, images, labels, recipe, device):
     return statistics.mean(losses)
 
 
-def our_epoch(model, optimizer, images, labels, recipe, epoch):
-    return utils._train_epoch(model, images, labels, recipe, optimizer, epoch, utils.ALONE)["loss"]
-
-
 def main():
     flags = common.parser(__doc__)
     flags.add_argument("--net_type", default="wideresnet284")
@@ -68,7 +64,7 @@ def main():
     found = common.summary(
         common.alternate(
             lambda: reference_epoch(plain, images, labels, recipe, device),
-            lambda: our_epoch(ours, optimizer, *on_device, recipe, next(epochs)),
+            lambda: utils.train_epoch(ours, *on_device, recipe, optimizer, next(epochs)),
             args.rounds,
             device,
         )

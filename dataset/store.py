@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
-from tqdm import tqdm
 
 from kit.errors import UserError
 from kit.files import atomic_path
+from kit.progress import Progress
 
 CACHE_FOLDER = Path(__file__).resolve().parent / ".cache"
 IN_MEMORY_BYTES = 1 << 30  # more than this stays in its files and is decoded on demand
@@ -143,7 +143,7 @@ def decode_images(paths, height, width, label=None):
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     with (
         warnings.catch_warnings(),
-        tqdm(total=len(paths), desc=label, unit="image", leave=False, disable=None if label else True) as bar,
+        Progress(total=len(paths), desc=label, unit="image", disable=not label) as bar,
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode_image has its own limit
         try:

@@ -13,10 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 
 import utils
 from kit.errors import UserError
+from kit.progress import Progress
 from networks import build_network
 
 UNSUPERVISED = ("Mahalanobis", "MSP", "Energy", "RMD", "kNN", "KLMatching", "ViM", "DICE")
@@ -191,7 +191,7 @@ def train_mchad(images, labels, marking, settings, device):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["lr"], total_steps=steps)
     fast = utils.choose_precision("auto", device) == "bfloat16"
     targets = torch.cat([labels, torch.full_like(labels, -1)])
-    for epoch in tqdm(range(settings["epochs"]), "training MCHAD", disable=None, leave=False):
+    for epoch in Progress(range(settings["epochs"]), "training MCHAD"):
         key = utils.derive_key(settings["seed"], "mchad outliers", epoch)
         outliers = utils.mark_images(images, key, np.arange(len(images)), np.zeros(len(images), int), marking)
         both, draws = torch.cat([images, outliers]), utils.key_generator(settings["seed"], "mchad epoch", epoch)

@@ -18,16 +18,15 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import utils
 from dataset import load_dataset, load_outlier_bank
 from dataset.base import make_splits
 from detection import detectors
 from experiment import flags
-from kit import cli, environment, files, plots
-from kit.environment import software_versions
+from kit import cli, environment, files, plots, tables
 from kit.errors import UserError, run_script
+from kit.progress import Progress
 from networks import build_network
 from suspects.opened import open_model
 
@@ -73,9 +72,14 @@ def make_parser():
     add("--num_of_multiTarget_diffCls", type=number(int, 1), default=100, help="users who mark (default 100)")
     add("--marked_samples_per_user", type=number(int, 1), default=25, help="marked images of each (default 25)")
     add("--clean_images", type=number(int, 2), default=2500, help="other training images compared (default 2500)")
-    add("--img_blending_ratio", nargs="+", type=number(float, 0, 1), default=[0.7, 0.8], help="of each strength")
-    add("--noise_norm", nargs="+", type=number(float, 0, 255), default=[8.0, 4.0], help="of each strength, in 1/255")
-    add("--noise_injection_type", choices=utils.NOISE_TYPES, default="perlin")
+    flags.add_marking_flags(
+        parser,
+        pattern=False,
+        strengths="+",
+        img_blending_ratio=[0.7, 0.8],
+        noise_injection_type="perlin",
+        noise_norm=[8.0, 4.0],
+    )
     add(
         "--ood_pattern",
         default="tinyimagenet",
@@ -137,7 +141,7 @@ class FeatureNetwork:
     def features(self, images):
         """Input of the last layer for uint8 images (N, 3, H, W), which are scaled to its size: float32 (N, D), CPU."""
         fit, found = self._suspect.preprocessing, []
-        for part in tqdm(images.split(64), "features", disable=None, leave=False):
+        for part in Progress(images.split(64), "features"):
             pixels = part.numpy()
             if pixels.shape[2:] != tuple(fit.size):
                 pixels = np.stack([fit.fit(image.transpose(1, 2, 0)) for image in pixels])
@@ -262,7 +266,7 @@ def run(data, network, bank, settings, device):
         "rows": rows,
         "seconds": time.monotonic() - started,
         "hardware": environment.hardware_name(device),
-        "versions": {**software_versions(), "pytorch-ood": detectors.library().__version__},
+        "versions": environment.software_versions("pytorch-ood"),
     }, marked
 
 
@@ -279,7 +283,7 @@ def on_features(data, network, chosen, images, settings):
     own_classes = network.head if same else detectors.fit_head(fit, fit_labels)
     head = own_classes if settings["head"] == "probe" else network.head
     scores = {}
-    for name in tqdm(detectors.UNSUPERVISED, "detectors", disable=None, leave=False):
+    for name in Progress(detectors.UNSUPERVISED, "detectors"):
         score = detectors.fit_detector(name, fit, fit_labels, head)
         scores[name] = [score(part) for part in sets]
     pca, labels = detectors.NeuralPCA(fit, fit_labels, own_classes), [clean_labels] + [marked_labels] * (len(sets) - 1)
@@ -377,8 +381,7 @@ def conclude(results, out):
             "versions": results[0]["versions"],
         },
     )
-    for path in (out / "result.json", *sorted(out.glob("seed-*/*.png"))):
-        print(f"{'result' if path.suffix == '.json' else 'plot':<8}{path}")
+    cli.show_rows([("result", out / "result.json"), *(("plot", path) for path in sorted(out.glob("seed-*/*.png")))])
 
 
 def summary(results):
@@ -415,7 +418,7 @@ def tabulate(found, what, scale, digits, unit):
         paper = [cells[detector, name]["paper_auc"] or "" for name in names]
         if what == "auc" and any(paper):
             rows.append(["- in the paper", *paper])
-    return aligned(["detector", *names], rows)
+    return tables.markdown(["detector", *names], rows, aligned=True)
 
 
 def spread(values, scale, digits, unit):
@@ -423,19 +426,6 @@ def spread(values, scale, digits, unit):
     values = scale * np.asarray(values, dtype=np.float64)
     text = f"{values.mean():.{digits}f}{unit}"
     return text if len(values) == 1 else f"{text} ({values.min():.{digits}f}-{values.max():.{digits}f})"
-
-
-def aligned(head, rows):
-    """A Markdown table whose columns are aligned, so that it can be read on a terminal, too."""
-    widths = [max(len(str(line[column])) for line in [head, *rows]) for column in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return (
-        "\n".join(
-            "| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) + " |"
-            for line in lines
-        )
-        + "\n"
-    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 A flag that is not given is None until `resolve_settings` fills it from the data set's recipe, so that a script can tell
 "the user asked for this" from "nobody said anything".
+
+Public: make_parser, add_marking_flags, run_paths, tagged_paths, with_stored, resolve_settings, data_fingerprint,
+TRAINING_FLAGS, USER_FLAGS, AUDIT_FLAGS, MARKING.
 """
 
 import argparse
@@ -17,6 +20,7 @@ from dataset import dataset_names
 from experiment.folder import RunPaths
 from kit.cli import Parser, number
 from kit.errors import UserError
+from kit.files import file_digest
 from networks import network_names
 from utils import NOISE_TYPES, choose_precision
 
@@ -43,6 +47,13 @@ TRAINING_FLAGS = (
     "countermeasure",
 )
 USER_FLAGS = ("target_user_cls", "num_of_multiTarget_diffCls", "num_of_multiTarget_sameCls")
+# The paper's marking, where a flag is not given.
+MARKING = {
+    "img_blending_ratio": 0.7,
+    "ood_pattern": "color_stripes",
+    "noise_injection_type": "perlin",
+    "noise_norm": 8.0,
+}
 # Settings of the audit, free to change on a trained model.
 AUDIT_FLAGS = ("num_of_non_member_user", "instance_mi", "scaled_loss", "fpr", "verdict_fpr", "exact_keys")
 
@@ -96,10 +107,7 @@ def make_parser(description):
         type=number(float, above=0, high=1),
         help="share of each user's marked samples that is trained on (default 1; Table 5)",
     )
-    marking.add_argument("--img_blending_ratio", type=number(float, 0, 1), help="Eq. 1's m (default 0.7; 1: no blend)")
-    marking.add_argument("--ood_pattern", help="outlier features: color_stripes (default), tinyimagenet, celeba, PATH")
-    marking.add_argument("--noise_injection_type", choices=NOISE_TYPES, help="default perlin")
-    marking.add_argument("--noise_norm", type=number(float, 0, 255), help="budget in 1/255 units (default 8)")
+    add_marking_flags(marking)
 
     users = parser.add_argument_group("target users")
     users.add_argument("--target_user_cls", nargs="+", type=number(int, 0), help="one user for each class given")
@@ -132,6 +140,26 @@ def make_parser(description):
     return parser
 
 
+def add_marking_flags(parser, pattern=True, strengths=None, **defaults):
+    """How samples are marked: --img_blending_ratio, --noise_injection_type, --noise_norm and --ood_pattern.
+
+    parser: one, or a group of one; pattern: False leaves --ood_pattern out; strengths: "+" where several ratios and as
+    many norms may be given; defaults: of flags whose default is not None, which stands for that of MARKING.
+    """
+
+    def flag(name, words, **settings):
+        default = defaults.get(name)
+        usual = default or MARKING[name]
+        shown = " ".join(map(str, usual)) if isinstance(usual, list) else usual
+        parser.add_argument(f"--{name}", default=default, help=words.format(shown), **settings)
+
+    flag("img_blending_ratio", "Eq. 1's m (default {}; 1: no blend)", nargs=strengths, type=number(float, 0, 1))
+    if pattern:
+        flag("ood_pattern", "outlier features: {} (default), tinyimagenet, celeba, PATH")
+    flag("noise_injection_type", "default {}", choices=NOISE_TYPES)
+    flag("noise_norm", "budget in 1/255 units (default {})", nargs=strengths, type=number(float, 0, 255))
+
+
 def run_paths(args, dataset, net_type):
     """The files of the run that train.py's flags name: --out, or the data set, network and tag."""
     return RunPaths.of_folder(args.out) if args.out else tagged_paths(args, dataset, net_type)
@@ -162,10 +190,7 @@ def resolve_settings(args, data, device):
         "image_size": data.images.image_shape[-1],
         "seed": 1,
         "clean_train": 0,
-        "img_blending_ratio": 0.7,
-        "ood_pattern": "color_stripes",
-        "noise_injection_type": "perlin",
-        "noise_norm": 8.0,
+        **MARKING,
         "used_share": 1.0,
         "countermeasure": None,
         "instance_mi": 0,
@@ -200,24 +225,19 @@ def resolve_settings(args, data, device):
             )
     training["precision"] = choose_precision(args.precision, device)
     training["data"] = data_fingerprint(data)
-    training["pretrained_weights"] = _file_digest(args.pretrained_weights)
+    training["pretrained_weights"] = _digest_of_weights(args.pretrained_weights)
     # Another kind of device gives other bits, so that a run can't be continued there.
     training["device"] = device.type
     return training, {flag: value_of(flag) for flag in AUDIT_FLAGS}
 
 
-def _file_digest(path):
+def _digest_of_weights(path):
     """16 hex digits of a file's SHA-256, None without a file: the name of a file of weights says nothing about it."""
     if path is None:
         return None
     if not Path(path).is_file():
         raise UserError(f"--pretrained_weights {path} is not a file", advice="check the path")
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()[:16]
-            if hasattr(hashlib, "file_digest")
-            else hashlib.sha256(file.read()).hexdigest()[:16]
-        )
+    return file_digest(path)[:16]
 
 
 def data_fingerprint(data):

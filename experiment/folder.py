@@ -1,4 +1,7 @@
-"""The files of one run of train.py."""
+"""The files of one run of train.py.
+
+Public: RunPaths, check_config, write_config.
+"""
 
 import os
 from contextlib import ExitStack, contextmanager
@@ -6,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.errors import UserError
-from kit.files import _locked, check_same_settings, lock_folder, read_json, write_json
+from kit.files import check_same_settings, lock_file, lock_folder, read_json, write_json
 
 
 def check_config(paths, settings):
@@ -56,7 +59,7 @@ class RunPaths:
         with ExitStack() as locks:
             locks.enter_context(lock_folder(self.folder))
             if self.model.parent != self.folder:  # another run may have the same model under another result folder
-                locks.enter_context(_locked(self.model.with_name(f".{self.model.stem}.lock")))
+                locks.enter_context(lock_file(self.model.with_name(f".{self.model.stem}.lock")))
             yield
 
     config = property(lambda self: self.folder / "config.json")

@@ -1,11 +1,11 @@
 """What a run shows to people: the table that it prints last, and its plots.
 
-Public: show (table), draw (all plots of a run), draw_roc, draw_losses, draw_marks (the picture of the README), percent;
-show_verdict and draw_grid for the verdict on one user; figure_of, save_figure, png_of.
+Public: show (the table), draw (all plots of a run), draw_roc, draw_losses, draw_marks (the picture of the README).
 """
 
 import torch
 
+from kit.cli import show_rows
 from kit.plots import MEMBER_COLOR, NON_MEMBER_COLOR, draw_shares, figure_of, percent, roc_points, save_figure
 from utils import mark_images, noise_fields, outlier_features, threshold_at_fpr
 
@@ -52,9 +52,7 @@ def show(result, paths):
     rows += [("seconds", ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items()))]
     rows += [("result", paths.result)]
     rows += [("plots", path) for path in (paths.roc_plot, paths.loss_plot, paths.mark_plot) if path.exists()]
-    width = max(len(name) for name, _ in rows) + 2
-    for name, value in rows:
-        print(f"{name:<{width}}{value}")
+    show_rows(rows)
 
 
 def draw(experiment, answers, result, paths):
@@ -68,7 +66,7 @@ def draw(experiment, answers, result, paths):
 
 
 def draw_roc(answers, result, path):
-    """The ROC of an `experiment.Audit`, set- and instance-based, in linear and logarithmic axes."""
+    """The ROC of an `audit.Audit`, set- and instance-based, in linear and logarithmic axes."""
     figure, axes = figure_of(1, 2, (10, 4.6))
     for kind, style in (("set", "-"), ("instance", "--")):
         member, other = (

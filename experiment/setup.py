@@ -1,7 +1,9 @@
-"""The stages that train.py and eval.py are made of: prepare -> train -> audit -> conclude.
+"""The first stage of train.py and eval.py: who is who, what they publish, and the network before it is trained.
 
-Each stage takes what the one before left, and writes its own file into the run folder (see `runs.RunPaths`), with the
-settings it depends on inside.
+prepare -> training.train -> audit.ask_users -> audit.conclude: each stage takes what the one before left, and writes
+its own file into the run folder (see `folder.RunPaths`), with the settings it depends on inside.
+
+Public: Experiment, prepare, countermeasure_of, marked_images, publish_marks, check_marks, build_model, batch_size_of.
 """
 
 from dataclasses import dataclass, replace
@@ -42,7 +44,7 @@ class Experiment:
 
 
 def prepare(settings, audit_settings, data, data_root=None):
-    """Split the data and choose all users (see GROUPS). The settings are the dicts of `arguments.resolve_settings`.
+    """Split the data and choose all users (see `audit.GROUPS`). The settings are the dicts of `flags.resolve_settings`.
 
     Control users are marked in the same way as target users and have the same classes where the data allow it, but the
     model never sees their images: what is said of them shows whether the innocent are accused. All are drawn here, so
@@ -112,7 +114,7 @@ def _user_classes(settings, train_labels):
     """The class of every target user, in the order in which the flags name them.
 
     Without named classes users go round the classes in an order that the seed decides, a class that has no images left
-    for another user being passed over, until there are enough (defects 4 and 5).
+    for another user being passed over, until there are enough: everybody gets a full set, and none is dropped.
     """
     same, different = settings["num_of_multiTarget_sameCls"] or 1, settings["num_of_multiTarget_diffCls"]
     if settings["target_user_cls"] is not None:

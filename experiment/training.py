@@ -1,4 +1,8 @@
-"""Train the network of a run, or take up a finished one."""
+"""Train the network of a run, or take up a finished one.
+
+Public: train, training_job, TrainingJob, training_settings, load_trained, train_on, PLAIN_RECIPE, IMAGENET_MEAN,
+IMAGENET_STD.
+"""
 
 import copy
 import glob
@@ -9,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import utils
-from experiment import folder
+from experiment.folder import RunPaths
 from experiment.setup import Experiment, batch_size_of, check_marks, countermeasure_of, marked_images, publish_marks
 from kit import files
 from kit.distributed import ALONE
 from kit.environment import hardware_name
 from kit.errors import UserError
+from kit.progress import Progress
 from networks import build_network
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,7 +45,7 @@ def train(experiment, model, paths, device, team=ALONE, base_model=None):
         return load_trained(paths.model, device)
     started = time.monotonic()
     marked = publish_marks(experiment, paths) if team.leader else marked_images(experiment)
-    job = _training_job(experiment, marked, model, paths, device, team, base_model)
+    job = training_job(experiment, marked, model, paths, device, team, base_model)
     defence = experiment.countermeasure
     history = defence.train(job)
     defence.after(job)
@@ -66,7 +70,10 @@ def train(experiment, model, paths, device, team=ALONE, base_model=None):
     return defence.answer(plain, job.seed), record
 
 
-def _training_job(experiment, marked, model, paths, device, team, base_model):
+def training_job(experiment, marked, model, paths, device, team=ALONE, base_model=None):
+    """The TrainingJob of a run whose target users published `marked` (see `setup.marked_images`); `model` is its
+    network, untrained. Other arguments as in `train`.
+    """
     data, splits, users = experiment.data, experiment.splits, experiment.users
     images, labels = _read(data.images, splits.train), data.labels[splits.train]
     places = np.searchsorted(splits.train.numpy(), users.samples[:, : experiment.used].ravel())
@@ -89,7 +96,7 @@ class TrainingJob:
     labels: torch.Tensor
     validation: tuple | None
     recipe: utils.TrainingSettings
-    paths: folder.RunPaths
+    paths: RunPaths
     device: torch.device
     team: object
     base_model: Path | None
@@ -180,8 +187,7 @@ class TrainingJob:
 def _read(store, rows):
     """Images into one tensor, with a progress bar, because files of a large set are decoded only now."""
     images = torch.empty(len(rows), *store.image_shape, dtype=torch.uint8)
-    bar = tqdm(torch.arange(len(rows)).split(256), "reading", disable=None if len(rows) > 10_000 else True, leave=False)
-    for part in bar:
+    for part in Progress(torch.arange(len(rows)).split(256), "reading", disable=len(rows) <= 10_000):
         images[part] = store[rows[part]]
     return images
 

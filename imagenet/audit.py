@@ -2,14 +2,13 @@
 
 The settings are flags of imagenet-audit.py; `args` is what its parser returns.
 
-Public: find_users, find_validation, open_suspect, class_numbers, check_labels, resolve_settings, is_finished, conclude,
-show.
+Public: audited_users, find_validation, open_suspect, class_numbers, check_labels, resolve_settings, is_finished,
+conclude, show; stream and ask for one's own audits; judge, GROUPS.
 """
 
 import hashlib
 import json
 import os
-import platform
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -21,29 +20,30 @@ import utils
 from attacks import exact
 from experiment import report
 from experiment.audit import Audit
-from imagenet import plan
-from imagenet import users as users_module
-from imagenet.users import read_manifest
-from kit import plots
-from kit.environment import hardware_name
+from imagenet.plan import list_source
+from imagenet.users import find_users, read_manifest
+from kit.cli import show_rows
+from kit.environment import hardware_name, software_versions
 from kit.errors import UserError
 from kit.files import check_same_settings, read_json, write_arrays, write_json
+from kit.plots import percent
 from kit.progress import Progress
 from provenance import protect
 from provenance.photos import UnreadablePhoto, read_photo
 from suspects import opened
+from suspects.flags import preprocessing_of
 
 GROUPS = {"target": "member", "non_member": "non_member"}  # what plots and losses.npz call them, and the manifest
 UNCHANGED = ("device", "batch_size")  # settings that a finished audit may differ in
 
 
-def find_users(args):
+def audited_users(args):
     """{"target": {user: [(class, path)] * K}, "non_member": the same}, everybody cut to the same number of images."""
     manifest = read_manifest(args.manifest) if args.manifest else None
     if os.path.realpath(args.member_data_folder) == os.path.realpath(args.non_member_data_folder):
         raise UserError("--member_data_folder and --non_member_data_folder are the same folder")
     users = {
-        group: users_module.find_users(folder, manifest, name)
+        group: find_users(folder, manifest, name)
         for (group, name), folder in zip(
             GROUPS.items(), (args.member_data_folder, args.non_member_data_folder), strict=True
         )
@@ -67,7 +67,7 @@ def find_validation(folder):
     """The validation images, [(class, path)], or None without a folder."""
     if folder is None:
         return None
-    source = plan.list_source(folder)
+    source = list_source(folder)
     return [
         (label, os.path.join(source.folder, label, name)) for label in source.listing for name in source.images(label)
     ]
@@ -81,13 +81,7 @@ def open_suspect(args):
     if arch is not None and ":" not in arch and not os.path.isdir(args.resume_path):
         known = torchvision.models.list_models(module=torchvision.models)
         arch = f"{'torchvision' if arch in known else 'timm'}:{arch}"
-    overrides = {
-        "size": args.input_size,
-        "resize": args.resize,
-        "mean": args.mean,
-        "std": args.std,
-        "interpolation": args.interpolation,
-    }
+    overrides = preprocessing_of(args)
     suspect = opened.open_model(args.resume_path, arch, args.device, args.precision, overrides, args.batch_size)
     if suspect.classes is None:
         raise UserError(f"{args.resume_path} names only its top class", advice="use eval.py, which can do with that")
@@ -237,7 +231,7 @@ def conclude(suspect, users, validation, numbers, settings, paths):
     result |= {
         "model": suspect.identity,
         "hardware": hardware_name(utils.choose_device(settings["device"])),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": software_versions(),
     }
     write_json(paths.result, result)
 
@@ -280,23 +274,22 @@ def show(result, paths):
     rows = [
         (
             "FPR@100%TPR",
-            f"{plots.percent(audit['fpr_at_100_tpr'], audit['fpr_interval'])}, "
+            f"{percent(audit['fpr_at_100_tpr'], audit['fpr_interval'])}, "
             f"{audit['false_positives']} of {audit['non_members']} non-members",
         )
     ]
     rows += [
-        (f"TPR@{100 * point['fpr']:g}%FPR", plots.percent(point["tpr"], point["interval"]))
-        for point in audit["tpr_at_fpr"]
+        (f"TPR@{100 * point['fpr']:g}%FPR", percent(point["tpr"], point["interval"])) for point in audit["tpr_at_fpr"]
     ]
     rows += [
         ("AUC", f"{audit['auc']:.4f}"),
         (
             "members detected",
-            f"{judged['detected']} of {len(judged['users'])} by Algorithm 1 at {plots.percent(judged['fpr'])} FPR",
+            f"{judged['detected']} of {len(judged['users'])} by Algorithm 1 at {percent(judged['fpr'])} FPR",
         ),
     ]
     rows += [
-        (f"accuracy, {name.replace('_', '-')}", plots.percent(accuracy[name]))
+        (f"accuracy, {name.replace('_', '-')}", percent(accuracy[name]))
         for name in ("validation", "marked", "non_member")
         if accuracy[name] is not None
     ]
@@ -310,5 +303,4 @@ def show(result, paths):
         ("result", paths.result),
         ("plots", f"{paths.roc_plot}, {paths.loss_plot}"),
     ]
-    for name, value in rows:
-        print(f"{name:<22}{value}")
+    show_rows(rows, 22)

@@ -1,4 +1,8 @@
-"""Who is who in an ImageNet experiment: the source's images, members and non-members."""
+"""Who is who in an ImageNet experiment: the source's images, members and non-members.
+
+Public: Source, list_source, User, Plan, plan_users, mark_settings, photos_of_member, shuffled, FORMAT, FOLDERS,
+IMAGE_SUFFIXES.
+"""
 
 import hashlib
 import os
@@ -157,9 +161,9 @@ def plan_users(settings, train, val):
 
     settings: dict of imagenet-prepare.py's settings; train, val: Sources (val may be None when it is not asked for).
     Users go round the classes in an order that the seed decides; a class without room for another user is passed over,
-    so that nobody gets a short set (defect 4).
+    so that nobody gets a short set.
     """
-    order = _shuffled(list(train.listing), settings["seed"], "users' classes")
+    order = shuffled(list(train.listing), settings["seed"], "users' classes")
     size = photos_of_member(settings["marked_samples_per_user"], settings["holdout"])
     # One image of each class stays as it is: a class folder must not become empty.
     room = {label: len(train.images(label)) - 1 for label in order}
@@ -207,7 +211,8 @@ def _non_members(settings, left, first):
     return chosen, {label: sizes[label] for label in turns}
 
 
-def _shuffled(names, *key):
+def shuffled(names, *key):
+    """A list of the names in the order that a key decides; key: parts of `utils.derive_key`."""
     return [names[place] for place in key_generator(*key).permutation(len(names))]
 
 
@@ -219,8 +224,7 @@ def _go_round(order, room, size, users, who):
         if not fitting:
             raise UserError(
                 f"the classes have room for {len(chosen)} of {users} {who} users of {size} images each",
-                advice=""
-                "lower the number of users or --marked_samples_per_user, or look at --non_member_pool and "
+                advice="lower the number of users or --marked_samples_per_user, or look at --non_member_pool and "
                 "--non_member_source",
             )
         chosen += fitting[: users - len(chosen)]

@@ -1,11 +1,14 @@
 """The ImageNet experiment's tree: users chosen in an ImageFolder, their images marked, everything else linked.
 
-list_source -> plan_users -> mark_users -> link_tree -> publish write it (imagenet-prepare.py); find_users reads its
-member and non-member folders (imagenet-audit.py). All work goes to TREE/.partial, class by class, and is renamed into
-place at the end: whoever sees TREE/train sees all of it, and a run that was stopped goes on with the next class.
+plan.list_source -> plan.plan_users -> mark_users -> link_tree -> publish -> finish write it (imagenet-prepare.py);
+users.find_users reads its member and non-member folders (imagenet-audit.py). All work goes to TREE/.partial, class by
+class, and is renamed into place at the end: whoever sees TREE/train sees all of it, and a run that was stopped goes on
+with the next class.
 
 1.28 million untouched files are as many links `../../source/CLASS/FILE`, TREE/source being the one link that leaves
 the tree. They are short on purpose: ext4 keeps targets below 60 bytes in the inode, longer ones cost 4 KB each.
+
+Public: Tree, check_places, output_name, mark_users, link_tree, publish, finish, FITTING; FOLDERS of imagenet.plan.
 """
 
 import errno
@@ -17,11 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from imagenet.plan import FOLDERS, FORMAT, _shuffled
+from imagenet.plan import FOLDERS, FORMAT, shuffled
 from imagenet.users import read_manifest
-from kit import files
 from kit.errors import UserError
-from kit.files import check_same_settings, read_json, write_json
+from kit.files import check_same_settings, file_digest, read_json, write_json
 from kit.progress import Progress
 from provenance import protect
 from provenance import record as records
@@ -29,16 +31,6 @@ from provenance.photos import UnreadablePhoto, encode_photo, read_photo, write_p
 
 FITTING = {"jpeg": (".jpg", ".jpeg"), "png": (".png",)}  # names that a marked file of this format may keep
 PARTIAL = ".partial"
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Source
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Users
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -130,7 +122,7 @@ def _mark_class(tree, plan, label, users, sources, pool):
     decks, spares, names = {}, {}, {}
     for side in {user.side for user in users} | ({"train"} if label in plan.pools else set()):
         names[side] = sources[side].images(label)
-        decks[side] = _shuffled(names[side], plan.settings["seed"], "shuffled images", side, label)
+        decks[side] = shuffled(names[side], plan.settings["seed"], "shuffled images", side, label)
         spares[side] = iter(range(plan.taken[side, label], len(decks[side])))
     done, unreadable = {}, {}
     while todo := [
@@ -185,7 +177,7 @@ def _mark_one(tree, user, number, name, source, names):
         return str(problem)
     row = {
         "original": name,
-        "original_sha256": files.file_digest(path),
+        "original_sha256": file_digest(path),
         "height": pixels.shape[0],
         "width": pixels.shape[1],
         "marked": None,
@@ -337,8 +329,3 @@ def publish(tree, plan, train, users, unreadable):
 def finish(tree):
     """Remove what only an interrupted call would need."""
     shutil.rmtree(tree.partial, ignore_errors=True)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Reading
-# ----------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Whose images are whose in a folder that is audited: from the manifest, or from the folders."""
+"""Whose images are whose in a folder that is audited: from the manifest, or from the folders.
+
+Public: read_manifest, find_users.
+"""
 
 import os
 from pathlib import Path

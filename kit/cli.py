@@ -1,4 +1,7 @@
-"""Command lines: flags that are wrong are one line on stderr."""
+"""Command lines: flags that are wrong are one line on stderr, and the table that a script prints last.
+
+Public: Parser, number, show_rows.
+"""
 
 import argparse
 import math
@@ -34,3 +37,11 @@ def number(kind, low=None, high=None, above=None):
 
     parse.__name__ = kind.__name__
     return parse
+
+
+def show_rows(rows, width=None):
+    """Print lines `name value`. rows: (name, value of any type) pairs; width: where values begin (default: two spaces
+    behind the longest name)."""
+    width = max((len(name) for name, _ in rows), default=0) + 2 if width is None else width
+    for name, value in rows:
+        print(f"{name:<{width}}{value}")

@@ -5,6 +5,7 @@ Public: VERSION, hardware_name, software_versions.
 
 import importlib.metadata
 import platform
+import sys
 from pathlib import Path
 
 VERSION = "0.2.0"  # that of pyproject.toml
@@ -28,7 +29,9 @@ def software_versions(*packages):
     found = {"membershiptracker": VERSION, "python": platform.python_version()}
     for name in ("torch", "numpy", "pillow", *packages):
         try:
-            found[name] = importlib.metadata.version(name)
+            # What a module says of itself names the build, too: 2.14.1+cu130.
+            loaded = getattr(sys.modules.get(name), "__version__", None)
+            found[name] = str(loaded or importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             continue
     return found

@@ -1,12 +1,11 @@
-"""Run folders: everything that a script reads from or writes to disk, and how it fails.
+"""Files that are whole or not there: JSON, arrays, weights, their digests and locks.
 
-`utils.py` computes, this module keeps. A file is written under a temporary name and renamed, so that a reader sees the
-old file or the new one and never half of one; a stage's settings lie beside its output, so that output from other
-settings is refused by name; weights are safetensors, so that opening a stranger's model runs none of its maker's code.
+A file is written under a temporary name and renamed, so that a reader sees the old file or the new one and never half
+of one; the settings that a file was made with lie inside it or beside it, so that output from other settings is refused
+by name; weights are safetensors, so that opening a stranger's model runs none of its maker's code.
 
-Public: UserError, run_script, explanation, optional, Progress, watched, atomic_path, write_json, read_json,
-write_arrays, read_arrays, save_model, load_model, check_same_settings, check_config, write_config, network_timeout,
-lock_folder, RunPaths, VERSION.
+Public: atomic_path, write_json, read_json, write_arrays, read_arrays, save_model, load_model, no_safetensors,
+MODEL_FORMAT, check_same_settings, canonical_digest, file_digest, lock_folder, lock_file, network_timeout.
 """
 
 import errno
@@ -38,7 +37,7 @@ def atomic_path(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last because numpy and matplotlib choose the format by it. The name is always the same, so that
-    # what a killed process leaves behind is overwritten by the next one; `RunPaths.lock` keeps two of them apart.
+    # what a killed process leaves behind is overwritten by the next one; `lock_folder` keeps two of them apart.
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     if len(os.fsencode(temporary.name)) > 255:
         temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.part{path.suffix[-16:]}")
@@ -193,7 +192,11 @@ def check_same_settings(
 
 
 @contextmanager
-def _locked(path):
+def lock_file(path):
+    """Context manager: keep a second process from holding the lock `path`, a Path; a lock dies with its process.
+
+    Its folder is made where it is missing, and removed again if nothing else has been put there. Raises Locked.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         if fcntl is not None:
@@ -216,5 +219,5 @@ def _locked(path):
 
 
 def lock_folder(folder):
-    """Context manager: keep a second process away from a folder; a lock dies with its process."""
-    return _locked(Path(folder) / ".lock")
+    """Context manager: keep a second process away from a folder (see `lock_file`)."""
+    return lock_file(Path(folder) / ".lock")

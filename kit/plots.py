@@ -1,4 +1,7 @@
-"""Plots: figures that become PNG files whole or not at all, and what several reports draw."""
+"""Plots: figures that become PNG files whole or not at all, and what several reports draw.
+
+Public: percent, figure_of, save_figure, png_of, roc_points, draw_shares, MEMBER_COLOR, NON_MEMBER_COLOR.
+"""
 
 import io
 

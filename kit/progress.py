@@ -1,4 +1,7 @@
-"""Progress bars that a page can watch and cancel."""
+"""Progress bars that a page can watch and cancel.
+
+Public: Progress, watched.
+"""
 
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,11 +25,21 @@ def watched(watcher):
 
 
 class Progress(tqdm):
-    """A progress bar, silent where stderr is no terminal and gone when it is done, that also tells who `watched`."""
+    """A progress bar, silent where stderr is no terminal, that also tells who `watched`.
 
-    def __init__(self, iterable=None, desc=None, total=None, initial=0, **settings):
-        super().__init__(iterable, desc, total, initial=initial, disable=None, leave=False, **settings)
-        self._watcher, self._label, self._done = _watcher.get(), desc, initial
+    iterable: what is gone through; without one, `total` steps are counted by update(). desc: the label, for the watcher
+    as well; initial: steps that an earlier call has done; unit: what a step is. disable: neither shown nor told, for
+    work that is short or has a bar around it, and for all processes of a team but one. leave: keep the last line, for
+    bars whose figures (see set_postfix) are worth reading afterwards; others are gone when they are done.
+    """
+
+    def __init__(
+        self, iterable=None, desc=None, total=None, initial=0, unit="it", disable=False, leave=False, **settings
+    ):
+        super().__init__(
+            iterable, desc, total, initial=initial, unit=unit, disable=disable or None, leave=leave, **settings
+        )
+        self._watcher, self._label, self._done = None if disable else _watcher.get(), desc, initial
         self._tell(0)
 
     def _tell(self, steps):

@@ -7,11 +7,11 @@ import difflib
 from contextlib import suppress
 
 import numpy as np
-from tqdm import tqdm
 
 import utils
 from attacks import evaluation
 from kit.errors import UserError
+from kit.progress import Progress
 from privacy import risk
 from privacy.folds import ATTACKS, TITLES, folds, scores_of
 
@@ -52,7 +52,7 @@ def run_attacks(signals, settings):
     options = {"fprs": tuple(settings["fprs"]), "seed": settings["seed"], "resamples": settings.get("resamples")}
     attacks = [
         _summary(name, values, is_member, plan, options)
-        for name, values in tqdm(scores.items(), "evaluation", disable=None)
+        for name, values in Progress(scores.items(), "evaluation", leave=True)
     ]
     headline = _headline(attacks)
     chosen = scores[headline["attack"]]
@@ -79,7 +79,7 @@ def run_attacks(signals, settings):
 def _all_scores(plan, names):
     """{name: float64 (T, N)} and {name: why it can't run}."""
     scores, skipped = {name: [] for name in names}, {}
-    for fold in tqdm(plan, "attacks", disable=None):
+    for fold in Progress(plan, "attacks", leave=True):
         for name in names:
             if name not in skipped:
                 try:

@@ -5,7 +5,7 @@
     exp/TARGET/                 attack_result.csv, ROC.png, ROC_log.png, scores.npz of each target
     most_exposed.csv            the records that are found most surely
     result.json                 everything above as numbers
-    report.html                 one page with everything inside (`privacy.page`)
+    report.html                 one page with everything inside (`privacy.html`)
 
 Public: write_report, AVERAGE_COLUMNS.
 """
@@ -14,11 +14,11 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from attacks import evaluation
 from kit.files import atomic_path, write_arrays, write_json
 from kit.plots import figure_of, png_of, save_figure
+from kit.progress import Progress
 from privacy import html
 
 # Families of attacks have a colour; the line says which member of the family.
@@ -50,7 +50,7 @@ AVERAGE_COLUMNS = (
 def write_report(folder, signals, results, context):
     """Write all files of the report; each is there whole or not at all, and the page comes last.
 
-    signals: `privacy.signals.Signals`; results: of `privacy.audit.run_attacks`; context: a JSON-ready dict for the
+    signals: `privacy.signals.Signals`; results: of `privacy.attack.run_attacks`; context: a JSON-ready dict for the
     page, of which these keys have a place of their own: dataset, kind, model_name, models, accuracy [{model, train,
     test}], seconds {stage: s}, hardware, versions, config; others are listed as they are.
     """
@@ -59,7 +59,7 @@ def write_report(folder, signals, results, context):
     numbers = {name: value for name, value in results.items() if name != "arrays"}
     _write_csv(folder / "attack_result_average.csv", [_average_row(one) for one in results["attacks"]])
     _write_csv(folder / "most_exposed.csv", results["exposed"])
-    for place, target in enumerate(tqdm(results["targets"], "report", disable=None)):
+    for place, target in enumerate(Progress(results["targets"], "report", leave=True)):
         scores = {name: rows[place] for name, rows in arrays["scores"].items()}
         _write_target(folder / "exp" / str(target), numbers, signals, place, scores, arrays["membership"][place])
     for scale, name in (("linear", "ROC_average.png"), ("log", "ROC_log_average.png")):

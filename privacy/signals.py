@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from kit import files
+from kit.progress import Progress
 from privacy.data import digest_of
 from privacy.models import ask
 
@@ -71,7 +71,7 @@ def collect(sources, records, plan, targets, queries, batch_size, folder, precis
         "population": digest_of(plan.population),
         "queries": list(map(str, asked)),
     }
-    for number, source in enumerate(tqdm(sources, "signals", disable=None)):
+    for number, source in enumerate(Progress(sources, "signals", leave=True)):
         stored = _of_model(Path(folder) / f"model_{number}.npz", source, records, plan, asked, batch_size, wanted)
         for name, values in arrays.items():
             values[number] = stored[name]

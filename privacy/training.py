@@ -2,11 +2,10 @@
 
 A model's file holds the settings that decided its weights; one that was made with others is refused by name. What is
 missing is trained, what is finished is never trained again. LAUNCHER (local, ray) and JOBS start several at once, each
-as `privacy-audit.py --train_model ID`, through launch.py.
+as `privacy-audit.py --train_model ID`, through `python -m launch`.
 Public: train_missing, train_one, open_own, is_own, read_record, is_outside, read_outside, model_path.
 """
 
-import hashlib
 import json
 import os
 import shlex
@@ -17,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import utils
 from kit import files
 from kit.environment import hardware_name
 from kit.errors import UserError
+from kit.progress import Progress
 from privacy import language, models
 from privacy.config import dump
 from privacy.data import PAD, digest_of
@@ -54,7 +53,7 @@ def train_missing(config, records, plan, folder):
     if missing and (os.environ.get("LAUNCHER") or "local", os.environ.get("JOBS") or "1") != ("local", "1"):
         _launch(config, missing, folder)
     else:
-        for number in tqdm(missing, "models", disable=None if len(missing) > 1 else True):
+        for number in Progress(missing, "models", disable=len(missing) < 2, leave=True):
             train_one(config, records, plan, number, folder)
     _write_metadata(config, folder, numbers, plan)
 
@@ -199,7 +198,7 @@ def _code_digest(train):
         return None
     if not Path(file).is_file():
         raise UserError(f"train.model_name: {file} does not exist", advice="check the path")
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return files.file_digest(file)[:16]
 
 
 def _is_finished(config, records, plan, number, folder, device):
@@ -273,9 +272,7 @@ def _fit(model, loss_of, count, settings, device):
         else torch.optim.SGD(trained, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     )
     history = []
-    for epoch in tqdm(
-        range(recipe.epoch), "training", disable=True if count * recipe.epoch < 200_000 else None, leave=False
-    ):
+    for epoch in Progress(range(recipe.epoch), "training", disable=count * recipe.epoch < 200_000):
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(epoch)
         order = torch.from_numpy(utils.key_generator(recipe.seed, "epoch", epoch).permutation(count)).to(device)
@@ -297,7 +294,7 @@ def _fit(model, loss_of, count, settings, device):
 
 
 def _launch(config, missing, folder):
-    """Train these models as commands of launch.py, which runs several at once and starts those again whose node dies.
+    """Train these models with `python -m launch`, which runs several at once and starts those again whose node dies.
 
     They read a copy of the config with absolute paths, because commands start in the repository's folder.
     """
@@ -307,9 +304,11 @@ def _launch(config, missing, folder):
     with files.atomic_path(folder / "commands.txt") as temporary:
         temporary.write_text("".join(shlex.join([*command, str(number)]) + "\n" for number in missing))
     path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # for module:function
+    here = folder.resolve()
     code = subprocess.run(
-        [sys.executable, REPOSITORY / "launch.py", folder / "commands.txt", "--logs", folder / "logs"],
+        [sys.executable, "-m", "launch", here / "commands.txt", "--logs", here / "logs"],
         check=False,
+        cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": path},
     ).returncode
     left = [number for number in missing if not model_path(folder, number).exists()]

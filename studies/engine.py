@@ -25,9 +25,8 @@ from dataset import load_dataset
 from experiment import flags, setup
 from experiment.audit import ask_users
 from experiment.folder import RunPaths
-from experiment.training import _training_job, train
+from experiment.training import train, training_job
 from kit import cli, environment
-from kit.distributed import ALONE
 from kit.errors import run_script
 from kit.files import read_json, write_json
 from studies import common
@@ -83,7 +82,7 @@ def run(way, seed, folder):
     model, started = setup.build_model(experiment), time.monotonic()
     if way.startswith("plain"):
         marked = setup.publish_marks(experiment, paths)
-        job = _training_job(experiment, marked, model, paths, device, ALONE, None)
+        job = training_job(experiment, marked, model, paths, device)
         train_plain(job, way == "plain_images")
         query = utils.make_query(model, job.recipe, device)
         record = {"train_accuracy": utils.accuracy(query, job.images, job.labels)}
