@@ -5,7 +5,7 @@ FOLDER ...` and leaves result.json with rows and claims (see `row`, `rate`, `cla
 comparison.sh runs every such file, and summary.py merges the rows of all seeds.
 
 Public: parser, parse, start, Setup, base_images, with_images, with_samples, published, model, signals, audit_rows,
-rate, row, claim, draw_rocs, finish, table, shown, shown_paper.
+rate, row, claim, draw_rocs, finish, table, shown, shown_paper, BATCH.
 """
 
 import hashlib

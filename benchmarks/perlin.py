@@ -5,6 +5,7 @@ Both make the same fields (same period, octaves, frequency and offset), alternat
 the noise itself, which is what pnoise2 computes, against the loop as it was published and against the leanest one, and
 the whole generator with range, sine and sign (Eq. 2-3).
 Needs the package `noise`, which `make test` installs.
+Public: reference_signs.
 """
 
 import statistics

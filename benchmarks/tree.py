@@ -5,6 +5,7 @@ Makes an ImageFolder of small files (about 1,280 a class, names and number of cl
 writes the tree of links in a fresh process for each size. The time for ImageNet's 1,281,167 files is extrapolated from
 the fitted line and called so. The reference in the same run is the obvious way: torchvision's listing, a Path and a
 link for each file.
+Public: make_source, measure.
 """
 
 import argparse

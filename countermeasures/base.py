@@ -1,4 +1,7 @@
-"""The points at which a countermeasure can step in; see `Countermeasure`."""
+"""The points at which a countermeasure can step in; see `Countermeasure`.
+
+Public: Countermeasure.
+"""
 
 from typing import ClassVar
 

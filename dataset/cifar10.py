@@ -1,6 +1,7 @@
 """CIFAR-10 (32 px, 10 classes, 50,000 + 10,000 images) through torchvision, and the loader that CIFAR-100 shares.
 
 Needs torchvision, and the network on first use (170 MB); afterwards `cifar-10-batches-py/` below `data_root`.
+Public: RECIPE, load, load_cifar.
 """
 
 import errno

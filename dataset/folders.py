@@ -1,7 +1,7 @@
 """Class folders: find the images below them, label them by folder, and build an ImageData.
 
-Public: list_images, class_folder_data, checked_image_size, find_folder. Shared by imagefolder, tinyimagenet, celeba,
-artbench and the outlier bank of `dataset.load_outlier_bank`.
+Public: list_images, class_folder_data, checked_image_size, find_folder, DEFAULT_ROOT, LAYOUT. Shared by imagefolder,
+tinyimagenet, celeba, artbench and the outlier bank of `dataset.load_outlier_bank`.
 
 Layouts: `train/<class>/**` and the test images in `test/<class>/**` (or val, valid, validation), or `<class>/**` alone.
 Classes are sorted by name. Hidden files and files that are no images are ignored. A link to something inside the root

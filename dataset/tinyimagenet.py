@@ -2,6 +2,7 @@
 
 Needs `tiny-224/` or `tiny-224.zip` below `data_root`. Its `val/` is the labelled test set; its `test/` has no labels
 and is not read.
+Public: RECIPE, load, folder, FOLDER, ARCHIVE.
 """
 
 from dataset.base import ImageData, Recipe

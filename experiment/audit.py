@@ -1,4 +1,7 @@
-"""Ask a trained model about all users, and conclude."""
+"""Ask a trained model about all users, and conclude.
+
+Public: Audit, ask_users, exact_losses, exact_p_values, conclude.
+"""
 
 import json
 import platform
@@ -33,7 +36,7 @@ class Audit:
     exact: dict = field(default_factory=dict)
 
     def losses(self, group):
-        """The chosen signal of a group, the same on both sides of every comparison (defect 2)."""
+        """The chosen signal of a group, the same on both sides of every comparison: two signals have two scales."""
         return self.signals[group][self.signal]
 
     @property

@@ -3,7 +3,7 @@
 The settings are flags of imagenet-audit.py; `args` is what its parser returns.
 
 Public: audited_users, find_validation, open_suspect, class_numbers, check_labels, resolve_settings, is_finished,
-conclude, show; stream and ask for one's own audits; judge, GROUPS.
+conclude, show; stream, ask (for one's own audits); judge, GROUPS.
 """
 
 import hashlib

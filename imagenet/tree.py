@@ -8,7 +8,7 @@ with the next class.
 1.28 million untouched files are as many links `../../source/CLASS/FILE`, TREE/source being the one link that leaves
 the tree. They are short on purpose: ext4 keeps targets below 60 bytes in the inode, longer ones cost 4 KB each.
 
-Public: Tree, check_places, output_name, mark_users, link_tree, publish, finish, FITTING; FOLDERS of imagenet.plan.
+Public: Tree, check_places, output_name, mark_users, link_tree, publish, finish, FITTING.
 """
 
 import errno

@@ -1,6 +1,6 @@
 """HTML without a template language: every value is escaped where it enters, and only `Raw` is taken as it is.
 
-Public: Raw, element, join, table, picture, document, CSS.
+Public: Raw, element, join, table, picture, small_image, document, CSS.
 """
 
 import base64

@@ -1,4 +1,7 @@
-"""Runs as processes of this machine."""
+"""Runs as processes of this machine.
+
+Public: Launcher, Local.
+"""
 
 import os
 import socket

@@ -1,4 +1,7 @@
-"""Runs as tasks of a Ray cluster."""
+"""Runs as tasks of a Ray cluster.
+
+Public: OnRay.
+"""
 
 import os
 import re

@@ -1,4 +1,7 @@
-"""What several networks share: the classifier that answers in float32, convolutions, the CIFAR stem."""
+"""What several networks share: the classifier that answers in float32, convolutions, the CIFAR stem.
+
+Public: Classifier, cifar_stem, convolution.
+"""
 
 import torch
 from torch import nn

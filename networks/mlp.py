@@ -1,4 +1,7 @@
-"""MLP: fully connected layers for tables (and for images as one row of pixels)."""
+"""MLP: fully connected layers for tables (and for images as one row of pixels).
+
+Public: build.
+"""
 
 from itertools import pairwise
 

@@ -1,6 +1,7 @@
 """ResNet-18 with a CIFAR stem: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 
 torchvision's ResNet with another stem and classifier; resnext.py and senet.py build on `cifar_resnet`.
+Public: build, cifar_resnet.
 """
 
 from torch import nn

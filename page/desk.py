@@ -6,7 +6,7 @@
     checks/ID/           an audit: inputs, answers, result.json, evidence.zip
 
 Everything is its owner's alone. Nothing is deleted that a proof needs.
-Public: Desk, Draft, typed_path, write_zip, MOST_BYTES, MOST_FILES.
+Public: Desk, Draft, typed_path, write_zip, MOST_BYTES, MOST_FILES, DAY.
 """
 
 import contextlib

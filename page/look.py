@@ -1,6 +1,7 @@
 """Words and colours of the page: how states, verdicts, lists and downloads look.
 
-Public: CSS, HEAD, theme, shown, notice, failed, problems, facts, download_link, data_uri, jpeg, figure.
+Public: CSS, HEAD, theme, shown, notice, failed, problems, facts, download_link, data_uri, jpeg, figure,
+STATES.
 """
 
 import base64

@@ -2,7 +2,8 @@
 
 Every function takes the DataFrame of `tables.collect`, one row a run, and returns one with a row for each line of the
 table: what varies, FPR@100%TPR pooled over the runs with its interval, the paper's, and what else was measured.
-Public: ABLATIONS, countermeasures, agreement, marking_varied, main_setting, outlier_name, pooled, shown.
+Public: ABLATIONS, countermeasures, agreement, marking_varied, main_setting, outlier_name, pooled,
+shown, MARKS, SAME.
 """
 
 from itertools import combinations

@@ -1,6 +1,7 @@
 """The figures of the paper that ours are compared with, and what each of its tables and figures varies.
 
 Chen and Pattabiraman, CCS'25; FPR@100%TPR and accuracies in %, drops in points, CIFAR-100 unless it says otherwise.
+Public: MAIN, COMPONENTS, COUNTERMEASURES, COUNTERMEASURES_MANY, MAIN_SETTING, TABLE_5, TABLE_8, TABLE_9.
 """
 
 # FPR@100%TPR, accuracy, drop of the accuracy.

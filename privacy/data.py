@@ -1,6 +1,6 @@
 """Records by name, and who of them is what: training pool, audited records, population.
 
-Public: Records, Plan, load, plan, plan_of_memberships, digest_of, OWNERS, NOBODY.
+Public: Records, Plan, load, plan, plan_of_memberships, digest_of, OWNERS, NOBODY, PAD.
 """
 
 import hashlib
