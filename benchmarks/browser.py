@@ -1,7 +1,7 @@
 """The page: how long until it can be seen, how long a 12-megapixel preview takes, and pictures of its tabs.
 
 Example: python -m benchmarks.browser --out results/page/page.json --shots results/page --run demo
-Needs requirements-dev.txt and a Chromium that is installed. Real photographs out of scikit-image are
+Needs requirements/dev.txt and a Chromium that is installed. Real photographs out of scikit-image are
 marked, a small model is trained on what was published, and both it and an innocent one are checked, all in the page.
 """
 
@@ -10,13 +10,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import page_world as world
 from PIL import Image
 from skimage import data as pictures
 
 from benchmarks import common
 from kit import files
 from kit.errors import UserError, run_script
+from tests.page import world
 
 LARGE = (3000, 4000)  # 12 megapixels
 BARS = {"first_paint_s": 3.0, "preview_s": 1.0}

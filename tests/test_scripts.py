@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL, call
 from safetensors.torch import load_file
 
 import utils
+from tests.parts import ROOT, SMALL, call
 
 RUN_FILES = {
     "config.json",

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from attacks.membership import balanced
+from suspects.suspect import Answers
 
 HALF = np.array([[True, False], [False, True]])
 
@@ -32,3 +33,20 @@ def gaussian_world(models, records, seed, shift=1.0, spread=1.0, mean=0.0):
         inside,
         is_member,
     )
+
+
+def random_answers(kind, rows, classes, rng):
+    logits = rng.normal(size=(rows, classes)).astype(np.float32) * 3
+    if kind == "logits":
+        return Answers(logits)
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    if kind == "probabilities":
+        return Answers(chances)
+    order = np.argsort(-logits, axis=1)
+    if kind == "labels":
+        return Answers(None, order[:, :1].astype(np.int32))
+    named, values = order[:, :3].astype(np.int32), np.take_along_axis(chances, order[:, :3], 1)
+    shuffled = rng.permuted(np.tile(np.arange(3), (rows, 1)), axis=1)  # servers need not sort
+    named, values = np.take_along_axis(named, shuffled, 1), np.take_along_axis(values, shuffled, 1)
+    gone = (np.arange(3) == 2) & (rng.random((rows, 3)) < 0.3) & (values < values.max(axis=1, keepdims=True))
+    return Answers(np.where(gone, 0, values).astype(np.float32), np.where(gone, -1, named).astype(np.int32))

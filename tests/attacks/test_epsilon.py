@@ -1,4 +1,4 @@
-"""Ranges, shares of data sets, and lower bounds on epsilon, against formulas of their own and simulated worlds."""
+"""Lower bounds on epsilon, against the exact binomial test and simulated mechanisms."""
 
 import math
 
@@ -7,14 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binom, binomtest
-from sklearn.metrics import roc_auc_score
 
-from attacks import cardinality, epsilon, ranges
+from attacks import epsilon
 from kit.errors import UserError
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Lower bounds on epsilon
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_without_delta_the_p_value_is_the_exact_binomial_test():
@@ -109,112 +104,3 @@ def test_audit_corrects_for_its_ways_of_guessing():
 def test_impossible_counts_are_refused(bad):
     with pytest.raises(UserError):
         epsilon.p_value(*bad)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# How much of a data set was used
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_usage_inverts_the_rates_by_hand():
-    # TPR 0.6, FPR 0.1; 30 of 100 guessed: (0.3 - 0.1) / 0.5 = 0.4.
-    found = cardinality.usage(30, 100, [[600, 1000, 100, 1000]])
-    assert found["raw"] == pytest.approx(0.4)
-    assert found["interval"][0] < 0.4 < found["interval"][1]
-    assert cardinality.usage(5, 100, [[600, 1000, 100, 1000]])["share"] == 0.0  # below the FPR: cut
-    assert cardinality.usage(5, 100, [[600, 1000, 100, 1000]])["raw"] == pytest.approx(-0.1)
-
-
-def test_usage_interval_against_the_normal_approximation():
-    # Rates known from a million records: only the guesses on the data set itself are uncertain.
-    found = cardinality.usage(300, 1000, [[600_000, 1_000_000, 100_000, 1_000_000]])
-    spread = 1.96 * math.sqrt((0.4 * 0.24 + 0.6 * 0.09) / 1000) / 0.5
-    assert found["interval"] == pytest.approx([0.4 - spread, 0.4 + spread], abs=3e-3)
-
-
-def test_an_attack_that_knows_nothing_gives_the_whole_interval():
-    found = cardinality.usage(50, 100, [[500, 1000, 500, 1000]])
-    assert found["interval"] == [0.0, 1.0] and found["share"] is None
-    # Nor does one that is worse than guessing give a share.
-    assert cardinality.usage(50, 100, [[100, 1000, 500, 1000]])["raw"] is None
-
-
-def test_models_that_differ_widen_the_interval():
-    same = cardinality.usage(300, 1000, [[600, 1000, 100, 1000]] * 4)["interval"]
-    apart = cardinality.usage(300, 1000, [[800, 1000, 150, 1000], [400, 1000, 50, 1000]] * 2)["interval"]
-    assert apart[0] < same[0] < same[1] < apart[1]
-
-
-def test_usage_is_unbiased_and_its_interval_holds_the_share():
-    generator, size = np.random.default_rng(5), 400
-    for share in (0.1, 0.5, 0.9):
-        raw, held = [], 0
-        for _ in range(400):
-            scores = np.concatenate([generator.normal(1, 1, 1000), generator.normal(0, 1, 1000)])
-            inside = np.arange(2000) < 1000
-            rates = cardinality.rates(scores, inside, 0.5)
-            used = np.arange(size) < share * size
-            guessed = int((generator.normal(used, 1) >= 0.5).sum())
-            found = cardinality.usage(guessed, size, [rates])
-            raw.append(found["raw"])
-            held += found["interval"][0] <= share <= found["interval"][1]
-        assert np.mean(raw) == pytest.approx(share, abs=4 * np.std(raw) / 20)
-        assert held >= 400 * 0.92
-
-
-def test_best_threshold_and_rates_by_hand():
-    scores, inside = np.array([4.0, 3.0, 2.0, 1.0]), np.array([True, True, False, True])
-    assert cardinality.best_threshold(scores, inside) == 3.0  # TPR 2/3, FPR 0
-    assert cardinality.rates(scores, inside, 3.0) == (2, 3, 0, 1)
-
-
-@pytest.mark.parametrize(
-    "bad", [(11, 10, [[1, 2, 0, 2]]), (1, 0, [[1, 2, 0, 2]]), (1, 10, []), (1, 10, [[0, 0, 0, 2]])]
-)
-def test_impossible_usage_is_refused(bad):
-    with pytest.raises(UserError):
-        cardinality.usage(*bad)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Ranges
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_range_scores_by_hand():
-    points = np.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0], [10.0, 5.0]])
-    assert ranges.range_score(points).tolist() == [4.0, 5.0]
-    assert ranges.range_score(points, 0.5, 1.0).tolist() == [6.5, 5.0]
-    assert ranges.range_score(points, 0.25, 0.75).tolist() == [2.5, 5.0]
-    assert ranges.range_score(points, 0.75, 1.0).tolist() == [10.0, 5.0]
-    assert ranges.range_score(points, 0.3, 0.6).tolist() == [2.5, 5.0]  # whole points: the second and the third
-    assert ranges.range_score(points[:1], 0.5, 0.9).tolist() == [1.0, 5.0]  # one point is always left
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 9), st.data())
-def test_range_scores_do_not_depend_on_the_order_of_points_and_rise_with_them(count, data):
-    points = np.array(data.draw(st.lists(st.floats(-5, 5), min_size=count, max_size=count)))[:, None]
-    trim = data.draw(st.sampled_from(ranges.TRIMS))
-    found = ranges.range_score(points, *trim)
-    assert np.array_equal(ranges.range_score(points[::-1], *trim), found)
-    assert ranges.range_score(points + 1, *trim) == pytest.approx(found + 1)
-    assert points.min() - 1e-9 <= found[0] <= points.max() + 1e-9
-
-
-def test_several_points_tell_more_than_one_and_the_trim_is_the_best_of_its_candidates():
-    generator, inside = np.random.default_rng(6), np.arange(2000) % 2 == 0
-    near = generator.random((8, 2000)) < 0.4  # of a member's range, most points are too far to show anything
-    points = generator.normal(np.where(inside & near, 3, 0), 1)
-    trim = ranges.tune_trim(points, inside)
-    aucs = {known: roc_auc_score(inside, ranges.range_score(points, *known)) for known in ranges.TRIMS}
-    assert aucs[trim] == max(aucs.values()) > aucs[0.0, 1.0] > roc_auc_score(inside, points[0]) + 0.1
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [(np.zeros(3), 0, 1), (np.zeros((2, 3)), 0.5, 0.5), (np.full((2, 3), np.nan), 0, 1), (np.zeros((2, 3)), -0.1, 1)],
-)
-def test_impossible_ranges_are_refused(bad):
-    with pytest.raises(UserError):
-        ranges.range_score(*bad)

@@ -1,4 +1,4 @@
-"""The exact test and what is kept of it: known answers, plain loops, innocent models, damaged and forged bundles."""
+"""The exact test: known answers, plain loops, and innocent models in thousands of simulated audits."""
 
 import hashlib
 import itertools
@@ -8,17 +8,17 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from dataset_helpers import user_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, chisquare
-from verdict_parts import make_record
+from scipy.stats import binom
 
 from attacks.exact import AUTO, dense, p_value, plan_grid, sentences, statistic_grid
 from kit.errors import UserError
-from provenance import grid as user_audit
 from provenance import record as records
 from suspects.suspect import Answers
+from tests.attacks.parts import random_answers
+from tests.parts import user_error
+from tests.provenance.parts import make_record
 
 # --- p ---
 
@@ -94,23 +94,6 @@ def plain_grid(answers, selections, label, classes, label_only=False):
     return grid, labels
 
 
-def random_answers(kind, rows, classes, rng):
-    logits = rng.normal(size=(rows, classes)).astype(np.float32) * 3
-    if kind == "logits":
-        return Answers(logits)
-    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    if kind == "probabilities":
-        return Answers(chances)
-    order = np.argsort(-logits, axis=1)
-    if kind == "labels":
-        return Answers(None, order[:, :1].astype(np.int32))
-    named, values = order[:, :3].astype(np.int32), np.take_along_axis(chances, order[:, :3], 1)
-    shuffled = rng.permuted(np.tile(np.arange(3), (rows, 1)), axis=1)  # servers need not sort
-    named, values = np.take_along_axis(named, shuffled, 1), np.take_along_axis(values, shuffled, 1)
-    gone = (np.arange(3) == 2) & (rng.random((rows, 3)) < 0.3) & (values < values.max(axis=1, keepdims=True))
-    return Answers(np.where(gone, 0, values).astype(np.float32), np.where(gone, -1, named).astype(np.int32))
-
-
 @pytest.mark.parametrize("label", [0, 3, AUTO])
 @pytest.mark.parametrize(
     "kind,label_only",
@@ -165,6 +148,7 @@ def test_a_label_that_does_not_exist():
 
 
 # --- exactness ---
+
 
 SIMULATIONS, PHOTOS, KEYS, SELECTIONS = 2000, 8, 4, 19
 
@@ -227,70 +211,6 @@ def test_a_model_that_memorised_gives_the_smallest_p():
         assert p_value(grid) == 1 / 1000 and labels[0, 0] == 2
     grid, _ = statistic_grid(Answers(-logits.reshape(-1, 5)), selections, 2, 5)
     assert p_value(grid) > 0.9, "a model that is less sure of the photos is no evidence"
-
-
-# --- draws ---
-
-BATCHES = [{"photos": 7, "published": 3}, {"photos": 2, "published": 2}, {"photos": 10, "published": 5}]
-
-
-def test_row_0_is_what_was_published():
-    for seed in range(20):
-        record = make_record((9, 0.5), (4, 0), (10, 0.3), seed=seed)
-        for audit_seed in ("", "court"):
-            drawn = records.draw_selections(record.selection_key, record.batches, 30, audit_seed)
-            assert (drawn[0] == record.published).all() and drawn.shape == (31, 23) and drawn.dtype == bool
-            assert (drawn[:, :9].sum(1) == 5).all() and drawn[:, 9:13].all() and (drawn[:, 13:].sum(1) == 7).all()
-            assert len({row.tobytes() for row in drawn}) > 25
-
-
-def test_selections_are_the_same_bits_on_every_machine():
-    drawn = records.draw_selections("ab" * 32, BATCHES, 50, "court")
-    assert (
-        hashlib.sha256(np.packbits(drawn).tobytes()).hexdigest()
-        == "66c062e890990780cc7bf55ba3da979b8aa510a77602d55d0821661903306f64"
-    )
-    other = records.draw_selections("ab" * 32, BATCHES, 50, "")
-    assert (drawn[0] == other[0]).all() and (drawn[1:] != other[1:]).any(axis=1).sum() > 40
-    assert (records.draw_selections("ab" * 32, BATCHES, 9, "court") == drawn[:10]).all()
-    assert (records.draw_selections("ac" * 32, BATCHES, 50, "court")[0] != drawn[0]).any()
-
-
-def test_fresh_selections_are_uniform():
-    """All 20 halves of 6 photos, and row 0 over many keys like any other row."""
-    six = [{"photos": 6, "published": 3}]
-    fresh = records.draw_selections("cd" * 32, six, 2000)[1:]
-    own = np.concatenate([records.draw_selections(f"{number:064x}", six, 0) for number in range(2000)])
-    for drawn in (fresh, own):
-        counts = np.unique(drawn @ (1 << np.arange(6)), return_counts=True)[1]
-        assert len(counts) == 20 and chisquare(counts).pvalue > 1e-4
-
-
-def test_batches_draw_apart():
-    """Two batches of the same size must not be cut in the same way: their halves would be dependent."""
-    two = [{"photos": 12, "published": 6}] * 2
-    drawn = records.draw_selections("ef" * 32, two, 200)
-    assert (drawn[:, :12] == drawn[:, 12:]).all(axis=1).sum() <= 3
-
-
-def test_audit_keys():
-    record = make_record((4, 0.5))
-    keys = records.audit_keys(record, 30)
-    assert keys[0] == bytes.fromhex(record.key) and len(set(keys)) == 31 and all(len(key) == 32 for key in keys)
-    assert records.audit_keys(record, 7) == keys[:8] and records.audit_keys(record, 0) == keys[:1]
-    other = records.audit_keys(record, 30, "court")
-    assert other[0] == keys[0] and not set(other[1:]) & set(keys)
-    assert bytes.fromhex(record.selection_key) not in keys
-
-
-def test_the_order_of_queries():
-    record = make_record((4, 0.5))
-    order = user_audit.query_order(record, 80, "")
-    assert sorted(order) == list(range(80)) and (order == user_audit.query_order(record, 80, "")).all()
-    assert (order != user_audit.query_order(record, 80, "court")).any() and order.tolist() != sorted(order)
-    answers = Answers(order[:, None].astype(np.float32))  # query number q answers q
-    assert user_audit.rows_of(answers, order, slice(None)).values.ravel().tolist() == list(range(80))
-    assert user_audit.rows_of(answers, order, [40, 3]).values.ravel().tolist() == [40, 3]
 
 
 # --- the plan ---
@@ -390,19 +310,6 @@ def test_labels_and_top_k():
     full, _, _ = dense(Answers(np.array([[0.6, 0.4]], np.float32), np.array([[0, 1]], np.int32)), 3)
     assert np.isfinite(full).all()
     user_error(lambda: dense(Answers(np.array([[5.0, 1.0]], np.float32), np.array([[0, 1]], np.int32))), "--label_only")
-
-
-def test_limited_answers_are_what_a_stingy_server_would_send():
-    answers = random_answers("logits", 40, 5, np.random.default_rng(3))
-    chances, order = np.exp(dense(answers)[0]), np.argsort(-answers.values, axis=1)
-    labels = user_audit.limit_answers(answers, True, None)
-    assert labels.values is None and labels.classes.ravel().tolist() == order[:, 0].tolist()
-    best = user_audit.limit_answers(answers, False, 2)
-    assert (best.classes == order[:, :2]).all()
-    np.testing.assert_allclose(best.values, np.take_along_axis(chances, order[:, :2], 1), rtol=1e-5)
-    for none in (None, 5, 9):
-        assert user_audit.limit_answers(answers, False, none) is answers
-    assert user_audit.limit_answers(labels, False, 2) is labels and user_audit.limit_answers(best, True, 1) is best
 
 
 # --- sentences ---

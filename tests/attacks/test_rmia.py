@@ -1,23 +1,17 @@
-"""RMIA (Zarifzadeh et al. 2024), all attacks in worlds with a known answer, and their evaluation."""
+"""RMIA (Zarifzadeh et al. 2024) by hand and against a dense matrix of ratios."""
 
-import json
 import math
 
 import numpy as np
 import pytest
-from attack_parts import HALF, auc_tolerance, gaussian_world, random_generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_auc_score
 
-from attacks import evaluation, lira, loss, population, reference, rmia, signals
-from attacks.membership import balanced, leave_one_out
+from attacks import rmia
+from attacks.membership import balanced
 from kit.errors import UserError
-
-# ----------------------------------------------------------------------------------------------------------------------
-# RMIA
-# ----------------------------------------------------------------------------------------------------------------------
+from tests.attacks.parts import auc_tolerance, gaussian_world, random_generator
 
 
 def dense_share(ratio_x, ratio_z, gamma, strict):
@@ -76,9 +70,12 @@ def losses_of(probabilities):
 
 # p(x|target) = 0.9; reference models: IN 0.8 and 0.6, OUT 0.4 and 0.2.
 X_TARGET, X_REFERENCES = losses_of([0.9]), losses_of([[0.8], [0.4], [0.6], [0.2]])
+
 X_INSIDE = np.array([[True], [False], [True], [False]])
+
 # p(z|target) / mean p(z) of 0.5 / 0.5, 0.6 / 0.3, 0.2 / 0.4 = 1, 2, 0.5; the last reference is far from the others.
 Z_TARGET = losses_of([0.5, 0.6, 0.2])
+
 Z_REFERENCES = losses_of([[0.6, 0.39, 0.5], [0.6, 0.39, 0.5], [0.6, 0.39, 0.5], [0.2, 0.03, 0.1]])
 
 
@@ -264,279 +261,3 @@ def test_a_is_tuned_without_the_target():
         rmia.tune_a(losses[:2], inside[:2], z[:2])
     with pytest.raises(UserError, match="not in"):
         rmia.offline(losses[0], losses[1:], inside[1:], z[0], z[1:], a=1.5)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# All attacks: worlds with a known answer, and bad input
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def large_world():
-    """200 models: what references can tell is known as if they were infinitely many, to 0.005 in AUC."""
-    return gaussian_world(200, 6000, seed=9, shift=1.0, spread=2.0, mean=-30.0)
-
-
-OPTIMAL = norm.cdf(1 / math.sqrt(2))
-WITHOUT_REFERENCES = norm.cdf(1 / math.sqrt(2 + 2 * 2.0**2))
-
-
-@pytest.mark.parametrize(
-    "attack",
-    [
-        lira.online,
-        lira.offline,
-        lambda *world: lira.online(*world, "fixed"),
-        lambda *world: lira.offline(*world, "fixed"),
-        lambda target, references, inside: reference.score(-target, -references, inside),
-        # log p is Gaussian here, so log p(x|target) - log p(x) with a = 1 is the optimal statistic, plus a constant.
-        lambda target, references, inside: rmia.offline(
-            -target, -references, inside, *z_of_the_same_world(len(references)), a=1, gamma=1.0
-        ),
-        lambda target, references, inside: rmia.online(
-            -target, -references, inside, *z_of_the_same_world(len(references)), gamma=1.0
-        ),
-    ],
-)
-def test_attacks_with_references_reach_the_optimum_of_a_gaussian_world(large_world, attack):
-    target, references, inside, is_member = large_world
-    found = roc_auc_score(is_member, attack(target, references, inside))
-    assert abs(found - OPTIMAL) < auc_tolerance(3000, 3000) + 0.006
-
-
-def z_of_the_same_world(models):
-    target, references, _, _ = gaussian_world(models, 4000, seed=10, shift=0.0, spread=2.0, mean=-30.0)
-    return -target, -references
-
-
-def test_attacks_without_references_reach_theirs(large_world):
-    target, _, _, is_member = large_world
-    others = -z_of_the_same_world(2)[0]
-    for scores in (lira.global_threshold(target), loss.score(-target), population.score(-target, -others)):
-        assert abs(roc_auc_score(is_member, scores) - WITHOUT_REFERENCES) < auc_tolerance(3000, 3000)
-    assert OPTIMAL - WITHOUT_REFERENCES > 0.13
-
-
-def test_independent_queries_add_up(large_world):
-    """Four queries with independent noise: the optimum rises from Phi(1 / sqrt 2) to Phi(2 / sqrt 2)."""
-    draws = random_generator(21)
-    inside, is_member = balanced(100, 4000, 1), draws.permutation(np.arange(4000) % 2 == 0)
-    level = draws.normal(size=4000)
-    target = level + is_member + draws.normal(size=(4, 4000))
-    references = level + inside[:, None] + draws.normal(size=(100, 4, 4000))
-    expected = norm.cdf(2 / math.sqrt(2))
-    assert (
-        abs(roc_auc_score(is_member, lira.online(target, references, inside, "fixed")) - expected)
-        < auc_tolerance(2000, 2000) + 0.006
-    )
-    # Fisher's test is not the best for a shift, but close, and more than one query's.
-    offline = roc_auc_score(is_member, lira.offline(target, references, inside, "fixed"))
-    assert OPTIMAL + 0.08 < offline < expected + auc_tolerance(2000, 2000)
-
-
-def attack_all(losses, inside, fold, z):
-    """Every attack's scores of one fold."""
-    target, rest = losses[fold.target], losses[fold.references]
-    known, scaled = inside[fold.references], signals.scaled_from_losses(losses)
-    scaled_target, scaled_rest = scaled[fold.target], scaled[fold.references]
-    z_target, z_rest = z[fold.target], z[fold.references]
-    return {
-        "loss": loss.score(target),
-        "population": population.score(target, z_target),
-        "reference": reference.score(target, rest, known),
-        "global": lira.global_threshold(scaled_target),
-        "lira offline": lira.offline(scaled_target, scaled_rest, known),
-        "lira online": lira.online(scaled_target, scaled_rest, known),
-        "lira fixed": lira.online(scaled_target, scaled_rest, known, "fixed"),
-        "rmia offline": rmia.offline(target, rest, known, z_target, z_rest, 0.5),
-        "rmia online": rmia.online(target, rest, known, z_target, z_rest),
-    }
-
-
-def aucs_of_world(effect, drop_complement, models=6, records=4000):
-    draws = random_generator(31)
-    inside = balanced(models, records, 0)
-    losses = np.log1p(np.exp(-(draws.normal(size=records) + draws.normal(size=(models, records)) + effect * inside)))
-    z = np.log1p(np.exp(-(draws.normal(size=2000) + draws.normal(size=(models, 2000)))))
-    found = [
-        {
-            name: roc_auc_score(inside[fold.target], scores)
-            for name, scores in attack_all(losses, inside, fold, z).items()
-        }
-        for fold in leave_one_out(inside, drop_complement)
-    ]
-    return {name: np.mean([row[name] for row in found]) for name in found[0]}
-
-
-def test_models_that_leak_nothing_are_not_accused_and_leaks_have_the_right_sign():
-    """Leave one out, 6 models. Wrong: the target among its references, IN and OUT swapped, a turned sign; and more OUT
-    models for the target's members than for others, which a variance from few models gives away."""
-    # 6 targets of 4,000 records; those of a pair see the same references, so count three of them.
-    tolerance = auc_tolerance(3 * 2000, 3 * 2000)
-    for name, auc in aucs_of_world(0.0, True).items():
-        assert abs(auc - 0.5) < tolerance, name
-    for name, auc in aucs_of_world(1.5, True).items():
-        assert auc > 0.62, name
-
-
-def test_uneven_counts_of_out_models_give_members_away():
-    """Why leave_one_out drops the complement: kept, an attack finds members of models that leak nothing."""
-    found = aucs_of_world(0.0, False)
-    assert max(abs(auc - 0.5) for auc in found.values()) > 2 * auc_tolerance(3 * 2000, 3 * 2000)
-
-
-GOOD = (np.ones(4), np.ones((4, 4)) + np.arange(4)[:, None], balanced(4, 4, 0))
-OUTSIDE = np.ones(3), np.ones((4, 3))
-
-
-@pytest.mark.parametrize(
-    "attack",
-    [
-        lira.online,
-        lira.offline,
-        lambda *world: lira.offline(*world, "fixed"),
-        reference.score,
-        lambda *world: rmia.online(*world, *OUTSIDE),
-        lambda *world: rmia.offline(*world, *OUTSIDE, a=0.3),
-    ],
-)
-@pytest.mark.parametrize(
-    "changed, message",
-    [
-        ({0: np.ones(5)}, "don't fit"),
-        ({0: np.ones((2, 4))}, "don't fit"),
-        ({1: np.ones((3, 4))}, "don't fit"),
-        ({2: np.zeros((4, 4))}, "bool"),
-        ({2: HALF}, "don't fit"),
-        ({0: np.array([1, 1, np.nan, 1])}, "finite"),
-        ({1: np.full((4, 4), np.inf)}, "finite"),
-        ({2: np.ones((4, 4), dtype=bool)}, "fewer than"),
-    ],
-)
-def test_bad_input_is_named(attack, changed, message):
-    attack(*GOOD)
-    with pytest.raises(UserError, match=message):
-        attack(*(changed.get(place, value) for place, value in enumerate(GOOD)))
-
-
-def test_scaled_confidences_are_not_taken_for_losses():
-    scaled = -np.ones(4)
-    for call in (
-        lambda: loss.score(scaled),
-        lambda: population.score(scaled, np.ones(3)),
-        lambda: population.score(np.ones(4), scaled),
-        lambda: reference.score(scaled, *GOOD[1:]),
-        lambda: rmia.online(scaled, *GOOD[1:], *OUTSIDE),
-        lambda: rmia.online(GOOD[0], -GOOD[1], GOOD[2], *OUTSIDE),
-        lambda: rmia.online(*GOOD, -OUTSIDE[0], OUTSIDE[1]),
-    ):
-        with pytest.raises(UserError, match="never negative"):
-            call()
-
-
-def test_float32_signals_are_summed_in_float64():
-    """10,000 models: a float32 sum of their signals would be off in the fourth digit."""
-    references = np.full((10_000, 2), 0.1, dtype=np.float32) + np.arange(10_000, dtype=np.float32)[:, None] % 2
-    outside = np.zeros((10_000, 2), dtype=bool)
-    found = lira.offline(np.full(2, 1.0), references, outside)
-    exact = references.astype(np.float64)
-    assert np.allclose(found, -norm.logsf(1.0, exact.mean(axis=0), exact.std(axis=0, ddof=1)), rtol=1e-9)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Evaluation
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def test_rates_by_hand():
-    """Members 5 4 3 2, others 4 1 1 0 0: one of four is above all others; at an FPR of 0.2 the 4 is let in and all four
-    are above the next; the lowest member is 2, so there is one false positive; of 20 pairs 17 are right, one a tie."""
-    scores = np.array([5, 4, 3, 2, 4, 1, 1, 0, 0], dtype=float)
-    found = evaluation.evaluate(scores, np.arange(9) < 4, fprs=(0.2, 0.0), resamples=200)
-    assert json.loads(json.dumps(found)) == found
-    assert [row["tpr"] for row in found["tpr_at_fpr"]] == [1.0, 0.25]
-    assert (found["false_positives"], found["fpr_at_100_tpr"]) == (1, 0.2)
-    assert found["auc"] == pytest.approx(17.5 / 20)
-    for row, hits in zip(found["tpr_at_fpr"], (4, 1), strict=True):
-        interval = binomtest(hits, 4).proportion_ci(0.95, method="exact")
-        assert row["interval"] == pytest.approx([interval.low, interval.high])
-    assert found["auc_interval"][0] < found["auc"] < found["auc_interval"][1]
-
-
-def test_ties_count_against_the_attacker():
-    """All scores equal: nobody is found at any FPR below 1, and all non-members are false positives."""
-    found = evaluation.evaluate(np.zeros(40), np.arange(40) < 20)
-    assert [row["tpr"] for row in found["tpr_at_fpr"]] == [0, 0, 0, 0]
-    assert found["fpr_at_100_tpr"] == 1 and found["auc"] == 0.5 and found["auc_interval"] == [0.5, 0.5]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=40))
-def test_the_curve_is_that_of_scikit_learn(rows):
-    scores, is_member = np.array([row[0] for row in rows], dtype=float), np.array([row[1] for row in rows])
-    if is_member.all() or not is_member.any():
-        return
-    fpr, tpr, thresholds = evaluation.roc(scores, is_member)
-    expected = roc_curve(is_member, scores, drop_intermediate=False)
-    for ours, theirs in zip((fpr, tpr, thresholds), expected, strict=True):
-        assert np.allclose(ours, theirs)
-    assert np.trapezoid(tpr, fpr) == pytest.approx(evaluation.evaluate(scores, is_member, resamples=1)["auc"])
-
-
-def test_bootstrap_is_that_of_a_loop():
-    """Mean and spread of the AUCs against resampling written out pair by pair; and the seed decides."""
-    draws = random_generator(3)
-    is_member = np.arange(90) < 40
-    scores = np.round(draws.normal(size=90) + is_member, 1)
-    fast = evaluation.bootstrap_auc(scores, is_member, 4000)
-    slow = []
-    for _ in range(4000):
-        ours, theirs = draws.choice(scores[:40], 40), draws.choice(scores[40:], 50)
-        slow.append((np.sum(ours[:, None] > theirs) + np.sum(ours[:, None] == theirs) / 2) / 2000)
-    assert abs(fast.mean() - np.mean(slow)) < 5 * np.std(slow) * math.sqrt(2 / 4000)
-    assert fast.std() == pytest.approx(np.std(slow), rel=0.1)
-    assert (
-        evaluation.bootstrap_auc(scores, is_member, 30, seed=5)
-        == evaluation.bootstrap_auc(scores, is_member, 30, seed=5)
-    ).all()
-    assert (
-        evaluation.bootstrap_auc(scores, is_member, 30, seed=5)
-        != evaluation.bootstrap_auc(scores, is_member, 30, seed=6)
-    ).any()
-
-
-def test_bootstrap_intervals_hold_the_true_auc():
-    """Of 100 worlds the 95 % interval of 90 or more holds it (fewer than 89 happen in 1 of 200 cases)."""
-    draws, truth, held = random_generator(8), norm.cdf(1 / math.sqrt(2)), 0
-    is_member = np.arange(200) < 100
-    for world in range(100):
-        low, high = evaluation.evaluate(draws.normal(size=200) + is_member, is_member, resamples=400, seed=world)[
-            "auc_interval"
-        ]
-        held += low <= truth <= high
-    assert held >= 89
-
-
-def test_resamples_do_not_depend_on_how_they_are_batched(monkeypatch):
-    scores, is_member = random_generator(0).normal(size=50), np.arange(50) < 25
-    lengths = []
-    for at_once in (1, 120, 2**20):
-        monkeypatch.setattr(evaluation, "_AT_ONCE", at_once)
-        found = evaluation.bootstrap_auc(scores, is_member, 77)
-        lengths.append(len(found))
-        assert ((found >= 0) & (found <= 1)).all()
-    assert lengths == [77, 77, 77]
-
-
-@pytest.mark.parametrize(
-    "scores, is_member, message",
-    [
-        ([1.0, 2.0], [1, 0], "bool"),
-        ([1.0], [True, False], "don't fit"),
-        ([1.0, 2.0], [True, True], "are members"),
-        ([1.0, math.inf], [True, False], "not finite"),
-    ],
-)
-def test_bad_scores_are_named(scores, is_member, message):
-    with pytest.raises(UserError, match=message):
-        evaluation.evaluate(scores, np.array(is_member))

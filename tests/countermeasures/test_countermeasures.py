@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL, call
 from scipy.stats import entropy
 from torch import nn
 
@@ -23,6 +22,7 @@ from countermeasures.regularization import Dropout, EarlyStopping
 from experiment import setup
 from kit.errors import UserError
 from networks import build_network
+from tests.parts import SMALL, call
 
 ALL = (
     "dp_sgd",

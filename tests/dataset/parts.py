@@ -1,26 +1,16 @@
-"""What the tests of the data sets share: images that they make, and a cache folder of their own."""
+"""What the tests of the data sets share: images and archives that they make."""
 
 import io
 import os
+import tarfile
 import zipfile
 import zlib
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from dataset import store
-from kit.errors import UserError
-
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(store, "CACHE_FOLDER", folder)
-    return folder
 
 
 def random_pixels(seed, size=8):
@@ -41,17 +31,6 @@ def fill(root, counts, size=8):
     return {name: write_image(root / name, seed=zlib.crc32(name.encode()), size=size) for name in names}
 
 
-def user_error(call, *words):
-    """Assert that `call` raises a one-line UserError with all the words in it; returns its message."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message, f"{word!r} is not in {message!r}"
-    return message
-
-
 def all_images(data):
     return data.images[torch.arange(len(data.images))]
 
@@ -60,6 +39,20 @@ def make_zip(path, members):
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
+
+
+def make_tar(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+                continue
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+MAKERS = {"zip": make_zip, "tar": make_tar}
 
 
 def image_bytes(seed):

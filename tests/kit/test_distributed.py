@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, SMALL
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from kit import distributed
+from tests.parts import ROOT, SMALL
 
 TORCHRUN = [
     sys.executable,
@@ -26,7 +26,7 @@ WORKER = """
 import os, sys
 import torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
-import distributed
+from kit import distributed
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=int(sys.argv[3]), world_size=int(sys.argv[4]))
 team = distributed.Team(dist.get_rank(), dist.get_world_size())

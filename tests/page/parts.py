@@ -1,13 +1,11 @@
-"""What tests of the page's parts share: a desk, uploads, a finished job of marking. Fixtures are imported by name."""
+"""What tests of the page's parts share: pictures, uploads, a press of the button that marks."""
 
 import io
 import time
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from page.desk import Desk
 from page.tabs import protect
 
 
@@ -20,13 +18,6 @@ def until(condition, seconds=20):
 
 def picture(seed, side=40):
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def desk(tmp_path):
-    made = Desk(tmp_path / "work")
-    yield made
-    made.jobs.close()
 
 
 def uploaded(desk, name, content):
@@ -63,21 +54,3 @@ class OnePanel:
 
 def press(desk, draft, source=None, chosen=CHOSEN):
     return protect._begin(desk, OnePanel(), None, draft, source or draft["source"], chosen)
-
-
-@pytest.fixture
-def marked(desk, tmp_path):
-    """(job, folder) of six photos in a folder of one's own, one of them damaged, marked with a hold-out."""
-    folder = tmp_path / "holiday"
-    folder.mkdir()
-    for number in range(6):
-        (folder / f"{number}.png").write_bytes(png(picture(number)))
-    (folder / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
-    draft, found, names = protect._take(desk, None, str(folder), None)
-    assert "7 photos found" in found and names["value"] == "0.png"
-    refused, number = press(desk, draft)
-    assert refused == ""
-    job = desk.jobs.get(number)
-    until(lambda: not job.active)
-    assert job.state == "done", job.message
-    return job, folder

@@ -8,11 +8,12 @@ import zipfile
 from types import SimpleNamespace
 
 import numpy as np
-import page_world as world
 import pytest
-from inference_server import make_app, running
-from page_world import PHOTOS, crops, pixels_of, published_images, save_photos, served, train
 from PIL import Image
+
+from tests.page import world
+from tests.page.world import PHOTOS, crops, pixels_of, published_images, save_photos, served, train
+from tests.suspects.inference_server import make_app, running
 
 pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
+from kit.errors import UserError
 from networks import build_network
+from page.tabs import check
+from tests.page.parts import OnePanel, until, uploaded
 
 pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
-from page_parts import OnePanel, desk, marked, until, uploaded  # noqa: F401
-
-from page.tabs import check
 
 FIELDS = dict.fromkeys(check.INPUTS, "") | {
     "record": None,
@@ -187,3 +187,31 @@ def test_damaged_uploads_are_one_line(desk, fields):
     ):
         shown, ready, _ = check._plan(desk, None, {**fields, **changes})
         assert ready is None and 'role="alert"' in shown and "defect" not in shown, shown
+
+
+@pytest.mark.parametrize("text, wanted", [("", None), (None, None), ("0.5, 0.4 0.3", (0.5, 0.4, 0.3))])
+def test_numbers_of_a_field(text, wanted):
+    assert check._numbers(text, "Mean", 3) == wanted
+
+
+@pytest.mark.parametrize("text", ["a b c", "1 2", "1,2,3,4", "nan 1 2", "1 inf 2"])
+def test_numbers_that_are_none_are_refused(text):
+    with pytest.raises(UserError, match="“Mean” takes 3 numbers"):
+        check._numbers(text, "Mean", 3)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "many", "4097", "9" * 5000])
+def test_whole_numbers_are_asked_for(text):
+    with pytest.raises(UserError, match="“Images a request” takes a whole number from 1 to 4,096"):
+        check._whole(text, "Images a request", 4096)
+
+
+@pytest.mark.parametrize("text, wanted", [("", None), ("224", [224, 224]), ("224 x 160", [224, 160])])
+def test_sizes(text, wanted):
+    assert check._size(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["224.7", "nan", "1 2 3", "100000"])
+def test_sizes_that_are_none_are_refused(text):
+    with pytest.raises(UserError, match="“Input size” takes"):
+        check._size(text)

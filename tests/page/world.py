@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import ROOT
 from PIL import Image
 
 from dataset import load_dataset
 from experiment import training
+from tests.parts import ROOT
 
 PHOTOS, STRANGERS = 60, 300
 

@@ -1,68 +1,12 @@
 """Known answers for the tables of a sweep, made from results that are written by hand."""
 
-import json
 import subprocess
 
-import numpy as np
 import pytest
-from conftest import ROOT, assert_close_table, call
-from PIL import Image
-from scipy.stats import beta
 
-from paper import ablation, figures, reported, tables
-
-BASE = {
-    "dataset": "photos",
-    "net_type": "smallnet",
-    "train_size": 1500,
-    "epoch": 200,
-    "device": "cpu",
-    "data": "d",
-    "lr": 0.1,
-    "batch_size": 64,
-    "precision": "float32",
-    "marked_samples_per_user": 8,
-    "img_blending_ratio": 0.7,
-    "noise_injection_type": "perlin",
-    "noise_norm": 8.0,
-    "ood_pattern": "color_stripes",
-    "seed": 1,
-    "clean_train": 0,
-}
-
-
-def write(folder, accuracy, false, users=(4,), from_training=True, exact=None, more=None, **settings):
-    """A result.json with `false` false positives of 1,000 non-member users; exact: p of the target users."""
-    folder.mkdir(parents=True)
-    result = {
-        "settings": {"training": {**BASE, **settings}},
-        "audit": {
-            "set": {"false_positives": false, "non_members": 1000, "auc": 1.0},
-            "instance": {"false_positives": 8 * false, "non_members": 8000, "auc": 0.9},
-        },
-        "countermeasure": more or {},
-        "verdict": {
-            "users": [
-                {"class": label, "trained_on": True, "exact_p": p}
-                for label, p in zip(users, exact or [None] * len(users), strict=True)
-            ]
-            + [{"class": label, "trained_on": False} for label in users],
-            "targets_detected": len(users),
-            "controls_detected": 0,
-        },
-        "accuracy": {"test": accuracy},
-        "seconds": {"train": 9.0, "audit": 1.0},
-        "hardware": {"train": "a processor"},
-    }
-    (folder / "result.json").write_text(json.dumps(result))
-    if from_training:
-        (folder / "config.json").write_text("{}")
-
-
-def rows(folder, sweep, table):
-    frame = tables.collect(folder)
-    marked, clean = frame[frame["clean_train"] == 0], frame[frame["clean_train"] == 1]
-    return tables.summarize(tables.choose(marked, table), clean, table).to_dict("records")
+from paper import ablation, reported, tables
+from tests.paper.parts import MANY, rows, table, write
+from tests.parts import ROOT, assert_close_table, call
 
 
 def test_rates_are_pooled_and_the_drop_is_against_the_clean_run(tmp_path):
@@ -118,15 +62,6 @@ def test_components_keep_marked_and_unmarked_apart(tmp_path):
 def test_an_empty_folder_is_a_user_error(tmp_path):
     with pytest.raises(tables.runs.UserError, match="sweep"):
         tables.collect(tmp_path)
-
-
-# --- ablation and countermeasures -------------------------------------------------------------------------------------
-
-MANY = (1, 2, 3)
-
-
-def table(folder, name):
-    return ablation.ABLATIONS[name](tables.collect(folder)).to_dict("records")
 
 
 def test_table_8_names_the_parts_of_a_mark(tmp_path):
@@ -255,45 +190,6 @@ def test_the_paper_is_copied_rightly():
         1.07,
         3.10,
     ]
-
-
-@pytest.mark.parametrize(("figure", "runs"), [("5", 1), ("10", 2), ("17", 2)])
-def test_figures_of_runs(finished_run, tmp_path, figure, runs):
-    out = tmp_path / "picture.png"
-    done = call("figures.py", figure, "--runs", *[finished_run] * runs, "--out", out)
-    assert done.returncode == 0, done.stderr
-    with Image.open(out) as picture:
-        assert min(picture.size) > 300 and len(np.unique(picture.convert("L").resize((64, 64)))) > 10
-
-
-@pytest.mark.parametrize("figure", ["7", "12", "13"])
-def test_figures_of_sweeps(tmp_path, figure):
-    few = {"marked_samples_per_user": 5}
-    write(tmp_path / "a", 0.6, 1, MANY, **few)
-    for name, change in (
-        ("b", {"img_blending_ratio": 0.5}),
-        ("c", {"ood_pattern": "tinyimagenet"}),
-        ("d", {"countermeasure": "pruning:amount=0.5,scope=global"}),
-        ("e", {"countermeasure": "fine_tuning:lr=0.1,epochs=20,share=0.1"}),
-    ):
-        write(tmp_path / name, 0.5, 30, MANY, **few, **change)
-    out = tmp_path / "picture.png"
-    done = call("figures.py", figure, "--res_folder", tmp_path, "--out", out)
-    assert done.returncode == 0 and out.exists(), done.stderr
-    done = call("figures.py", figure, "--res_folder", tmp_path / "a", "--out", out)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-
-
-def test_pooled_points_of_a_figure(tmp_path):
-    write(tmp_path / "a", 0.6, 1)
-    write(tmp_path / "b", 0.4, 5, seed=2)
-    (point,) = figures.pooled_points(tables.collect(tmp_path), "net_type").to_dict("records")
-    # 6 of 2,000; exact interval from scipy.stats.beta.
-    assert (point["fpr"], point["accuracy"], point["runs"]) == (pytest.approx(0.3), pytest.approx(50), 2)
-    assert (point["low"], point["high"]) == (
-        pytest.approx(100 * beta.ppf(0.025, 6, 1995)),
-        pytest.approx(100 * beta.ppf(0.975, 7, 1994)),
-    )
 
 
 def test_countermeasures_take_over_the_model_of_their_own_seed(tmp_path):

@@ -1,9 +1,9 @@
-"""What the tests of data_marking.py share: photos, a way to mark them, and ways to look at what was written."""
+"""What the tests of provenance/ share: photos, records, and ways to look at what data_marking.py wrote."""
 
+import hashlib
 import json
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from provenance import record as records
@@ -28,20 +28,6 @@ def picture(seed, height=20, width=28):
 def save(path, pixels, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """A folder of six small photos, two of them in a sub-folder."""
-    folder = tmp_path / "user"
-    for number, name in enumerate(("a.png", "b.png", "c.bmp", "d.png", "trip/a.png", "trip/e.webp")):
-        save(folder / name, picture(number), **({"lossless": True} if name.endswith("webp") else {}))
-    return folder
-
-
-@pytest.fixture
-def mark(script):
-    return lambda folder, *flags: script("data_marking", "--data_folder", folder, *flags)
 
 
 def tree(folder):
@@ -92,3 +78,42 @@ def rewritten(folder, change, commit=True):
         )
         content["commitments"] = [records.commitment_of(record, n + 1) for n in range(len(content["commitments"]))]
     record_of(folder).write_text(json.dumps(content))
+
+
+def make_record(*batches, seed=1):
+    """A finished record of batches (photos, hold-out), without any photo on disk."""
+    record = records.new_record(SETTINGS, seed)
+    for count, holdout in batches:
+        first = len(record.photos)
+        photos = [
+            {
+                "original": f"{first + n}.png",
+                "height": 8,
+                "width": 8,
+                "original_sha256": hashlib.sha256(b"%d" % (first + n)).hexdigest(),
+            }
+            for n in range(count)
+        ]
+        record = records.add_batch(record, photos, holdout, "in", "out", [photo["original"] for photo in photos])
+        record = records.finish_batch(record, {p.number: "0" * 64 for p in record.photos if p.published})
+    return record
+
+
+# --- an audit from end to end ---
+
+PHOTOS, KEYS, SELECTIONS, QUERIES = 16, 4, 199, 80
+GRID = ("--keys", str(KEYS), "--selections", str(SELECTIONS), "--device", "cpu")
+
+
+def wavy_picture(seed, size=32):
+    """Smooth waves and noise: hard to learn, easy to remember."""
+    rng, (y, x) = np.random.default_rng(seed), np.mgrid[:size, :size]
+    waves = [
+        sum(np.sin(x * rng.uniform(0.1, 0.6) + y * rng.uniform(0.1, 0.6) + rng.uniform(0, 6)) for _ in range(2))
+        for _ in range(3)
+    ]
+    return np.clip(128 + 30 * np.stack(waves, -1) + rng.normal(0, 12, (size, size, 3)), 0, 255).astype(np.uint8)
+
+
+def flat(text):
+    return " ".join(text.split())

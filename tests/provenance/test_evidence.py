@@ -7,8 +7,6 @@ import zipfile
 
 import numpy as np
 import pytest
-from dataset_helpers import user_error
-from verdict_parts import make_record
 
 from attacks import exact
 from attacks.exact import AUTO
@@ -18,6 +16,8 @@ from provenance import grid as user_audit
 from provenance import record as records
 from provenance.evidence import AnswerLog, check_document, read_bundle, write_bundle
 from suspects.suspect import Answers
+from tests.parts import user_error
+from tests.provenance.parts import make_record
 
 # --- the log of answers ---
 

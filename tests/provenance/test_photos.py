@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
-from hostile_photos import heif, hostile_files, photo, pillow_heif, png, saved, tiff, tiff_tags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
 
 from kit.errors import UserError
 from provenance.photos import UnreadablePhoto, encode_photo, find_photos, read_photo, write_photo
+from tests.provenance.hostile_photos import heif, hostile_files, photo, pillow_heif, png, saved, tiff, tiff_tags
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_heif = pytest.mark.skipif(pillow_heif is None, reason="pillow-heif is not installed")

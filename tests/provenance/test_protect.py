@@ -9,26 +9,24 @@ import unicodedata
 import numpy as np
 import pytest
 import torch
-from hostile_photos import png
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marking_parts import (
+from PIL import Image, ImageCms
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from provenance import protect
+from provenance.photos import read_photo
+from tests.provenance.hostile_photos import png
+from tests.provenance.parts import (
     contents,
     loaded,
-    mark,  # noqa: F401  (a fixture)
     marked_of,
-    photos,  # noqa: F401  (a fixture)
     picture,
     record_of,
     refused,
     save,
     tree,
 )
-from PIL import Image, ImageCms
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
-from provenance import protect
-from provenance.photos import read_photo
 from utils import Marking, mark_images
 
 # --- what is written, and where ---

@@ -8,23 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import call
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from marking_parts import (
-    SETTINGS,
-    contents,
-    loaded,
-    mark,  # noqa: F401  (a fixture)
-    marked_of,
-    photos,  # noqa: F401  (a fixture)
-    picture,
-    record_of,
-    refused,
-    rewritten,
-    save,
-    tree,
-)
 from PIL import Image
 
 from kit.errors import UserError
@@ -32,6 +17,19 @@ from kit.files import file_digest
 from provenance import protect
 from provenance import record as records
 from provenance.photos import read_photo
+from tests.parts import call
+from tests.provenance.parts import (
+    SETTINGS,
+    contents,
+    loaded,
+    marked_of,
+    picture,
+    record_of,
+    refused,
+    rewritten,
+    save,
+    tree,
+)
 from utils import Marking
 
 

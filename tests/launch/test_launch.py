@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL
 
 from kit.errors import UserError
 from kit.files import lock_folder
 from launch import guard, local, on_ray
+from tests.parts import ROOT, SMALL
 
 DEADLINE = 300  # seconds for anything that happens at once on an idle machine
 

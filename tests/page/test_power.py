@@ -1,0 +1,39 @@
+"""Figures of the page are those of the result files."""
+
+import csv
+import json
+
+from page.tabs import power
+from tests.parts import ROOT
+
+
+def test_figures_are_those_of_the_result_files(tmp_path, monkeypatch):
+    with open(ROOT / "results" / power.TABLE_8, newline="") as file:
+        full = next(
+            row for row in csv.DictReader(file) if row["marking"] == "blend and noise" and row["samples"] == "5"
+        )
+    stored = json.loads((ROOT / "results" / power.POWER).read_text())["detected"]["probabilities"]["0.001"]
+    assert full["FPR@100%TPR"] in power.marking_table(0.7, 8) and "yours" in power.marking_table(0.7, 8)
+    assert full["FPR@100%TPR"] in power.summary(0.7, 8) and "This very choice" in power.summary(0.7, 8)
+    assert "nearest choice" in power.summary(0.72, 8) and "nearest" in power.marking_table(0.72, 8)
+    assert f"{stored['hits']} of {stored['of']}" in power.summary(0.7, 8)
+    assert f"{stored['hits']} of {stored['of']}" in power.holdout_table() and power.POWER in power.holdout_table()
+    with open(ROOT / "results" / power.NOISE, newline="") as file:
+        assert all(row["FPR@100%TPR"] in power.noise_table() for row in csv.DictReader(file))
+    half = json.loads((ROOT / "results" / power.SURVIVAL).read_text())["detected"]["JPEG 75"]["0.001"]
+    assert f"{half['hits']} of {half['of']}" in power.format_table()
+    monkeypatch.setattr(power, "RESULTS", tmp_path)  # nothing measured: nothing shown
+    assert "No figures were found" in power.summary(0.7, 8)
+    assert power.marking_table(0.7, 8) == power.photos_table() == ""
+    assert "No figures were found" in power.holdout_table() and power.noise_table() == power.format_table() == ""
+
+
+def test_nearest_measured_choice():
+    rows = [(0.5, 8.0), (0.7, 0.0), (0.7, 8.0), (0.9, 8.0), (1.0, 0.0)]
+    assert [power.nearest(rows, *choice) for choice in ((0.55, 8), (0.7, 3), (0.7, 6), (0.85, 8), (1, 1))] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]

@@ -1,0 +1,193 @@
+"""A folder of photos and data_marking.py to mark it; and a whole audit: user, record, model, verdict."""
+
+import hashlib
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from networks import build_network
+from suspects import opened
+from suspects.answering import _FileSuspect
+from tests.parts import call
+from tests.provenance.parts import GRID, PHOTOS, picture, save, tree, wavy_picture
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of six small photos, two of them in a sub-folder."""
+    folder = tmp_path / "user"
+    for number, name in enumerate(("a.png", "b.png", "c.bmp", "d.png", "trip/a.png", "trip/e.webp")):
+        save(folder / name, picture(number), **({"lossless": True} if name.endswith("webp") else {}))
+    return folder
+
+
+@pytest.fixture
+def mark(script):
+    return lambda folder, *flags: script("data_marking", "--data_folder", folder, *flags)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A user with 16 photos, 8 of them published; a model of train.py that has seen the 8 as one class's part."""
+    root = tmp_path_factory.mktemp("world")
+    originals, data = root / "user", root / "data"
+    for number in range(PHOTOS):
+        save(originals / f"{number:02}.png", wavy_picture(number))
+    before = tree(originals)
+    done = call("data_marking.py", "--data_folder", originals, "--holdout", "0.5", "--seed", "11")
+    assert done.returncode == 0, done.stderr
+    for label, name in enumerate(("ant", "bee", "cat", "dog")):
+        for number in range(24 if name == "cat" else 32):
+            save(data / "train" / name / f"{number}.png", wavy_picture(1000 * (label + 1) + number))
+        for number in range(8):
+            save(data / "test" / name / f"{number}.png", wavy_picture(1000 * (label + 1) + 500 + number))
+    for path in (root / "user_marked").iterdir():
+        shutil.copy(path, data / "train" / "cat" / f"user-{path.name}")
+    done = call(
+        "train.py",
+        "--clean_train",
+        "1",
+        "--dataset",
+        "imagefolder",
+        "--data_root",
+        data,
+        "--net_type",
+        "smallnet",
+        "--train_size",
+        "128",
+        "--val_portion",
+        "0",
+        "--epoch",
+        "40",
+        "--batch_size",
+        "16",
+        "--lr",
+        "0.05",
+        "--marked_samples_per_user",
+        "4",
+        "--target_user_cls",
+        "0",
+        "--num_of_non_member_user",
+        "5",
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        "--out",
+        root / "run",
+    )
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(
+        root=root,
+        originals=originals,
+        record=root / "user_record" / "record.json",
+        run=root / "run",
+        before=before,
+        data=data,
+    )
+
+
+@pytest.fixture
+def audit(script, world):
+    """Audit the trained model: audit(out, *flags) -> code, out, err, result."""
+
+    def run(out, *flags, record=world.record, originals=world.originals, checkpoint=world.run, grid=GRID):
+        done = script(
+            "eval",
+            "--record",
+            record,
+            "--originals",
+            originals,
+            "--checkpoint",
+            checkpoint,
+            *grid,
+            *flags,
+            *(("--out", out) if out else ()),
+        )
+        path = out and out / "result.json"
+        done.result = json.loads(path.read_text()) if path and path.exists() else None
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def verdict_folder(world):
+    """The finished audit with default flags, in a process of its own. Tests must not change it."""
+    out = world.root / "verdict"
+    done = call(
+        "eval.py",
+        "--record",
+        world.record,
+        "--originals",
+        world.originals,
+        "--checkpoint",
+        world.run,
+        *GRID,
+        "--label",
+        "2",
+        "--query_batch",
+        "16",
+        "--out",
+        out,
+    )
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(folder=out, out=done.stdout, result=json.loads((out / "result.json").read_text()))
+
+
+# --- the verdict ---
+
+
+@pytest.fixture
+def innocent(tmp_path):
+    torch.manual_seed(0)
+    torch.save(build_network("smallnet", 4).state_dict(), tmp_path / "net.pt")
+    return tmp_path / "net.pt", (
+        "--net_type",
+        "smallnet",
+        "--input_size",
+        "32",
+        "--mean",
+        ".5",
+        ".5",
+        ".5",
+        "--std",
+        ".25",
+        ".25",
+        ".25",
+    )
+
+
+# --- queries ---
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Every image that the local model is asked about, as SHA-256; `after` batches an interruption."""
+    state = SimpleNamespace(images=[], after=None)
+    real = _FileSuspect.ask
+
+    def ask(self, images):
+        if not state.opening:
+            if state.after == 0:
+                raise KeyboardInterrupt
+            state.after = None if state.after is None else state.after - 1
+            state.images += [hashlib.sha256(image.tobytes()).digest() for image in images]
+        return real(self, images)
+
+    state.opening = False
+    really_open = opened.open_model
+
+    def open_model(*arguments, **options):  # what opening asks is a test picture
+        state.opening = True
+        try:
+            return really_open(*arguments, **options)
+        finally:
+            state.opening = False
+
+    monkeypatch.setattr(_FileSuspect, "ask", ask)
+    monkeypatch.setattr(opened, "open_model", open_model)
+    return state

@@ -1,0 +1,84 @@
+"""eval.py --record over HTTP: the local verdict, whatever the server does in between."""
+
+import functools
+
+import pytest
+
+from provenance import evidence
+from suspects import opened, server
+from suspects.server import open_server
+from tests.provenance.parts import QUERIES, refused
+
+
+@pytest.fixture
+def serving(world, monkeypatch):
+    """(make_app, running, the local model) for tests with a server; the client does not sleep between its tries."""
+    pytest.importorskip("fastapi", reason="the test server needs fastapi (requirements/dev.txt)")
+    pytest.importorskip("uvicorn", reason="the test server needs uvicorn (requirements/dev.txt)")
+    pytest.importorskip("requests")
+    from tests.suspects.inference_server import make_app, running
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(server, "open_server", functools.partial(open_server, sleep=lambda _: None))
+    return make_app, running, opened.open_model(world.run, device="cpu")
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_server_gives_the_local_verdict_bit_for_bit(audit, serving, verdict_folder, tmp_path, binary):
+    """Faults in between: no query is lost, none is answered twice, and p and T have the same bits as from the file."""
+    make_app, running, local = serving
+    faults = [500, None, "drop", "shape", 429, None, "truncated", "timeout", None, "nan", 503, "rows", None]
+    app = make_app(
+        lambda images: local.ask(images).values,
+        input_shape=[-1, 3, 32, 32],
+        datatype="UINT8",
+        faults=faults,
+        binary=binary,
+        stall=0.8,
+        retry_after="0",
+    )
+    with running(app) as server:
+        done = audit(
+            tmp_path / "out",
+            "--label",
+            "2",
+            "--query_batch",
+            "16",
+            "--timeout",
+            "0.6",
+            "--retries",
+            "9",
+            checkpoint=server.url,
+        )
+        log = list(server.log)
+    assert done.code == 0, done.err
+    for name in ("p_value", "statistic", "statistic_of_others", "at_most", "pairs", "label"):
+        assert done.result[name] == verdict_folder.result[name], name
+    _, order, digests, answers = evidence.read_bundle(tmp_path / "out" / "evidence.zip")
+    expected = evidence.read_bundle(verdict_folder.folder / "evidence.zip")
+    assert (digests == expected[2]).all() and (order == expected[1]).all()
+    assert answers.values.tobytes() == expected[3].values.tobytes()
+    answered = [text for entry in log if entry["answered"] for text in entry["digests"]]
+    assert sorted(answered) == sorted(digest.tobytes().hex() for digest in digests)
+    assert len(log) == len(faults) + 1 and sum(entry["answered"] for entry in log) == 5
+
+
+def test_a_server_that_dies_in_between(audit, serving, verdict_folder, tmp_path):
+    """What was answered before stays, and the rest is asked when the server is back."""
+    make_app, running, local = serving
+    app = make_app(
+        lambda images: local.ask(images).values,
+        input_shape=[-1, 3, 32, 32],
+        datatype="UINT8",
+        faults=[None, None, 500, 500],
+    )
+    with running(app) as server:
+        flags = ("--label", "2", "--query_batch", "16", "--retries", "1")
+        refused(audit(tmp_path / "out", *flags, checkpoint=server.url), "500")
+        done = audit(tmp_path / "out", *flags, checkpoint=server.url)
+        log = list(server.log)
+    assert done.code == 0 and done.result["p_value"] == verdict_folder.result["p_value"]
+    answered = [text for entry in log if entry["answered"] for text in entry["digests"]]
+    assert len(answered) == len(set(answered)) == QUERIES
+    refusals = [text for entry in log if entry["fault"] == 500 for text in entry["digests"]]
+    assert set(refusals) <= set(answered)

@@ -1,0 +1,82 @@
+"""What the tests of models share: random images, networks as after training, what they must answer, and a server."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kit.errors import UserError
+from suspects.opened import open_model
+from suspects.server import open_server
+from tests.suspects.inference_server import make_app, running
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+GIVEN = {"size": 32, "mean": MEAN, "std": STD}
+
+
+def images(count, size, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
+
+
+def stirred(model):
+    """The model with statistics and biases as after training, where nothing is zero or one by luck."""
+    generator = torch.Generator().manual_seed(1)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and value.ndim == 1:
+            noise = torch.rand(value.shape, generator=generator)
+            value.copy_(noise + 0.5 if name.endswith(("weight", "var")) else noise - 0.5)
+    return model
+
+
+def expected(model, pixels, mean=MEAN, std=STD):
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (mean, std))
+    with torch.no_grad():
+        return model.eval()((torch.from_numpy(pixels).double().div(255).float() - mean) / std).numpy()
+
+
+def saved(path, content):
+    save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
+    return path
+
+
+def refused(path, *words, **arguments):
+    """open_model(path) is a UserError of one line that names the file and says these words."""
+    with pytest.raises(UserError) as caught:
+        open_model(path, **{"device": "cpu", **arguments})
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 700
+    for word in words or (path.name,):
+        assert word in message, message
+    return message
+
+
+# --- a model behind HTTP ---
+
+CLASSES, NCHW, NHWC = 5, [-1, 3, 4, 6], [-1, 4, 6, 3]  # not square, so that a swap of height and width shows
+LABELS = ["crane", "7:up", "boat", "3", "ring"]
+
+
+def predict(images):
+    # Each image by itself: a product of matrices may round differently in batches of different sizes.
+    weights = np.random.default_rng(0).normal(size=(3 * 4 * 6, CLASSES)).astype(np.float32)
+    weights -= weights.mean(0)  # else one class always wins
+    return np.stack([(image.reshape(-1, 1).astype(np.float32) * weights).sum(0) for image in images]) / 3
+
+
+def photos(count, seed=1):
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, 4, 6), dtype=np.uint8)
+
+
+@contextmanager
+def audited(*, shape=NCHW, **options):
+    """(running server, suspect that never really sleeps); keywords go to whichever of the two knows them."""
+    names = ("headers", "rate_limit", "timeout", "retries", "overrides", "batch_size", "sleep", "clock")
+    client = {"sleep": lambda seconds: None, **{name: options.pop(name) for name in names if name in options}}
+    with running(make_app(predict, input_shape=shape, **options)) as server:
+        yield server, open_server(server.url, **client)
+
+
+def same_bits(array, expected):
+    return array.dtype == expected.dtype and array.shape == expected.shape and array.tobytes() == expected.tobytes()
