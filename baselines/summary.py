@@ -8,13 +8,13 @@ Clopper-Pearson interval; other figures are means, with the range over seeds.
 Public: collect, pool, judge.
 """
 
+import argparse
 import operator
 from pathlib import Path
 
 import pandas as pd
 
 from baselines import common
-from experiment.flags import argparse
 from kit import files
 from kit.cli import Parser
 from kit.errors import UserError, run_script
@@ -118,9 +118,7 @@ def as_table(rows):
                 "ours (95 % interval, or range over seeds)": common.shown(row)
                 if "of" in row or row["interval"] is None
                 else f"{row['value']:.4f} ({row['interval'][0]:.4f}-{row['interval'][1]:.4f})",
-                "paper": "-"
-                if row["paper"] is None
-                else common.shown({**row, "value": row["paper"], "interval": None}),
+                "paper": common.shown_paper(row),
                 "seeds": row["seeds"],
             }
             for row in rows
@@ -143,9 +141,7 @@ def to_text(method, results, rows, judged):
             f"{settings['epoch']} epochs, {len(results)} seeds; {len(models)} models with a training accuracy of "
             f"{100 * low:.1f}-{100 * high:.1f} %. {'; '.join(notes)}\n",
             tables.to_markdown(conclusions),
-            "",
             tables.to_markdown(as_table(rows)),
-            "",
         ]
     )
 
@@ -185,7 +181,7 @@ def main():
             path, index=False
         )
     print(tables.to_markdown(pd.DataFrame(conclusions)))
-    print(f"\ntables: {out / 'comparison.md'}")
+    print(f"tables: {out / 'comparison.md'}")
 
 
 if __name__ == "__main__":

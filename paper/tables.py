@@ -13,6 +13,7 @@ from dataset import recipe
 from experiment import flags
 from kit import cli, files
 from kit.errors import UserError, run_script
+from kit.tables import markdown
 from paper import ablation
 from paper.ablation import MARKS, SAME, pooled, shown
 from paper.reported import COMPONENTS, MAIN
@@ -150,8 +151,7 @@ def choose(frame, table):
 
 def to_markdown(frame):
     """A DataFrame as a Markdown table."""
-    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+    return markdown(frame.columns, frame.itertuples(index=False, name=None))
 
 
 def main():
@@ -179,7 +179,7 @@ def main():
         name = f"{args.sweep}-{table.lower().replace(' ', '')}"
         with files.atomic_path(Path(args.out or args.res_folder) / f"{name}.csv") as path:
             rows.to_csv(path, index=False)
-        parts.append(f"### {table}{': by ' + ROWS[table] if table in ROWS else ''}\n\n{to_markdown(rows)}\n")
+        parts.append(f"### {table}{': by ' + ROWS[table] if table in ROWS else ''}\n\n{to_markdown(rows)}")
         if args.sweep in ("ablation", "countermeasures"):
             parts[-1] += f"\n{ablation.agreement(rows)}\n"
     if not parts:

@@ -29,7 +29,7 @@ from experiment.training import train, training_job
 from kit import cli, environment
 from kit.errors import run_script
 from kit.files import read_json, write_json
-from studies import common
+from kit.tables import markdown
 
 WAYS = ("ours", "float32", "plain", "plain_images")
 FLAGS = ("--dataset", "photos", "--target_user_cls", "36", "17", "69", "--device", "cpu")
@@ -129,7 +129,7 @@ def show(files):
                 f"{sum(row['detected'] for row in own)}/{sum(row['targets'] for row in own)}",
             ]
         )
-    return common.markdown(
+    return markdown(
         ["way", "seeds", "test accuracy (95 % of the mean)", "training accuracy", "FPR@100%TPR (95 %)", "detected"],
         lines,
     )

@@ -18,6 +18,7 @@ from experiment.audit import exact_losses
 from experiment.folder import RunPaths
 from kit import cli, files, plots
 from kit.errors import UserError, run_script
+from kit.tables import markdown
 from studies import common
 
 # Fields of a user's answers: own key on published images, fresh keys on them, own key on held-out ones, fresh on those.
@@ -170,7 +171,7 @@ def conclude(args, found, device):
                 f"{row['tpr']['hits']}/{row['tpr']['of']}",
             ]
         )
-    text = common.markdown(
+    text = markdown(
         [
             "statistic",
             "AUC, choice",

@@ -22,9 +22,11 @@ from PIL import Image
 from torchvision import transforms
 
 import utils
+from experiment.audit import Audit
 from experiment.training import IMAGENET_MEAN, IMAGENET_STD
 from kit import files, plots
 from kit.errors import UserError, run_script
+from kit.tables import markdown
 from studies import common
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,9 +143,10 @@ def exact_verdicts(tree, checkpoint, manifest, args):
 
 def same_class(audit):
     """Set-based figures against the non-members of the members' own classes alone, who are the hardest to tell."""
-    arrays = files.read_arrays(audit / "losses.npz")
-    same = np.isin(arrays["non_member_classes"][:, 0], arrays["target_classes"])
-    return utils.membership_inference(arrays["target_cross_entropy"], arrays["non_member_cross_entropy"][same])
+    answers = Audit.load(audit / "losses.npz")
+    same = np.isin(answers.classes["non_member"][:, 0], answers.classes["target"])
+    member, other = (answers.signals[group]["cross_entropy"] for group in ("target", "non_member"))
+    return utils.membership_inference(member, other[same])
 
 
 def main():
@@ -238,7 +241,7 @@ def main():
         },
         utils.choose_device("cpu"),
     )
-    text = common.markdown(
+    text = markdown(
         ["figure", "value"],
         [
             ["members, non-members", f"{found['audit']['set']['members']}, {found['audit']['set']['non_members']}"],

@@ -14,6 +14,7 @@ import utils
 from experiment import training
 from kit import files, plots
 from kit.errors import run_script
+from kit.tables import markdown
 from studies import common
 
 ALPHAS = (0.01, 0.001)
@@ -125,7 +126,7 @@ def conclude(args, table, device):
         for name, found in shares.items()
     ]
     head = ["audit", *(f"detected at alpha {alpha}" for alpha in ALPHAS), "median p", "largest p"]
-    text = common.markdown(head, rows)
+    text = markdown(head, rows)
     print(
         f"{len(table)} users, {args.photos // 2} published + {args.photos // 2} held out, "
         f"{100 * args.photos / 2 / args.train_size:g} % of {args.train_size} training images each\n{text}"

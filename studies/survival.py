@@ -16,6 +16,7 @@ import utils
 from experiment import training
 from kit import files, plots
 from kit.errors import run_script
+from kit.tables import markdown
 from studies import common
 from suspects.suspect import Preprocessing
 
@@ -94,7 +95,7 @@ def main():
         }
         for name in CHANGES
     }
-    text = common.markdown(
+    text = markdown(
         ["change before training", "detected at alpha 0.01", "detected at alpha 0.001", "median p", "largest p"],
         [
             [
