@@ -3,6 +3,7 @@
 Example: python -m paper.tables single-target --res_folder saved_res
 Runs are found by the settings inside their result.json, whatever their folders are called. The accuracy drop is the
 difference to the clean run (--clean_train 1) of the same data set, network and size, averaged over the same seeds.
+Public: collect, to_markdown.
 """
 
 from pathlib import Path
