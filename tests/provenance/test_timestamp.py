@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import importlib.metadata
+import re
 import sys
 
 import pytest
@@ -15,7 +16,12 @@ from tests.provenance.drand import serving
 
 pytest.importorskip("cryptography", reason="time stamps need cryptography (requirements.txt)")
 pytest.importorskip("rfc3161_client", reason="time stamps need rfc3161-client (requirements.txt)")
-from tests.provenance.authority import NOW, POLICY, STAMPING, WEB, Authority, Issuer, have_openssl
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tests.provenance.authority import DAY, NOW, POLICY, STAMPING, WEB, Authority, Issuer
 
 DIGEST = hashlib.sha256(b"a commitment").hexdigest()
 OTHER = hashlib.sha256(b"another one").hexdigest()
@@ -23,8 +29,6 @@ OTHER = hashlib.sha256(b"another one").hexdigest()
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
-    if not have_openssl():
-        pytest.skip("the tests' authority needs the command openssl ts")
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
@@ -61,8 +65,6 @@ def with_certificates(token, change):
 
 
 def der(issuer):
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     return issuer.certificate.public_bytes(Encoding.DER)
 
 
@@ -93,13 +95,31 @@ def test_other_forms_of_the_same_stamp(authority, token, tmp_path):
 
 
 def test_a_stamp_outlives_its_certificate(tmp_path):
-    # What counts is the time of the stamp. The signer's certificate is valid for two more seconds in the first place.
-    authority = Authority(tmp_path, valid=(-10, 2 / 86400))
-    token = authority.stamp(DIGEST)
-    stamp = timestamp.verify(token, DIGEST, [authority.root_file])
-    while datetime.datetime.now(datetime.timezone.utc) < authority.signer.certificate.not_valid_after_utc:
-        pass
-    assert timestamp.verify(token, DIGEST, [authority.root_file]) == stamp
+    """What counts is the time of the stamp: the signer's certificate ran out long ago, or is not yet valid now."""
+    key = rsa.generate_private_key(65537, 2048)
+    for valid in ((-100, -50), (50, 100)):
+        authority = Authority(tmp_path / str(valid[0]), valid=valid, key=key)
+        token, then = authority.stamp(DIGEST), NOW.replace(microsecond=0) + 75 * valid[0] // abs(valid[0]) * DAY
+        stamp = timestamp.verify(redated(token, key, then), DIGEST, [authority.root_file])
+        assert stamp.time == then
+        refused(token, authority, "not valid at that time")
+        refused(redated(token, key, then + 100 * DAY), authority, "not valid at that time")
+
+
+def redated(token, key, when):
+    """The token as the signer would have made it at another time. key: the signer's, RSA (signatures of one length)."""
+    ((_, response),) = timestamp._elements(token)
+    _, (_, content) = timestamp._elements(response)
+    _, (_, inside) = timestamp._elements(content)
+    ((_, signed),) = timestamp._elements(inside)
+    parts = [body for _, body in timestamp._elements(signed)]
+    ((_, info),) = timestamp._elements(list(timestamp._elements(parts[2]))[1][1])
+    new = re.sub(rb"\d{14}Z", when.strftime("%Y%m%d%H%M%SZ").encode(), info, count=1)
+    ((_, signer),) = timestamp._elements(parts[-1])
+    _, _, _, (_, attributes), _, (_, signature) = timestamp._elements(signer)
+    changed = attributes.replace(hashlib.sha256(info).digest(), hashlib.sha256(new).digest())
+    again = key.sign(timestamp._wrap(timestamp.SET, changed), padding.PKCS1v15(), hashes.SHA256())
+    return token.replace(info, new).replace(attributes, changed).replace(signature, again)
 
 
 # --- bad ones ---
@@ -255,9 +275,6 @@ def test_addresses_that_are_none(url):
 
 
 def test_the_pinned_roots_are_the_ones_in_the_file():
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-
     roots = x509.load_pem_x509_certificates(timestamp.ROOTS.read_bytes())
     assert [root.fingerprint(hashes.SHA256()).hex() for root in roots] == list(timestamp.PINNED)
     for root in roots:
