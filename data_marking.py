@@ -13,11 +13,13 @@ import sys
 import numpy as np
 import torch
 
+from experiment.flags import add_marking_flags
 from kit import cli
 from kit.errors import UserError, run_script
-from provenance import protect
+from provenance import beacon, commit, disclosed, protect
 from provenance import record as records
-from utils import NOISE_TYPES
+from provenance.plan import AuditPlan
+from provenance.report import show_weaknesses
 
 
 def make_parser():
@@ -25,10 +27,7 @@ def make_parser():
     number = cli.number
     parser.add_argument("--data_folder", help="folder with the photos, searched with its sub-folders")
     marking = parser.add_argument_group("data marking")
-    marking.add_argument("--img_blending_ratio", type=number(float, 0, 1), help="Eq. 1's m (default 0.7; 1: no blend)")
-    marking.add_argument("--noise_injection_type", choices=NOISE_TYPES, help="default perlin")
-    marking.add_argument("--noise_norm", type=number(float, 0, 255), help="budget in 1/255 units (default 8)")
-    marking.add_argument("--ood_pattern", help="outlier features: color_stripes (default), tinyimagenet, celeba, PATH")
+    add_marking_flags(marking)
     marking.add_argument("--data_root", help="where --ood_pattern tinyimagenet or celeba lies (default ./dataset)")
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=("png", "jpeg"), help="png (default, lossless) or jpeg")
@@ -36,7 +35,7 @@ def make_parser():
     output.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace marked photos; with a new key the old record is kept under another name",
+        help="replace marked photos; a new draw keeps the old record under another name, and counts it",
     )
     output.add_argument("--dry_run", action="store_true", help="say what would be done, write nothing")
     secret = parser.add_argument_group("record")
@@ -46,13 +45,43 @@ def make_parser():
         default=0.0,
         help="share of the photos, chosen at random, that is not published (0.5 gives the strongest proof; default 0)",
     )
-    secret.add_argument("--record", help="record.json of an earlier call: mark these photos under the same key")
+    secret.add_argument("--record", help="record.json of an earlier call: mark further photos, in a batch of their own")
     secret.add_argument(
-        "--seed", type=number(int, 0), help="draw the key from a number, for experiments: such a record is no evidence"
+        "--seed",
+        type=number(int, 0),
+        help="draw the secret from a number, for experiments: such a record is no evidence",
     )
     secret.add_argument("--verify", metavar="RECORD", help="recompute all marks of a record and check it")
     secret.add_argument("--originals", nargs="+", default=[], help="for --verify: where the unmarked photos are now")
     secret.add_argument("--marked_folder", help="for --verify: where the marked photos are now")
+    public = parser.add_argument_group(
+        "public randomness",
+        "Nobody can say that you chose key and photos: a public beacon draws them after the commitment.",
+    )
+    public.add_argument(
+        "--beacon",
+        default="drand",
+        help="drand (default: wait for its round, about a minute, and fetch it), none (the proof then holds if you are "
+        "honest), or the round that somebody fetched: a file with its JSON, or ROUND:SIGNATURE",
+    )
+    public.add_argument("--beacon_chain", metavar="FILE", help="facts of another beacon than drand's quicknet (JSON)")
+    public.add_argument(
+        "--timestamp", metavar="URL|FILE", help="have the commitment dated by a time-stamping service (RFC 3161)"
+    )
+    public.add_argument("--timestamp_roots", metavar="FILE", help="certificates of that service's authority (PEM)")
+    plan = parser.add_argument_group(
+        "plan of the audit", "Fixed with the photos: what is chosen later weakens the proof."
+    )
+    plan.add_argument(
+        "--label", help="class of the photos, as the model will call it (default auto: what it says most)"
+    )
+    plan.add_argument("--label_only", action="store_true", help="use the model's top class alone")
+    plan.add_argument("--top_k", type=number(int, 1), help="use its k largest probabilities alone")
+    plan.add_argument("--keys", type=number(int, 0), help="other patterns to compare with (default 19)")
+    plan.add_argument("--selections", type=number(int, 0), help="other halves to compare with (default 999)")
+    plan.add_argument(
+        "--alpha", type=number(float, above=0, high=0.5), help="accused wrongly at most this often (default 0.001)"
+    )
     return parser
 
 
@@ -66,27 +95,38 @@ def main():
             "--data_folder is missing", advice="give the folder with the photos to mark, or --verify RECORD"
         )
     if args.record and args.seed is not None:
-        raise UserError("--record has a key already", advice="leave --seed out")
+        raise UserError("--record has a secret already", advice="leave --seed out")
+    public = commit.parse_beacon(args.beacon, args.beacon_chain, args.timestamp, args.timestamp_roots)
     settings, bank = protect.resolve_settings(vars(args), args.record, args.data_root)
     folder = protect.inspect_folder(args.data_folder, settings.format)
-    job = protect.open_record(folder, settings, args.holdout, args.seed, args.record, args.overwrite)
+    job = protect.open_record(
+        folder, settings, args.holdout, args.seed, args.record, args.overwrite, plan_of(args), public
+    )
     if args.dry_run:
         return show(folder, job, None, args)
     record, rows = protect.run(job, bank, args.overwrite)
     return show(folder, job, rows, args, record)
 
 
+def plan_of(args):
+    """The AuditPlan of the flags, None where none of them was given."""
+    chosen = {name: getattr(args, name) for name in ("label", "top_k", "keys", "selections", "alpha")}
+    if args.label_only:
+        chosen["answers"] = "label only"
+    if all(value is None for value in chosen.values()):
+        return None
+    return AuditPlan.usual(args.holdout > 0, **chosen)
+
+
 def show(folder, job, rows, args, record=None):
     """The short table at the end; returns the exit code."""
     for name, reason in folder.skipped:
         print(f"skipped: {name}: {reason}", file=sys.stderr)
-    chosen = [job.record.photos[number] for number in job.numbers]
-    published = sum(photo.published for photo in chosen)
-    table = [("photos", f"{len(chosen)} ({job.note})"), ("to publish", f"{published}, in {job.marked_folder}")]
-    if published < len(chosen):
-        table.append(
-            ("held out, never publish them", f"{len(chosen) - published}, copies in {job.record_folder / 'held_out'}")
-        )
+    count, published = len(job.numbers), job.published
+    table = [("photos", f"{count} ({job.note})"), ("to publish", f"{published}, in {job.marked_folder}")]
+    if published < count:
+        held_out = job.record_folder / "held_out"
+        table.append(("held out, never publish them", f"{count - published}, copies in {held_out}"))
     if folder.skipped:
         table.append(("skipped, unreadable", len(folder.skipped)))
     if folder.duplicates:
@@ -107,18 +147,14 @@ def show(folder, job, rows, args, record=None):
         table.append(("contact sheet", job.record_folder / "contact_sheet.png"))
     if rows is not None:
         table += [("record, keep it secret", job.record_path), ("commitment", record.commitments[-1])]
-    width = max(len(name) for name, _ in table) + 2
-    for name, value in table:
-        print(f"{name:<{width}}{value}")
+    cli.show_rows(table)
     if rows is not None:
+        show_weaknesses(disclosed.weaknesses(record, job.record_path, args.timestamp_roots, job.public.chain))
         print(
-            "Before you publish the marked photos, post the commitment where its date can be checked later (a public "
-            "post, an e-mail to\nseveral people, a time-stamping service): it shows that the key was not chosen "
-            "afterwards, and it reveals nothing."
+            "Post the commitment where its date can be checked later (a public post, an e-mail to several people, a "
+            "time-stamping\nservice), at once: it has to be older than the draw. It reveals nothing."
         )
-        if not record.evidence:
-            print("note: the key comes from --seed, so this record is for experiments and is no evidence")
-        if published == len(chosen) and not args.record:
+        if published == count and not args.record:
             print("note: --holdout 0.5 would give a much stronger proof from the same number of queries")
     return 1 if folder.skipped else 0
 
@@ -136,14 +172,17 @@ def verify(args):
     for row in bad:
         print(f"wrong: {row['name']}: {row['problem']}", file=sys.stderr)
     exact = sum(row["differing"] == 0 for row in rows)
-    table = [
-        ("commitment", f"{record.commitments[-1]} (opened by this record)"),
-        ("key", "from the system's generator" if record.evidence else "from --seed: no evidence"),
-        ("originals", f"{len(originals)} of {len(originals)} as recorded"),
-        ("marked files", f"{len(rows) - len(bad)} of {len(rows)} as recorded, {exact} of them bit for bit"),
-    ]
-    for name, value in table:
-        print(f"{name:<14}{value}")
+    chain = beacon.read_chain(args.beacon_chain) if args.beacon_chain else None
+    cli.show_rows(
+        [
+            ("commitment", f"{record.commitments[-1]} (opened by this record)"),
+            ("draw", "key and published photos follow from it"),
+            ("originals", f"{len(originals)} of {len(originals)} as recorded"),
+            ("marked files", f"{len(rows) - len(bad)} of {len(rows)} as recorded, {exact} of them bit for bit"),
+        ],
+        14,
+    )
+    show_weaknesses(disclosed.weaknesses(record, args.verify, args.timestamp_roots, chain))
     print("The record is right." if not bad else "The record does not fit these files.")
     return 1 if bad else 0
 

@@ -1,8 +1,8 @@
-"""The exact randomization test on the user's own secret.
+"""The exact randomization test on the user's own secret: arrays in, p out.
 
-Before publishing, the user drew a key K0 and (with a hold-out) a selection S0 at random. The audit draws L further keys
+Before publishing, a key K0 and (with a hold-out) a selection S0 were drawn at random. The audit draws L further keys
 and m further selections in the same way and asks the model once for every (photo, key). T(j, l) is the mean score of
-the photos in Sj under Kl, a score being low where the model is sure of the label. If the model never depended on what
+the photos in Sj under Kl, a score being low where the model remembers the photo. If the model never depended on what
 was published, exchanging (S0, K0) with any other pair changes nothing in distribution: given the values of the grid,
 its rows and its columns stand in random order, so that T(0, 0) is equally likely to be any of them, and
 
@@ -11,18 +11,26 @@ its rows and its columns stand in random order, so that T(0, 0) is equally likel
 satisfies P(p <= alpha) <= alpha, for every model, training recipe, class and difficulty of the photos. The statistic
 and the label may be anything that is computed for each pair in the same way.
 
-Public: Plan, plan_grid, dense, score, statistic_grid, p_value, sentences, AUTO.
+p does not hang on the order of a sum: scores are rounded to multiples of 2^-32, so that their sums are exact in float64
+whatever order a processor adds them in, and sums that are equal but for rounding are ties, which count against the
+user.
+
+Public: Plan, plan_grid, score, random_selections, statistic_grid, p_value, key_p_value, refusal_p_value, sentences,
+one_in, AUTO.
 """
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
 
 from kit.errors import UserError
 
 AUTO = "auto"
+STEP = 2.0**-32  # of scores
+LARGEST = 2.0**5  # scores are cut off at +-32 (a loss of 1,024): 2^16 photos of such scores still sum exactly
+SLACK = 1e-9  # relative; above what rounding to STEP does to a mean (2^-33), far below what a photo does
+CHUNK = 4096  # selections at a time
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ def plan_grid(photos, batches, alpha, keys=None, selections=None, max_queries=No
         )
     if plan.smallest_p > alpha * (1 + 1e-9):
         raise UserError(
-            f"{keys} keys and {selections} selections can't give a p below {plan.smallest_p:.2g}, and alpha is {alpha:g}",
+            f"{keys} keys and {selections} selections can't give a p below {plan.smallest_p:.2g}, and alpha is "
+            f"{alpha:g}",
             f"give --keys {needed} or more",
             "or more --selections" if held_out else None,
         )
@@ -94,52 +103,6 @@ def plan_grid(photos, batches, alpha, keys=None, selections=None, max_queries=No
     return plan
 
 
-def dense(answers, classes=None):
-    """Answers as (log probabilities float64 (N, C), top class int64 (N,), whether there are only labels).
-
-    Rows that all lie in [0, 1] and sum to 1 are probabilities, anything else logits; that is decided for all answers
-    together. Where a top-k answer names no probability for a class, the class gets what is left over, but no more than
-    the smallest one named. Label-only answers become 0 for the class named and -1 elsewhere: a loss is an error.
-    """
-    if answers.values is None:
-        count = max(classes or 0, int(answers.classes.max()) + 1)
-        top = answers.classes[:, 0].astype(np.int64)
-        logs = np.full((len(top), count), -1.0)
-        logs[np.arange(len(top)), top] = 0.0
-        return logs, top, True
-    values = answers.values.astype(np.float64)
-    if answers.classes is not None:
-        return (*_spread(values, answers.classes, classes), False)
-    likely = bool((values >= 0).all() and (np.abs(values.sum(axis=1) - 1) < 1e-3).all())
-    # A probability may have been rounded to 0; its logarithm is then that of the smallest float32.
-    logs = (
-        np.log(np.maximum(values, np.finfo(np.float32).tiny))
-        if likely
-        else values - logsumexp(values, axis=1, keepdims=True)
-    )
-    return logs, values.argmax(axis=1), False
-
-
-def _spread(values, named, classes):
-    count = max(classes or 0, int(named.max()) + 1)
-    present = named >= 0
-    if (np.where(present, values, 0.0) < 0).any() or (np.where(present, values, 0.0) > 1 + 1e-3).any():
-        raise UserError(
-            "top-k answers must be probabilities from 0 to 1, these are not",
-            advice="use --label_only",
-            flag="--label_only",
-        )
-    tiny = np.finfo(np.float32).tiny
-    total = np.where(present, values, 0.0).sum(axis=1)
-    smallest = np.where(present, values, np.inf).min(axis=1)
-    rest = np.clip(np.minimum(1 - total, smallest), tiny, None)
-    logs = np.repeat(np.log(rest)[:, None], count, axis=1)
-    rows, columns = np.nonzero(present)
-    logs[rows, named[rows, columns]] = np.log(np.maximum(values[rows, columns], tiny))
-    top = named[np.arange(len(named)), np.where(present, values, -1.0).argmax(axis=1)]
-    return logs, top.astype(np.int64)
-
-
 def score(log_probabilities):
     """What a photo adds to T: the square root of its cross-entropy. Any shape.
 
@@ -149,60 +112,102 @@ def score(log_probabilities):
     return np.sqrt(np.maximum(-log_probabilities, 0))
 
 
-def statistic_grid(answers, selections, label, classes=None, label_only=False, photo_score=score):
+def random_selections(draws, photos, published, count):
+    """The selection of the first `published` of `photos` photos and `count` random ones: bool (count + 1, photos).
+
+    draws: a numpy Generator. For simulated users, whose published samples were drawn already (records draw their own
+    selections: see provenance/draw.py).
+    """
+    selections = np.zeros((count + 1, photos), dtype=bool)
+    selections[0, :published] = True
+    for row in selections[1:]:
+        row[draws.permutation(photos)[:published]] = True
+    return selections
+
+
+def statistic_grid(scores, selections, label=AUTO, top=None):
     """T for every pair: (float64 (m + 1, L + 1), the label of each pair, int64 of the same shape).
 
-    answers: `Answers` of n * (L + 1) queries, photo by photo, its keys in order; selections: bool (m + 1, n), row 0 the
-    published one; label: a class number, or AUTO for the class that the model names most often for the pair's photos
-    (the lowest of several), which is worked out for each pair alike. label_only: look at the top class alone.
+    scores: (n, L + 1, C), low where the model remembers the photo, NaN where it gave no answer, which counts as the
+    worst score of all, for every pair alike; selections: bool (m + 1, n), row 0 the published one; label: a class
+    number, or AUTO for the class that the model names most often for the pair's photos (the lowest of several), which
+    is worked out for each pair alike from top, int (n, L + 1), -1 where it named none.
     """
-    photos = selections.shape[1]
-    logs, top, only = dense(answers, classes)
-    if label != AUTO and not 0 <= label < logs.shape[1]:
-        if not only and answers.classes is None:
-            raise UserError(f"--label {label}: the model has classes 0 to {logs.shape[1] - 1}", flag="--label")
-        logs = np.pad(logs, ((0, 0), (0, label + 1 - logs.shape[1])), constant_values=logs.min())
-    if label_only or only:
-        loss = (top[:, None] != np.arange(logs.shape[1])).astype(np.float64)
-    else:
-        loss = photo_score(logs)
-    loss, top = loss.reshape(photos, -1, logs.shape[1]), top.reshape(photos, -1)
-    weights = selections / selections.sum(axis=1, keepdims=True)
-    grid = np.empty((len(selections), loss.shape[1]))
+    scores = _exact(scores)
+    grid = np.empty((len(selections), scores.shape[1]))
     labels = np.empty(grid.shape, dtype=np.int64)
-    for key in range(loss.shape[1]):
-        if label == AUTO:
-            votes = selections.astype(np.float64) @ (top[:, key, None] == np.arange(loss.shape[2]))
-            labels[:, key] = votes.argmax(axis=1)
-            means = weights @ loss[:, key]
-            grid[:, key] = means[np.arange(len(means)), labels[:, key]]
-        else:
+    weights, sizes = selections.astype(np.float64), selections.sum(axis=1)
+    for key in range(scores.shape[1]):
+        if label != AUTO:
             labels[:, key] = label
-            grid[:, key] = weights @ loss[:, key, label]
-    return grid, labels
+            grid[:, key] = weights @ scores[:, key, label]
+            continue
+        named = top[:, key, None] == np.arange(scores.shape[2])
+        for start in range(0, len(weights), CHUNK):
+            part = slice(start, start + CHUNK)
+            labels[part, key] = (weights[part] @ named).argmax(axis=1)
+            sums = weights[part] @ scores[:, key]
+            grid[part, key] = sums[np.arange(len(sums)), labels[part, key]]
+    return grid / sizes[:, None], labels
+
+
+def _exact(scores):
+    """Scores as multiples of STEP, at most LARGEST, the missing ones as bad as the worst that is there."""
+    scores = np.asarray(scores, dtype=np.float64)
+    there = ~np.isnan(scores)
+    worst = min(scores[there].max(), LARGEST) if there.any() else 0.0
+    cut = np.clip(np.where(there, scores, worst), -LARGEST, LARGEST)
+    return np.round(cut / STEP) * STEP
 
 
 def p_value(grid):
     """The exact p of a grid T (m + 1, L + 1) whose (0, 0) is the user's own pair."""
+    grid = np.asarray(grid)
     if not np.isfinite(grid).all():
         raise UserError("the model's answers are not all finite numbers", advice="no verdict can be based on them")
-    # Equal sums may differ in their last bits; they count as ties, against the user.
-    slack = 1e-9 * (1 + abs(grid[0, 0]))
-    return int((grid <= grid[0, 0] + slack).sum()) / grid.size
+    return int((grid <= grid[0, 0] + SLACK * (1 + abs(grid[0, 0]))).sum()) / grid.size
 
 
-def sentences(p, alpha, published):
-    """The verdict in two sentences for people."""
-    # Rounded so that "at most" and "up to" stay true.
-    one_in = f"1 of {math.floor(1 / p + 1e-9):,}" if p <= 0.01 else f"{math.ceil(100 * p - 1e-9)} of 100"
+def key_p_value(grid):
+    """The p of the second statement, that the *marked* copies were seen: the rank of the own key among all keys, for
+    the published selection. None where no other key was asked about."""
+    grid = np.asarray(grid)
+    return p_value(grid[:1]) if grid.shape[1] > 1 else None
+
+
+def refusal_p_value(missing, selections):
+    """Whether a model refuses to answer about the published marked photos more often than about others: p, or None
+    where it answered always. missing: bool (n, L + 1)."""
+    if not missing.any():
+        return None
+    return p_value(statistic_grid(-missing[:, :, None].astype(np.float64), selections, 0)[0])
+
+
+def sentences(p, alpha, published, key_p=None, keys=0):
+    """The verdict in sentences for people: what it shows, how sure that is, and apart from it what the marks show."""
+    own = ""
+    if key_p is not None:
+        rank = round(key_p * (keys + 1))
+        own = (
+            f" Whether it saw the marked copies is another question: of the {keys + 1} patterns that could have been "
+            f"drawn, the user's own is among the {rank} that the model knows best."
+            if rank > 1
+            else f" Of the {keys + 1} patterns that could have been drawn, the model knows the user's own best, as "
+            "if it had seen the marked copies."
+        )
     if p <= alpha:
         return (
-            f"The model was trained on the {published} published photos, or on copies of them. "
-            f"If the model had never seen these images, a result this strong would occur in at most {one_in} "
-            "audits."
+            f"The model depends on at least some of the {published} published photos: it was trained on them, or on "
+            f"copies of them. If it had never seen them, a result this strong would occur in at most {one_in(p)} "
+            f"audits.{own}"
         )
     return (
         f"There is no proof that the model was trained on the {published} published photos. "
-        f"A model that had never seen these images would give a result at least this strong in up to {one_in} "
+        f"A model that had never seen these images would give a result at least this strong in up to {one_in(p)} "
         "audits; this does not show that they were not used."
     )
+
+
+def one_in(p):
+    """A p for people, "1 of 20,000" or "37 of 100", rounded so that "at most" and "up to" stay true."""
+    return f"1 of {math.floor(1 / p + 1e-9):,}" if p <= 0.01 else f"{math.ceil(100 * p - 1e-9)} of 100"

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 import utils
-from attacks.exact import p_value, score
+from attacks.exact import p_value, random_selections, score, statistic_grid
 from experiment.setup import batch_size_of
 from kit import files
 from kit.environment import hardware_name
+from kit.errors import UserError
 
 GROUPS = ("target", "control", "non_member")
 # Selections of the exact test: with 19 keys p can be as low as 1 / 20,000.
@@ -24,16 +25,19 @@ EXACT_SELECTIONS = 999
 
 @dataclass(frozen=True)
 class Audit:
-    """What the model answered: for each of GROUPS the users and their signals, {signal: float64 (users, K)}.
+    """What the model answered, and its file losses.npz.
 
-    exact: for targets and control users the losses of the exact test, float64 (users, K + held out, L + 1).
+    signals: {group: {signal: float64 (users, K)}}; classes: {group: the users' labels, int64 (users,) or (users, K)};
+    users: {group: `utils.Users`}, empty when it was loaded; exact: for targets and control users the losses of the
+    exact test, float64 (users, K + held out, L + 1); seconds: what asking took.
     """
 
     settings: dict
     users: dict
     signals: dict
-    seconds: float
+    seconds: float = 0.0
     exact: dict = field(default_factory=dict)
+    classes: dict = field(default_factory=dict)
 
     def losses(self, group):
         """The chosen signal of a group, the same on both sides of every comparison: two signals have two scales."""
@@ -41,13 +45,43 @@ class Audit:
 
     @property
     def signal(self):
-        return utils.SIGNALS[self.settings["scaled_loss"]]
+        return utils.SIGNALS[self.settings.get("scaled_loss") or 0]
+
+    def save(self, path, settings, **more):
+        """Write losses.npz. settings: what the file says about itself; more: further arrays by name."""
+        files.write_arrays(
+            path,
+            settings=np.array(json.dumps(settings)),
+            **{f"{group}_{name}": values for group, kinds in self.signals.items() for name, values in kinds.items()},
+            **{f"{group}_exact": values.astype(np.float32) for group, values in self.exact.items()},
+            **{f"{group}_classes": values for group, values in self.classes.items()},
+            **more,
+        )
+
+    @classmethod
+    def load(cls, path):
+        """Read losses.npz of train.py, eval.py or imagenet-audit.py. Raises UserError for anything else."""
+        arrays = files.read_arrays(path)
+        try:
+            stored = json.loads(str(arrays["settings"]))
+            groups = [group for group in GROUPS if f"{group}_classes" in arrays]
+            signals = {group: {name: arrays[f"{group}_{name}"] for name in utils.SIGNALS} for group in groups}
+            settings = {"scaled_loss": 0, "verdict_fpr": 1e-3, **stored.get("audit", stored)}
+        except (KeyError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} has no losses of a run ({error})", advice="run the audit again") from None
+        return cls(
+            settings,
+            {},
+            signals,
+            exact={group: arrays[f"{group}_exact"] for group in groups if f"{group}_exact" in arrays},
+            classes={group: arrays[f"{group}_classes"] for group in groups},
+        )
 
 
 def ask_users(experiment, query, settings, paths, device):
     """Score target users, as many innocent control users, and the out-world; writes losses.npz.
 
-    settings: the audit dict of `arguments.resolve_settings`.
+    settings: the audit dict of `flags.resolve_settings`.
     """
     started, data, users = time.monotonic(), experiment.data, experiment.groups
     # Targets are marked on the CPU, where their published images were made: the same bits. The others where it is fast.
@@ -68,13 +102,12 @@ def ask_users(experiment, query, settings, paths, device):
         if settings["exact_keys"]
         else {}
     )
-    result = Audit(settings, users, signals, time.monotonic() - started, exact)
-    files.write_arrays(
+    classes = {name: users[name].classes for name in GROUPS}
+    result = Audit(settings, users, signals, time.monotonic() - started, exact, classes)
+    result.save(
         paths.losses,
-        settings=np.array(json.dumps({"training": experiment.settings, "audit": settings})),
-        **{f"{name}_{signal}": values for name in GROUPS for signal, values in signals[name].items()},
-        **{f"{name}_exact": values.astype(np.float32) for name, values in exact.items()},
-        **{f"{name}_{what}": getattr(users[name], what) for name in GROUPS for what in ("classes", "samples")},
+        {"training": experiment.settings, "audit": settings},
+        **{f"{name}_samples": users[name].samples for name in GROUPS},
     )
     return result
 
@@ -115,13 +148,9 @@ def exact_losses(experiment, query, group, keys, device):
 
 def exact_p_values(losses, published, key):
     """p of each user of `exact_losses`, whose first `published` samples are the published ones: float64 (users,)."""
-    samples = losses.shape[1]
-    selections = np.zeros((1 if samples == published else 1 + EXACT_SELECTIONS, samples), dtype=bool)
-    selections[0, :published] = True
-    draws = utils.key_generator(key, "selections")
-    for row in selections[1:]:
-        row[draws.permutation(samples)[:published]] = True
-    return np.array([p_value(selections @ score(-user) / published) for user in losses])
+    count = 0 if losses.shape[1] == published else EXACT_SELECTIONS
+    selections = random_selections(utils.key_generator(key, "selections"), losses.shape[1], published, count)
+    return np.array([p_value(statistic_grid(score(-user)[:, :, None], selections, 0)[0]) for user in losses])
 
 
 def conclude(experiment, query, record, answers, device):

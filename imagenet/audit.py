@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 import utils
-from attacks import exact
 from experiment import report
 from experiment.audit import Audit
 from imagenet.plan import list_source
@@ -25,7 +24,7 @@ from imagenet.users import find_users, read_manifest
 from kit.cli import show_rows
 from kit.environment import hardware_name, software_versions
 from kit.errors import UserError
-from kit.files import check_same_settings, read_json, write_arrays, write_json
+from kit.files import check_same_settings, read_json, write_json
 from kit.plots import percent
 from kit.progress import Progress
 from provenance import protect
@@ -185,7 +184,7 @@ def ask(suspect, images, numbers, description):
             batch.append(image)
             if len(batch) == suspect.batch_size or asked + len(batch) == len(images):
                 # Logits or probabilities, as the model answers; log probabilities are logits, too.
-                logs, _, labels_only = exact.dense(suspect.ask(np.stack(batch)), suspect.classes)
+                logs, _, labels_only = suspect.ask(np.stack(batch)).log_probabilities(suspect.classes)
                 if labels_only:
                     raise UserError(
                         f"{suspect.name} names only its top class", advice="use eval.py, which can do with that"
@@ -208,18 +207,12 @@ def conclude(suspect, users, validation, numbers, settings, paths):
         }
         for group, members in users.items()
     }
-    answers = Audit(settings, users, signals, time.monotonic() - started)
     labels = {
         group: np.array([[numbers[label] for label, _ in files] for files in members.values()])
         for group, members in users.items()
     }
-    write_arrays(
-        paths.losses,
-        settings=np.array(json.dumps(settings)),
-        **{f"{group}_{name}": values for group in GROUPS for name, values in signals[group].items()},
-        **{f"{group}_classes": labels[group] for group in GROUPS},
-        **{f"{group}_users": np.array(list(users[group])) for group in GROUPS},
-    )
+    answers = Audit(settings, users, signals, time.monotonic() - started, classes=labels)
+    answers.save(paths.losses, settings, **{f"{group}_users": np.array(list(users[group])) for group in GROUPS})
     result = judge(answers, users)
     started = time.monotonic()
     if validation is not None:

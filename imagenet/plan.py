@@ -109,21 +109,17 @@ def list_source(folder):
 class User:
     """One user: `places` are positions in the shuffled images of the class, one for each of the user's numbers.
 
-    group "member" or "non_member"; side "train" or "val", where the images come from; record: a `MarkRecord` without
-    photos, whose keys follow from the seed; published: bool, which of the numbers are marked and shown.
+    group "member" or "non_member"; side "train" or "val", where the images come from; seed: what all the user's secrets
+    follow from; published: how many of the images are marked and shown.
     """
 
     name: str
     group: str
     label: str
     side: str
-    record: records.MarkRecord
+    seed: int
     places: np.ndarray
-    published: np.ndarray
-
-    @property
-    def key(self):
-        return bytes.fromhex(self.record.key)
+    published: int
 
 
 @dataclass(frozen=True)
@@ -234,7 +230,4 @@ def _go_round(order, room, size, users, who):
 
 def _user(settings, group, number, label, side, places):
     seed = int.from_bytes(derive_key(settings["seed"], "imagenet user", group, number)[:6], "little")
-    record = records.new_record(mark_settings(settings), seed)
-    batch = {"photos": len(places), "published": settings["marked_samples_per_user"]}
-    published = records.draw_selections(record.selection_key, [batch], 0)[0]
-    return User(f"{group}_{number:05d}", group, label, side, record, places, published)
+    return User(f"{group}_{number:05d}", group, label, side, seed, places, settings["marked_samples_per_user"])

@@ -18,9 +18,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
-from imagenet.plan import FOLDERS, FORMAT, shuffled
+from imagenet.plan import FOLDERS, FORMAT, mark_settings, shuffled
 from imagenet.users import read_manifest
 from kit.errors import UserError
 from kit.files import check_same_settings, file_digest, read_json, write_json
@@ -131,9 +129,7 @@ def _mark_class(tree, plan, label, users, sources, pool):
 
         def work(job):
             user, number = job
-            return _mark_one(
-                tree, user, number, decks[user.side][user.places[number]], sources[user.side], names[user.side]
-            )
+            return _look_at(decks[user.side][user.places[number]], sources[user.side], user.label)
 
         failed = {}
         for (user, number), row in zip(todo, list(pool.map(work, todo)), strict=True):
@@ -143,8 +139,14 @@ def _mark_class(tree, plan, label, users, sources, pool):
                 failed[user.side, int(user.places[number])] = row
         unreadable |= _replace(decks, spares, failed, label)
     entries = {
-        user.name: _finish_user(
-            tree, user, [done[user.name, number] for number in range(len(user.places))], sources[user.side]
+        user.name: _mark_user(
+            tree,
+            plan,
+            user,
+            [done[user.name, number] for number in range(len(user.places))],
+            sources[user.side],
+            names[user.side],
+            pool,
         )
         for user in users
     }
@@ -168,67 +170,62 @@ def _replace(decks, spares, failed, label):
     return unreadable
 
 
-def _mark_one(tree, user, number, name, source, names):
-    """Mark one image: a dict for the user's record, or str, why it can't be read."""
-    path = os.path.join(source.folder, user.label, name)
+def _look_at(name, source, label):
+    """What a record says of one image, a dict; or str, why it can't be read."""
+    path = os.path.join(source.folder, label, name)
     try:
-        pixels = read_photo(path)
+        height, width, _ = read_photo(path).shape
     except UnreadablePhoto as problem:
         return str(problem)
-    row = {
-        "original": name,
-        "original_sha256": file_digest(path),
-        "height": pixels.shape[0],
-        "width": pixels.shape[1],
-        "marked": None,
-    }
-    if user.published[number]:
-        settings = user.record.settings
-        data = encode_photo(
-            protect.mark_photo(pixels, user.key, number, settings.marking()), settings.format, settings.quality
-        )
-        row["marked"] = output_name(name, names, settings.format)
-        write_photo(_folder_of(tree.partial, user) / row["marked"], data)
-        row["marked_sha256"] = hashlib.sha256(data).hexdigest()
-    return row
+    return {"original": name, "original_sha256": file_digest(path), "height": height, "width": width}
 
 
 def _folder_of(root, user):
     return root / FOLDERS[user.group] / user.name / user.label
 
 
-def _finish_user(tree, user, rows, source):
-    """Remove files that an interrupted call left, write a member's record; returns the manifest's entry."""
-    folder, kept = _folder_of(tree.partial, user), {row["marked"] for row in rows}
-    for name in set(os.listdir(folder)) - kept:
-        os.unlink(folder / name)
-    numbers = [number for number, row in enumerate(rows) if row["marked"]]
+def _mark_user(tree, plan, user, rows, source, names, pool):
+    """Draw and mark one user's images, write a member's record; returns the manifest's entry.
+
+    rows: of `_look_at`; names: all file names of the class, so that no marked file takes one of them.
+    """
+    settings, folder = mark_settings(plan.settings), _folder_of(tree.partial, user)
+    # Without the date: the same seed shall give the same tree, and a secret from a seed is no evidence anyway.
+    record = records.commit_batch(
+        records.new_record(settings),
+        rows,
+        1 - user.published / len(rows),
+        os.path.join(source.folder, user.label),
+        _folder_of(tree.out, user),
+        seed=user.seed,
+        created="from a seed",
+    )
+    marked = {photo.number: output_name(photo.original, names, settings.format) for photo in record.photos}
+    record = records.draw_batch(record, marked)
+    key, marking = record.keys(0)[0][0], settings.marking()
+
+    def mark(photo):
+        pixels = read_photo(os.path.join(source.folder, user.label, photo.original))
+        data = encode_photo(protect.mark_photo(pixels, key, photo.number, marking), settings.format, settings.quality)
+        write_photo(folder / photo.marked, data)
+        return photo.number, hashlib.sha256(data).hexdigest()
+
+    shown = [photo for photo in record.photos if photo.published]
+    record = records.finish_batch(record, dict(pool.map(mark, shown)))
+    for name in set(os.listdir(folder)) - {photo.marked for photo in shown}:
+        os.unlink(folder / name)  # what an interrupted call left
     if user.group == "member":
-        photos = [{name: row[name] for name in ("original", "original_sha256", "height", "width")} for row in rows]
-        record = records.add_batch(
-            user.record,
-            photos,
-            1 - len(numbers) / len(rows),
-            os.path.join(source.folder, user.label),
-            _folder_of(tree.out, user),
-            [row["marked"] or row["original"] for row in rows],
-        )
-        # Without the date: the same seed shall give the same tree, and a key from a seed is no evidence anyway.
-        batch = record.batches[0].model_copy(update={"created": "from a seed"})
-        record = record.model_copy(update={"batches": [batch]})
-        assert np.array_equal(record.published, user.published), "record and plan publish different photos"
-        record = records.finish_batch(record, {number: rows[number]["marked_sha256"] for number in numbers})
         records.private_folder(tree.partial / "records")
         records.write_record(tree.partial / "records" / user.name / "record.json", record)
     return {
         "group": user.group,
         "class": user.label,
         "side": user.side,
-        "key_sha256": hashlib.sha256(user.key).hexdigest(),
-        "numbers": numbers,
-        "files": [rows[number]["marked"] for number in numbers],
-        "originals": [rows[number]["original"] for number in numbers],
-        "held_out": [row["original"] for row in rows if not row["marked"]],
+        "key_sha256": hashlib.sha256(key).hexdigest(),
+        "numbers": [photo.number for photo in shown],
+        "files": [photo.marked for photo in shown],
+        "originals": [photo.original for photo in shown],
+        "held_out": [photo.original for photo in record.photos if not photo.published],
     }
 
 

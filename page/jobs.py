@@ -50,7 +50,7 @@ class Job:
         return self.state in ACTIVE
 
     def watch(self, label, done, total):
-        """See `runs.watched`."""
+        """See `kit.progress.watched`."""
         self.progress = (label, done, total)
         self._check()
 

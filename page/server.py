@@ -107,7 +107,7 @@ async def _answer(send, scope, status, text, headers=()):
 
 
 def make_app(desk, found, token, max_upload=4.0):
-    """The application: downloads, reports, and the tabs. desk: a `page.desk.Desk`; found: a `page.audit.Found`."""
+    """The application: downloads, reports, and the tabs. desk: a `page.desk.Desk`; found: a `page.tabs.audit.Found`."""
     import gradio as gr
     from fastapi import FastAPI
     from fastapi.responses import FileResponse, PlainTextResponse

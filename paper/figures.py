@@ -4,12 +4,10 @@ Examples: python -m paper.figures marking                                       
           python -m paper.figures 7 --res_folder saved_res                       fine-tuning and pruning, from a sweep
           python -m paper.figures 17 --runs saved_res/RUN saved_res/NOISY_RUN    losses without and with output noise
 5 (one run), 10 (runs with fewer and fewer samples) and 17 take --runs; 7, 12 and 13 the runs below --res_folder.
-Figs. 8 and 9 are drawn by countermeasures/input_detection.py, 3, 14 and 16 by the scripts of baselines/.
+Figs. 8 and 9 are drawn by detection/input_detection.py, 3, 14 and 16 by the scripts of baselines/.
 """
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,11 +16,12 @@ from PIL import Image, ImageOps
 
 from dataset import photos
 from experiment import flags, report
+from experiment.audit import Audit
 from experiment.folder import RunPaths
-from kit import cli, files, plots
+from kit import cli, plots
 from kit.errors import UserError, run_script
 from paper import ablation, tables
-from utils import SIGNALS, Marking, clopper_pearson, derive_key
+from utils import Marking, clopper_pearson, derive_key
 
 SHOWN = ("astronaut", "coffee", "motorcycle", "temple", "flower")
 SIZE = 224
@@ -38,18 +37,11 @@ def draw_marking(args):
 
 
 def stored_answers(folder):
-    """The stored losses of a run as `report` draws them: an object like `experiment.Audit`, and the run's name."""
+    """The stored `Audit` of a run, and the run's name."""
     paths = RunPaths.of_folder(folder)
     if not paths.losses.exists():
         raise UserError(f"{folder} has no losses.npz", advice="give the folder of a finished run with --runs")
-    arrays = files.read_arrays(paths.losses)
-    stored = json.loads(str(arrays["settings"]))
-    settings = {"scaled_loss": 0, "verdict_fpr": 1e-3, **stored.get("audit", stored)}
-    signals = {group: {signal: arrays[f"{group}_{signal}"] for signal in SIGNALS} for group in ("target", "non_member")}
-    signal = SIGNALS[settings["scaled_loss"] or 0]
-    return SimpleNamespace(
-        signals=signals, settings=settings, signal=signal, losses=lambda group: signals[group][signal]
-    ), Path(folder).name
+    return Audit.load(paths.losses), Path(folder).name
 
 
 def figure_5(args):

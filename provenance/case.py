@@ -1,5 +1,7 @@
 """One user's audit of one model from its wishes to its files: what eval.py --record and the page do.
 
+The plan comes first: it is fixed and logged before the first query (see plan.py and judgements.py).
+
 Public: Options, Case, open_case, open_suspect, resolve_label.
 """
 
@@ -10,37 +12,60 @@ from pathlib import Path
 from attacks import exact
 from kit import environment, files
 from kit.errors import UserError
-from provenance import evidence, protect, report
+from provenance import disclosed, evidence, judgements, protect, report, witness
 from provenance import grid as user_audit
 from provenance import record as records
-from suspects import opened
-from suspects.server import open_server
+from provenance import strangers as strangers_of
+from provenance.legacy import LegacyRecord
+from provenance.plan import KEY_CHOICES, AuditPlan, departures
+from suspects import opened, server
 from suspects.suspect import Suspect
 from utils import Users
+
+PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What may be chosen for an audit; the names are those of eval.py's flags, None is "as usual"."""
+    """What may be chosen for an audit; the names are those of eval.py's flags, None is "as it was committed"."""
 
-    label: str = exact.AUTO
+    label: str | None = None
     keys: int | None = None
     selections: int | None = None
-    alpha: float = 1e-3
+    alpha: float | None = None
     max_queries: int | None = None
-    audit_seed: str = ""
+    audit_seed: str | None = None
     label_only: bool = False
     top_k: int | None = None
     num_of_non_member_user: int = 1000
     verdict_fpr: float = 1e-3
+    publications: tuple = ()
+
+    def plan(self, committed, photos, aside):
+        """The AuditPlan that follows: the committed one with what was chosen. photos: how many; aside: queries that are
+        spent otherwise."""
+        changes = {
+            name: getattr(self, name)
+            for name in ("label", "keys", "selections", "alpha", "audit_seed")
+            if getattr(self, name) is not None
+        }
+        if self.label_only:
+            changes |= {"answers": "label only", "top_k": None}
+        elif self.top_k is not None:
+            changes |= {"answers": "top k", "top_k": self.top_k}
+        wanted = changes.get("keys", committed.keys)
+        if self.keys is None and self.max_queries is not None and photos * (wanted + 1) > self.max_queries - aside:
+            fitting = [keys for keys in KEY_CHOICES if photos * (keys + 1) <= self.max_queries - aside]
+            changes["keys"] = max(fitting, default=0)
+        return AuditPlan.model_validate({**committed.model_dump(), **changes})
 
 
 def open_suspect(
-    checkpoint, net_type=None, device="auto", precision="auto", overrides=None, batch_size=64, server=None
+    checkpoint, net_type=None, device="auto", precision="auto", overrides=None, batch_size=64, server_options=None
 ):
     """The model that a path or an address names, as a `Suspect`.
 
-    overrides: see `models.open_model`; server: keyword arguments of `protocol.open_server` beside these.
+    overrides: see `opened.open_model`; server_options: keyword arguments of `server.open_server` beside these.
     """
     if not checkpoint:
         raise UserError(
@@ -49,14 +74,19 @@ def open_suspect(
             flag="--checkpoint",
         )
     if str(checkpoint).startswith(("http://", "https://")):
-        return open_server(str(checkpoint), overrides=overrides, batch_size=batch_size, **(server or {}))
+        return server.open_server(str(checkpoint), overrides=overrides, batch_size=batch_size, **(server_options or {}))
     return opened.open_model(
-        checkpoint, net_type=net_type, device=device, precision=precision, overrides=overrides, batch_size=batch_size
+        checkpoint,
+        net_type=net_type,
+        device=device,
+        precision=precision,
+        overrides=overrides,
+        batch_size=batch_size,
     )
 
 
 def resolve_label(text, suspect):
-    """A class number, or verdict.AUTO, out of --label."""
+    """A class number, or exact.AUTO, out of a plan's label."""
     if text == exact.AUTO:
         return text
     if text in (suspect.class_names or ()):
@@ -72,8 +102,9 @@ def resolve_label(text, suspect):
 class Case:
     """An audit that is planned and not begun: nothing was asked, nothing was written.
 
-    originals: paths by number; label: class number or AUTO; strangers: (OutWorld, Users) for Algorithm 1, or None;
-    folder: where answers and results go.
+    originals: paths by number; plan: the AuditPlan; label: its label as class number, or AUTO; departs, factor: see
+    `plan.departures`; strangers: (OutWorld, Users) for Algorithm 1, or None; folder: where answers and results go; log:
+    the file of judgements; judgement: the one to be made, or made before.
     """
 
     record: records.MarkRecord
@@ -81,75 +112,100 @@ class Case:
     suspect: Suspect
     bank: object
     options: Options
+    plan: AuditPlan
     label: int | str
-    plan: exact.Plan
-    strangers: tuple[user_audit.OutWorld, Users] | None
+    departs: list
+    factor: int
+    strangers: tuple[strangers_of.OutWorld, Users] | None
     folder: Path
+    log: Path
+    judgement: judgements.Judgement
 
     @property
     def queries(self):
         """How many images the model will be asked about, those for Algorithm 1 included."""
-        return self.plan.queries + self.aside
+        return len(self.originals) * (self.plan.keys + 1) + self.aside
 
     @property
     def aside(self):
         return self.strangers[1].samples.size if self.strangers else 0
 
     @property
-    def settings(self):
-        """What decides the result beside record, model and answers: a JSON-ready dict."""
-        options = self.options
-        return {
-            "keys": self.plan.keys,
-            "selections": self.plan.selections,
-            "alpha": options.alpha,
-            "audit_seed": options.audit_seed,
-            "label": self.label,
-            "label_only": options.label_only,
-            "top_k": options.top_k,
-        }
+    def smallest_p(self):
+        """The smallest p that can come out."""
+        return exact.Plan(len(self.originals), self.plan.keys, self.plan.selections).smallest_p
 
     def describe(self):
-        """Two lines for people: the model, and what asking it will take."""
-        suspect, plan = self.suspect, self.plan
-        return (
+        """Some lines for people: the model, what asking it will take, and what was fixed."""
+        suspect, plan, judgement = self.suspect, self.plan, self.judgement
+        asked = (
             f"model: {suspect.name}, {suspect.classes or 'unknown number of'} classes; "
             f"{suspect.preprocessing.describe()}\n"
-            f"queries: {plan.queries} ({plan.photos} photos x {plan.keys + 1} keys)"
+            f"queries: {self.queries - self.aside} ({len(self.originals)} photos x {plan.keys + 1} keys)"
             + (f" + {self.aside} for Algorithm 1" if self.strangers else "")
-            + f"; smallest p that can come out: {plan.smallest_p:.2g}"
+            + f"; smallest p that can come out: {self.smallest_p:.2g}"
+        )
+        departs = f"; it departs from the committed plan ({'; '.join(self.departs)})" if self.departs else ""
+        return (
+            f"{asked}\nplan: {judgement.digest}\njudgement {judgement.number} of this model: p is compared with "
+            f"{judgement.alpha:.2g}{departs}"
         )
 
-    def run(self):
-        """Ask what is not answered yet, judge, write all files: the dict of result.json. Resumes from `folder`."""
+    def run(self, witness_key=None):
+        """Fix the plan, ask what is not answered yet, judge, write all files: the dict of result.json. Resumes.
+
+        witness_key: the Ed25519 key of a neutral party that runs the audit, None without one.
+        """
         photos = user_audit.Photos(self.originals, self.suspect.preprocessing.size)
         with files.lock_folder(self.folder):
+            judgement, log = self._fix_plan()
+            transcript = witness.Transcript(self.folder, witness_key, judgement.digest) if witness_key else None
             order, digests, answers = user_audit.ask_grid(
-                self.record, photos, self.suspect, self.plan.keys, self.options.audit_seed, self.folder, self.bank
+                self.record,
+                photos,
+                self.suspect,
+                self.plan.keys,
+                self.plan.audit_seed,
+                self.folder,
+                self.bank,
+                transcript,
             )
             result, grid, _ = user_audit.judge(
-                self.record.batches, self.record.selection_key, self.settings, order, answers, self.suspect.classes
+                self.record, self.plan, self.label, judgement.alpha, order, answers, self.suspect.classes
             )
             if self.strangers:
                 result["algorithm_1"] = self._beside(photos, order, answers)
-            self._write(photos.side, result, grid, order, digests, answers)
-        return result
+            signed = transcript.sign() if transcript else None
+            self._write(photos.side, result, judgement, log, grid, order, digests, answers, signed)
+        return files.read_json(self.folder / "result.json")
+
+    def _fix_plan(self):
+        """Write the plan into the log and the folder, before anything is asked: (Judgement, the whole log)."""
+        with files.lock_file(self.log.with_name(f".{self.log.name}.lock")):
+            judgement, log = judgements.open_judgement(self.log, self.judgement)
+        files.write_json(
+            self.folder / PLAN_FILE, {**judgement.model_dump(mode="json"), "plan_sha256": judgement.digest}
+        )
+        return judgement, log
 
     def _beside(self, photos, order, answers):
         """Algorithm 1's verdict for the user's published photos under the user's own key."""
-        (world, users), options = self.strangers, self.options
-        others = user_audit.ask_out_world(world, users, self.record, self.suspect, self.folder / "out_world", self.bank)
-        own_queries = [photo.number * (self.plan.keys + 1) for photo in self.record.photos if photo.published]
-        own = user_audit.rows_of(answers, order, own_queries)
-        found = user_audit.algorithm_1(
-            *(user_audit.limit_answers(some, options.label_only, options.top_k) for some in (own, others)),
+        (world, users), plan = self.strangers, self.plan
+        others = strangers_of.ask_out_world(
+            world, users, self.record, self.suspect, self.folder / "out_world", self.bank
+        )
+        own_queries = [photo.number * (plan.keys + 1) for photo in self.record.photos if photo.published]
+        own = user_audit.in_order(answers, order).rows(own_queries)
+        only = plan.answers == "label only"
+        found = strangers_of.algorithm_1(
+            *(some.limited(only, plan.top_k) for some in (own, others)),
             users,
             self.label,
-            options.verdict_fpr,
+            self.options.verdict_fpr,
             self.suspect.classes,
-            options.label_only,
+            only,
         )
-        found["near_duplicates"] = user_audit.near_duplicates(photos, world)
+        found["near_duplicates"] = strangers_of.near_duplicates(photos, world)
         if found["near_duplicates"]:
             print(
                 f"warning: {found['near_duplicates']} of the user's photos have near-duplicates among the strangers' "
@@ -158,30 +214,36 @@ class Case:
             )
         return found
 
-    def _write(self, side, result, grid, order, digests, answers):
+    def _write(self, side, result, judgement, log, grid, order, digests, answers, signed):
         """Plot, evidence bundle and result.json, the last."""
         record, suspect = self.record, self.suspect
         document = {
-            "record": records.public_part(record, len(record.batches)),
-            "commitment": record.commitments[-1],
-            "selection_key": record.selection_key,
-            "audit": self.settings,
+            "record": disclosed.disclose(record),
+            "judgement": judgement.model_dump(mode="json"),
+            "log": [entry.model_dump(mode="json") for entry in log],
+            "label": self.label,
             "classes": suspect.classes,
             "model": suspect.identity,
             "preprocessing": {
                 name: getattr(suspect.preprocessing, name)
                 for name in ("size", "resize", "mean", "std", "white", "interpolation", "source")
             },
+            "publications": list(self.options.publications),
+            "witness": signed,
             "result": result,
             "versions": environment.software_versions(),
         }
+        found = evidence.audit_weaknesses(judgement, log, record.plan, suspect.preprocessing.source)
+        weak = disclosed.weaknesses(record) + found
         report.draw_grid(grid, result, self.folder / "grid.png")
         evidence.write_bundle(self.folder / "evidence.zip", document, order, digests, answers)
         files.write_json(
             self.folder / "result.json",
             {
                 **result,
-                "audit": self.settings,
+                "weaknesses": weak,
+                "judgement": document["judgement"],
+                "plan_sha256": judgement.digest,
                 "model": suspect.identity,
                 "commitment": record.commitments[-1],
                 "evidence": record.evidence,
@@ -191,14 +253,6 @@ class Case:
         )
 
 
-def read_finished(record_path):
-    """The record of photos that are all marked. Raises UserError."""
-    record = records.read_record(record_path)
-    if not record.finished:
-        raise UserError(f"{record_path} is of an interrupted run", advice="run data_marking.py again, first")
-    return record
-
-
 def open_case(record_path, folders, suspect, options=None, out_world=None, folder=None, data_root=None):
     """Plan an audit: a Case. Raises UserError where it can't be carried out, before anything is asked.
 
@@ -206,10 +260,10 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
     Algorithm 1 out; folder: for the results, None for one named after the model beside the record.
     """
     options = options or Options()
-    record = read_finished(record_path)
+    record = records.read_finished(record_path)
     originals = records.locate_originals(record, folders, record_path)
     bank = protect.load_bank(record.settings, data_root)
-    label, published = resolve_label(options.label, suspect), int(record.published.sum())
+    published = int(record.published.sum())
     count = options.num_of_non_member_user if out_world else 0
     aside, most = count * published, options.max_queries
     if most is not None and most <= aside:
@@ -219,17 +273,38 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
             advice="lower --num_of_non_member_user, or allow more",
             flag="--max_queries",
         )
-    plan = exact.plan_grid(
-        len(originals),
-        [(batch.published, batch.photos) for batch in record.batches],
-        options.alpha,
-        options.keys,
-        options.selections,
-        most and most - aside,
-    )
-    strangers = (out_world, user_audit.draw_out_world(out_world, record, count, label)) if out_world else None
+    plan = options.plan(record.plan, len(originals), aside)
+    label = resolve_label(plan.label, suspect)
+    # Nothing was committed for an early record, so that there is nothing to depart from; its verdict says what it is.
+    departs, factor = ([], 1) if isinstance(record, LegacyRecord) else departures(record.plan, plan, suspect.classes)
+    strangers = (out_world, strangers_of.draw_out_world(out_world, record, count, label)) if out_world else None
     name = "".join(letter if letter.isalnum() else "-" for letter in suspect.name).strip("-")
-    folder = Path(folder or records.record_file(record_path).resolve().parent / f"audit-{name}")
+    beside = records.record_file(record_path).resolve().parent
+    folder = Path(folder or beside / f"audit-{name}")
     if (folder / "config.json").exists() or (folder / "record.json").exists():
         raise UserError(f"--out {folder} has another run's or a record's files", advice="choose another folder")
-    return Case(record, originals, suspect, bank, options, label, plan, strangers, folder)
+    log = judgements.place_of_log(beside, folder)
+    exact.plan_grid(
+        len(originals),
+        [(batch.published, batch.photos) for batch in record.batches],
+        # What can't be reached at all is refused; that alpha has been used up by earlier judgements is only said.
+        min(plan.alpha, record.plan.alpha) / 2 / factor,
+        plan.keys,
+        plan.selections,
+        most and most - aside,
+    )
+    entries = judgements.read_log(log)
+    judgement = judgements.next_judgement(
+        entries, record, plan, suspect, departs, factor, _asking(folder, entries, suspect)
+    )
+    return Case(
+        record, originals, suspect, bank, options, plan, label, departs, factor, strangers, folder, log, judgement
+    )
+
+
+def _asking(folder, entries, suspect):
+    """How often this model has been asked anew, this time included; stored answers are the same asking."""
+    stored = folder / PLAN_FILE
+    if stored.exists() and (folder / evidence.ANSWER_FILE).exists():
+        return int(files.read_json(stored)["asking"])
+    return max((entry.asking for entry in entries if entry.model == suspect.identity), default=0) + 1

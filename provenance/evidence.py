@@ -1,31 +1,37 @@
 """Answers kept as they arrive, and the evidence bundle from which p can be recomputed without the model.
 
 An audit's folder has audit.json (what was asked, of which model) and answers.bin: one framed block for each batch of
-queries, appended and synced when it comes. A torn last block is dropped and asked again, an answered one never is.
-The bundle evidence.zip has bundle.json (public part of the record, commitment, the selections' key, model, versions,
-result) and answers.npz (order, SHA-256 of every image that was sent, answers). The key of the marks is not in it.
+queries, appended and synced when it comes. A torn last block is dropped and asked again, an answered one never is. The
+bundle evidence.zip has bundle.json (what is disclosed of the record, the judgement and the log of all judgements,
+model, versions, result, the witness's transcript) and answers.npz (order, SHA-256 of every image that was sent,
+answers). The secret of the marks is not in it.
 
-Public: AnswerLog, write_bundle, read_bundle, check_document, BUNDLE_FORMAT.
+Public: AnswerLog, write_bundle, read_bundle, check_document, Checked, audit_weaknesses, BUNDLE_FORMAT, ANSWER_FILE.
 """
 
-import hashlib
 import io
 import json
 import os
 import struct
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from attacks.exact import AUTO
 from kit.errors import UserError
-from kit.files import atomic_path, canonical_digest, check_same_settings, read_json, write_json
-from suspects.suspect import Answers
+from kit.files import atomic_path, check_same_settings, read_json, write_json
+from provenance import disclosed, judgements
+from provenance.plan import AuditPlan, departures
+from provenance.record import first_problem
+from suspects.suspect import Answers, joined
 
-BUNDLE_FORMAT = "membershiptracker-evidence-1"
+BUNDLE_FORMAT, EARLY_FORMAT = "membershiptracker-evidence-2", "membershiptracker-evidence-1"
+ANSWER_FILE = "answers.bin"
 MAX_BUNDLE_BYTES = 2 << 30
 MAX_CLASSES = 1 << 20
 _HEAD = struct.Struct("<4sIIII")  # magic, batch number, images, values a row, classes a row; a CRC-32 of all follows
@@ -42,7 +48,7 @@ class AnswerLog:
 
     def __init__(self, folder, settings):
         folder = Path(folder)
-        self.path, self._settings_path = folder / "answers.bin", folder / "audit.json"
+        self.path, self._settings_path = folder / ANSWER_FILE, folder / "audit.json"
         if self._settings_path.exists():
             check_same_settings(
                 read_json(self._settings_path),
@@ -105,16 +111,7 @@ class AnswerLog:
         """All answers in the order of their batches: (digests uint8 (N, 32), Answers)."""
         ordered = [self.blocks[batch] for batch in sorted(self.blocks)]
         digests = np.concatenate([digests for digests, _ in ordered])
-        shapes = {
-            tuple(None if array is None else array.shape[1] for array in (answers.values, answers.classes))
-            for _, answers in ordered
-        }
-        if len(shapes) > 1:
-            raise UserError(
-                f"the model answered in different shapes ({sorted(map(str, shapes))})", advice="it can't be audited"
-            )
-        values, classes = ([getattr(answers, name) for _, answers in ordered] for name in ("values", "classes"))
-        return digests, Answers(*(None if parts[0] is None else np.concatenate(parts) for parts in (values, classes)))
+        return digests, joined([answers for _, answers in ordered])
 
 
 def _unpack(body, rows, values, classes):
@@ -158,7 +155,9 @@ def read_bundle(path):
                 if sizes > MAX_BUNDLE_BYTES:
                     raise ValueError("its arrays claim more than 2 GB")
                 arrays = {name: arrays[name] for name in arrays.files}
-        if document.get("format") != BUNDLE_FORMAT:
+        if document.get("format") == EARLY_FORMAT:
+            document = early_document(document)
+        elif document.get("format") != BUNDLE_FORMAT:
             raise ValueError(f"it has no {BUNDLE_FORMAT} inside")
         answers, order, digests = _checked_arrays(arrays)
     except (
@@ -181,6 +180,43 @@ def read_bundle(path):
     return document, order, digests, answers
 
 
+def early_document(document):
+    """The document of a bundle of a version before 0.2 in today's form. Raises what damaged ones raise."""
+    audit = document["audit"]
+    chosen = {"label only": audit["label_only"], "top k": audit["top_k"] is not None}
+    plan = AuditPlan(
+        label=str(audit["label"]),
+        answers=next((name for name, is_so in chosen.items() if is_so), "as given"),
+        **{name: audit[name] for name in ("top_k", "keys", "selections", "alpha", "audit_seed")},
+    )
+    judgement = judgements.Judgement(
+        begun=document["record"]["batches"][-1]["created"],
+        commitments=[document["commitment"]],
+        plan=plan,
+        model=document["model"],
+        preprocessing="",
+        asking=1,
+        number=1,
+        departures=[],
+        alpha=judgements.share_of_alpha(plan, plan, 1, 1),
+        previous=judgements.NOTHING,
+    ).model_dump(mode="json")
+    return {
+        "record": {
+            **document["record"],
+            "commitment": document["commitment"],
+            "selection_key": document["selection_key"],
+        },
+        "judgement": judgement,
+        "log": [judgement],
+        "label": audit["label"],
+        "publications": [],
+        # What early results said otherwise, or did not say.
+        "compared": ["p_value", "pairs", "at_most", "photos", "published", "queries", "label"],
+        **{name: document[name] for name in ("classes", "model", "preprocessing", "result")},
+    }
+
+
 def _claimed_bytes(arrays, name):
     return arrays.zip.getinfo(f"{name}.npy").file_size
 
@@ -190,7 +226,9 @@ def _checked_arrays(arrays):
     order, digests = arrays["order"], arrays["digests"]
     values, classes = arrays.get("values"), arrays.get("classes")
     answers = Answers(values, classes)
-    if values is not None and (values.dtype != np.float32 or 0 in values.shape or not np.isfinite(values).all()):
+    if values is not None and (
+        values.dtype != np.float32 or 0 in values.shape or not np.isfinite(values[~answers.missing]).all()
+    ):
         raise ValueError("its answers are not finite float32 numbers")
     if classes is not None and (
         classes.dtype != np.int32 or 0 in classes.shape or not -1 <= classes.min() <= classes.max() < MAX_CLASSES
@@ -211,66 +249,86 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
-class _Batch(_Part):
-    photos: int = Field(ge=1)
-    published: int = Field(ge=1)
-
-
-class _Public(_Part):
-    batches: list[_Batch] = Field(min_length=1)
-    selection_key_sha256: str
-
-
-class _Audit(_Part):
-    keys: int = Field(ge=0)
-    selections: int = Field(ge=0)
-    alpha: float = Field(gt=0, le=0.5)
-    audit_seed: str
-    label: Literal["auto"] | Annotated[int, Field(ge=0, lt=MAX_CLASSES)]
-    label_only: bool
-    top_k: Annotated[int, Field(ge=1)] | None
-
-
 class _Document(_Part):
-    record: _Public
-    commitment: str
-    selection_key: str = Field(pattern="^[0-9a-f]{64}$")
-    audit: _Audit
+    record: dict
+    judgement: dict
+    log: list
+    label: Literal["auto"] | Annotated[int, Field(ge=0, lt=MAX_CLASSES)]
     classes: Annotated[int, Field(ge=1, lt=MAX_CLASSES)] | None
     model: dict
     preprocessing: dict
+    publications: list[str]
     result: dict
 
 
-def check_document(document, answers, where):
-    """(public part of the record, audit settings) of a bundle whose commitment, selection key and sizes fit. UserError.
+@dataclass(frozen=True)
+class Checked:
+    """What a bundle's document says, checked: the record as far as it is disclosed, the judgement, the log, the
+    label as a class number or AUTO, and what the verdict rests on beside the answers (sentences).
+    """
 
-    answers: how many the bundle has.
+    record: disclosed.Disclosed
+    judgement: judgements.Judgement
+    log: list
+    label: int | str
+    weaknesses: list
+
+
+def check_document(document, answers, where, roots=None, chain=None):
+    """The Checked document of a bundle whose commitments, draw, plan and sizes fit together. Raises UserError.
+
+    answers: how many the bundle has; roots, chain: see `disclosed.check`.
     """
     try:
         checked = _Document.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
         raise UserError(
-            f"{where} is not as eval.py writes it: {'.'.join(map(str, first['loc']))}: {first['msg']}",
-            advice="get an undamaged copy",
+            f"{where} is not as eval.py writes it: {first_problem(error)}", advice="get an undamaged copy"
         ) from None
-    public, secret = document["record"], bytes.fromhex(checked.selection_key)
-    if (
-        canonical_digest(public) != checked.commitment
-        or hashlib.sha256(secret).hexdigest() != checked.record.selection_key_sha256
-    ):
-        raise UserError(
-            f"{where}: the public part of its record does not fit its commitment", advice="somebody changed it"
+    record = disclosed.check(checked.record, where, roots, chain)
+    log = judgements.check_log(checked.log, where)
+    (judgement,) = judgements.check_log([{**checked.judgement, "previous": judgements.NOTHING}], where, alone=True)
+    judgement = next((entry for entry in log if entry.same_as(judgement)), None)
+    if judgement is None or judgement.model_dump(mode="json") != checked.judgement:
+        raise UserError(f"{where}: its judgement is not in its log", advice="somebody changed it")
+    plan, photos = judgement.plan, sum(photos for photos, _ in record.sizes)
+    departs, factor = ([], 1) if record.early else departures(record.plan, plan, checked.classes)
+    fits = {
+        "its commitments": judgement.commitments == record.commitments,
+        "the model": judgement.model == checked.model,
+        "alpha": judgement.alpha == judgements.share_of_alpha(plan, record.plan, judgement.number, factor)
+        and judgement.departures == departs,
+        "the label": plan.label == str(checked.label) or (checked.label != AUTO and not plan.label.isdecimal()),
+        "the number of answers": photos * (plan.keys + 1) == answers
+        and photos * (plan.selections + 1) <= MAX_BUNDLE_BYTES,
+    }
+    if wrong := [what for what, right in fits.items() if not right]:
+        raise UserError(f"{where}: {wrong[0]} does not fit its plan", advice="somebody changed it")
+    source = str(document["preprocessing"].get("source"))
+    found = record.weaknesses + audit_weaknesses(judgement, log, record.plan, source)
+    return Checked(record, judgement, log, checked.label, found)
+
+
+def audit_weaknesses(judgement, log, committed, source):
+    """What a verdict rests on beside record and answers: sentences. source: where the preprocessing came from."""
+    found = []
+    if judgement.plan.audit_seed != committed.audit_seed:
+        found.append(
+            f"{disclosed.HONEST}, or if the text that was added to the draw came from the other side: "
+            f"{judgement.plan.audit_seed[:60]!r}"
         )
-    photos = sum(batch.photos for batch in checked.record.batches)
-    if (
-        photos * (checked.audit.keys + 1) != answers
-        or photos * (checked.audit.selections + 1) > MAX_BUNDLE_BYTES
-        or any(batch.published > batch.photos for batch in checked.record.batches)
-    ):
-        raise UserError(
-            f"{where}: its {answers} answers are not those of {photos} photos and {checked.audit.keys} keys",
-            advice="somebody changed it",
+    if judgement.departures:
+        found.append(
+            f"the audit departs from the committed plan ({'; '.join(judgement.departures)}): alpha was divided by the "
+            "number of choices that were open"
         )
-    return public, document["audit"]
+    if judgement.number > 1:
+        found.append(f"this is judgement {judgement.number} of this model: alpha was divided by {2**judgement.number}")
+    others = len({str(entry.model) for entry in log}) - 1
+    if others:
+        found.append(f"{others} other model{'s' if others > 1 else ''} were audited with this record")
+    if "flags" in source:
+        found.append(
+            f"how photos become the model's input was given by flags ({source}): check that it is the model's own"
+        )
+    return found

@@ -1,8 +1,8 @@
 """Photos as people have them: found in a folder, decoded to upright sRGB pixels, written back without metadata.
 
-Public: PHOTO_SUFFIXES, UnreadablePhoto, find_photos, read_photo, encode_photo, write_photo. Needs Pillow, and
-pillow-heif for HEIC. The files come from strangers: each that can't be read is refused with a reason, and only the
-parsers of the formats below are ever reached, whatever a file's name says.
+Public: PHOTO_SUFFIXES, MAX_JPEG_SIDE, UnreadablePhoto, find_photos, read_photo, encode_photo, write_photo. Needs
+Pillow, and pillow-heif for HEIC. The files come from strangers: each that can't be read is refused with a reason, and
+only the parsers of the formats below are ever reached, whatever a file's name says.
 """
 
 import errno

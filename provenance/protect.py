@@ -4,6 +4,9 @@ inspect_folder -> open_record (new, resumed or further photos) -> run, and verif
 resolve_settings before.
 Nothing in the user's own folder is ever written. The record is on disk before the first marked photo, because whoever
 has published photos under a key that was lost can never prove anything with them.
+
+Public: Folder, Job, inspect_folder, output_names, places_of, open_record, resolve_settings, load_bank, bank_digest,
+mark_photo, quality, shrunk, run, protect, verify, each, workers.
 """
 
 import hashlib
@@ -31,7 +34,10 @@ from kit.files import atomic_path, check_same_settings, lock_folder, write_json
 from kit.progress import Progress
 from provenance import record as records
 from provenance import sheet
+from provenance.commit import NO_BEACON, Public, date, named_round, settle
+from provenance.legacy import LegacyRecord
 from provenance.photos import MAX_JPEG_SIDE, UnreadablePhoto, encode_photo, find_photos, read_photo, write_photo
+from provenance.plan import AuditPlan
 from utils import REFERENCE_SIZE, mark_images
 
 # The paper's way of marking, written without loss.
@@ -153,7 +159,8 @@ def output_names(photos, suffix, taken=()):
 
 @dataclass(frozen=True)
 class Job:
-    """A record on its way: the photos of this call (numbers), which of them are new, and where files go."""
+    """A record on its way: the photos of this call (numbers), what is new (note), and where files and randomness come
+    from and go."""
 
     record: records.MarkRecord
     numbers: list
@@ -161,6 +168,14 @@ class Job:
     marked_folder: Path
     record_folder: Path
     note: str
+    public: Public = NO_BEACON
+
+    @property
+    def published(self):
+        """How many of the photos of this call are published, or will be."""
+        drawn = sum(bool(self.record.photos[number].published) for number in self.numbers)
+        last = self.record.batches[-1]
+        return drawn if last.drawn else drawn + last.published
 
     @property
     def record_path(self):
@@ -179,16 +194,18 @@ def places_of(data_folder):
     return folder.parent / f"{folder.name}_marked", folder.parent / f"{folder.name}_record"
 
 
-def open_record(folder, settings, holdout, seed=None, record_file=None, overwrite=False):
+def open_record(folder, settings, holdout, seed=None, record_file=None, overwrite=False, plan=None, public=NO_BEACON):
     """Decide what to do for a `Folder`: start a record, go on with an interrupted one, or extend `record_file`.
 
-    settings: `MarkSettings`, or None to take those of record_file. Returns a Job; nothing is written yet. Raises
-    UserError where a record or marked photos would be lost.
+    settings: `MarkSettings`, or None to take those of record_file; plan: the `AuditPlan` to commit; public: where
+    randomness comes from, a `commit.Public`. Returns a Job; nothing is written yet. Raises UserError where a record or
+    marked photos would be lost.
     """
     marked_folder, record_folder = places_of(folder.path)
+    opening = _Opening(folder, holdout, marked_folder, seed, plan, public)
     if record_file is not None:
         path = records.record_file(record_file)
-        return _further(folder, records.read_record(path), path.resolve().parent, settings, holdout, marked_folder)
+        return opening.further(records.read_record(path), path.resolve().parent, settings)
     path = record_folder / "record.json"
     if path.exists() and not overwrite:
         stored = records.read_record(path)
@@ -196,22 +213,29 @@ def open_record(folder, settings, holdout, seed=None, record_file=None, overwrit
             raise UserError(
                 f"{path} exists: it is the only proof for the photos that were marked with it",
                 "one record is enough",
-                f"give --record {path} for the same key, or --overwrite for a new one (the old record is kept)",
+                f"give --record {path} to mark further photos, or --overwrite for a new draw (the old record is kept, "
+                "and the new one counts it)",
             )
-        if stored.evidence != (seed is None) or stored.seed != seed:
+        _refuse_legacy(stored, path)
+        last = stored.batches[-1]
+        if last.seed != seed:
             raise UserError(
                 f"{path} is an unfinished record with another --seed",
                 advice="give the same one",
                 command="or --overwrite",
             )
-        if stored.batches[-1].published != records.published_share(stored.batches[-1].photos, holdout):
+        if last.published != records.published_share(last.photos, holdout):
             raise UserError(
                 f"{path} is of an interrupted run with another --holdout",
                 advice="give the same",
                 command="or --overwrite",
                 flag="--holdout",
             )
-        return _further(folder, stored, record_folder, settings, holdout, marked_folder)
+        if plan is not None and plan != stored.plan:
+            raise UserError(
+                f"{path} has committed another plan of the audit", advice="give the same", command="or --overwrite"
+            )
+        return opening.further(stored, record_folder, settings)
     if marked_folder.exists() and any(marked_folder.iterdir()):
         if not overwrite:
             raise UserError(
@@ -226,42 +250,88 @@ def open_record(folder, settings, holdout, seed=None, record_file=None, overwrit
                     f"{problem.problem}. It can't be told which photos in {marked_folder} it marked",
                     "move that folder away first",
                 ) from None
-    return _extended(
-        folder, records.new_record(settings, seed), folder.photos, holdout, marked_folder, record_folder, "new key"
+    return opening.extended(
+        records.new_record(settings), folder.photos, record_folder, "new draw", redrawn=_thrown_away(path)
     )
 
 
-def _further(folder, record, record_folder, settings, holdout, marked_folder):
-    if settings is not None:
-        check_same_settings(
-            record.settings.model_dump(),
-            settings.model_dump(),
-            record_folder / "record.json",
-            advice="one record has one way of marking: leave these flags out",
-            command=None,
+def _refuse_legacy(record, path):
+    if isinstance(record, LegacyRecord):
+        raise UserError(
+            f"{path} was made by an early version: it can be audited and verified, and marks no more photos",
+            advice="mark these photos in a folder of their own",
         )
-    known = {photo.original_sha256: photo.number for photo in record.photos}
-    new = [photo for photo in folder.photos if photo["original_sha256"] not in known]
-    old = [known[photo["original_sha256"]] for photo in folder.photos if photo["original_sha256"] in known]
-    if not record.finished:
-        last = len(record.batches) - 1
-        if new or {photo.number for photo in record.photos if photo.batch == last} - set(old):
-            raise UserError(
-                f"{record_folder / 'record.json'} belongs to an interrupted run over other photos",
-                advice="restore them and run it again, or give --overwrite for a new key",
+
+
+def _thrown_away(path):
+    """The commitments of the record that is about to be put away, and of those before it."""
+    try:
+        old = records.read_record(path) if path.exists() else None
+    except UserError:
+        return []  # damaged: what it committed can't be told
+    if old is None:
+        return []
+    before = [] if isinstance(old, LegacyRecord) else old.batches[0].commit.redrawn
+    return [*before, *old.commitments]
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What `open_record` was asked for."""
+
+    folder: Folder
+    holdout: float
+    marked_folder: Path
+    seed: int | None
+    plan: AuditPlan | None
+    public: Public
+
+    def further(self, record, record_folder, settings):
+        """A Job for an existing record: to be resumed, made again, or extended."""
+        folder, path = self.folder, record_folder / "record.json"
+        if settings is not None:
+            check_same_settings(
+                record.settings.model_dump(),
+                settings.model_dump(),
+                path,
+                advice="one record has one way of marking: leave these flags out",
+                command=None,
             )
-        return Job(record, old, folder, marked_folder, record_folder, "resumed")
-    if not new:
-        return Job(record, old, folder, marked_folder, record_folder, "same key, same photos")
-    return _extended(folder, record, new, holdout, marked_folder, record_folder, "same key, further photos", old)
+        known = {photo.original_sha256: photo.number for photo in record.photos}
+        new = [photo for photo in folder.photos if photo["original_sha256"] not in known]
+        old = [known[photo["original_sha256"]] for photo in folder.photos if photo["original_sha256"] in known]
+        if not record.finished:
+            last = len(record.batches) - 1
+            if new or {photo.number for photo in record.photos if photo.batch == last} - set(old):
+                raise UserError(
+                    f"{path} belongs to an interrupted run over other photos",
+                    advice="restore them and run it again",
+                    command="or give --overwrite for a new draw",
+                )
+            return Job(record, old, folder, self.marked_folder, record_folder, "resumed", self.public)
+        if not new:
+            return Job(record, old, folder, self.marked_folder, record_folder, "same photos", self.public)
+        _refuse_legacy(record, path)
+        if self.plan is not None and self.plan != record.plan:
+            raise UserError(f"{path} has committed its plan already", advice="leave the flags of the plan out")
+        return self.extended(record, new, record_folder, "further photos", old)
 
-
-def _extended(folder, record, photos, holdout, marked_folder, record_folder, note, old=()):
-    taken = [photo.marked for photo in record.photos if photo.marked]
-    first = len(record.photos)
-    names = output_names(photos, SUFFIXES[record.settings.format], taken)
-    record = records.add_batch(record, photos, holdout, folder.path.resolve(), marked_folder, names)
-    return Job(record, [*old, *range(first, len(record.photos))], folder, marked_folder, record_folder, note)
+    def extended(self, record, photos, record_folder, note, old=(), redrawn=()):
+        """A Job for a record with another, committed batch."""
+        folder, first = self.folder, len(record.photos)
+        record = records.commit_batch(
+            record,
+            photos,
+            self.holdout,
+            folder.path.resolve(),
+            self.marked_folder,
+            self.plan,
+            named_round(self.public),
+            self.seed,
+            redrawn,
+        )
+        numbers = [*old, *range(first, len(record.photos))]
+        return Job(record, numbers, folder, self.marked_folder, record_folder, note, self.public)
 
 
 def resolve_settings(chosen, record_file=None, data_root=None):
@@ -336,28 +406,29 @@ def shrunk(image, side, resample):
     return image.resize([max(1, round(length * scale)) for length in image.size], resample, reducing_gap=3)
 
 
-def run(job, bank=None, overwrite=False):
+def run(job, bank=None, overwrite=False, say=print):
     """Carry a Job out and leave contact_sheet.png and result.json in the record's folder: (finished record, rows).
 
-    Raises UserError when the record was written by somebody else since the job was made: it would be lost.
+    say: called with what people have to know before the work is done: the commitment. Raises UserError when the record
+    was written by somebody else since the job was made: it would be lost.
     """
     records.private_folder(job.record_folder)
     with lock_folder(job.record_folder):
         _refuse_changed_record(job, overwrite)
         started = datetime.now(timezone.utc)
-        record, rows = protect(job, bank, overwrite, sheet.thumbnails)
+        record, rows = protect(job, bank, overwrite, sheet.thumbnails, say)
         _write_results(job, record, rows, (datetime.now(timezone.utc) - started).total_seconds())
     return record, rows
 
 
 def _refuse_changed_record(job, overwrite):
-    # The lock is taken only now, and a key that is overwritten can never be had again.
-    if overwrite and job.note == "new key":
+    # The lock is taken only now, and a secret that is overwritten can never be had again.
+    if overwrite and job.note == "new draw":
         return
     stored = records.read_record(job.record_path) if job.record_path.exists() else None
-    before = len(job.record.batches) - (job.note == "same key, further photos")
-    expected = None if job.note == "new key" else (job.record.key, job.record.batches[:before])
-    if (stored and (stored.key, stored.batches)) != expected:
+    before = len(job.record.batches) - (job.note == "further photos")
+    expected = None if job.note == "new draw" else job.record.batches[:before]
+    if (stored and stored.batches) != expected:
         raise UserError(
             f"{job.record_path} was written by another call meanwhile, and was left alone", advice="start again"
         )
@@ -393,29 +464,29 @@ def _write_results(job, record, rows, seconds):
     )
 
 
-def protect(job, bank=None, overwrite=False, thumbnail=None):
-    """Write the record, the marked photos and the held-out half, then the finished record with its commitment.
+def protect(job, bank=None, overwrite=False, thumbnail=None, say=print):
+    """Commit, draw, and write the record, the marked photos and the held-out half.
 
-    thumbnail: None or a function (original, published) -> anything, called for each published photo. Returns
-    (finished record, list of dicts number, name, psnr, ssim, thumbnail), sorted by number.
+    thumbnail: None or a function (original, published) -> anything, called for each published photo; say: see `run`.
+    Returns (finished record, list of dicts number, name, psnr, ssim, thumbnail), sorted by number.
     """
-    record, marking = job.record, job.record.settings.marking(bank)
+    marking = job.record.settings.marking(bank)
+    if overwrite and job.note == "new draw":
+        _put_away(job)
+    record = _drawn(job, say)
     chosen = [record.photos[number] for number in job.numbers]
     _refuse_foreign_outputs(job, [photo for photo in chosen if photo.published], overwrite)
-    records.private_folder(job.record_folder)
-    if overwrite and job.note == "new key":
-        _put_away(job)
-    records.write_record(job.record_path, record)
     for photo in chosen:
         if not photo.published:
             with atomic_path(job.record_folder / "held_out" / photo.original) as temporary:
                 temporary.write_bytes(job.folder.content(photo))
+    keys = record.keys(0)[0]
     one_big_at_a_time = threading.Lock()
 
     def mark(photo):
         with one_big_at_a_time if photo.height * photo.width > BIG_PIXELS else nullcontext():
             original = read_photo(job.folder.content(photo))
-            published = mark_photo(original, bytes.fromhex(record.key), photo.number, marking)
+            published = mark_photo(original, keys[photo.batch], photo.number, marking)
             data = encode_photo(published, record.settings.format, record.settings.quality)
             write_photo(job.marked_folder / photo.marked, data)
             if record.settings.format == "jpeg":
@@ -437,6 +508,29 @@ def protect(job, bank=None, overwrite=False, thumbnail=None):
     return record, rows
 
 
+def _drawn(job, say):
+    """The job's record with its last batch drawn; the commitment is on disk, and said, before that."""
+    record = job.record
+    if record.finished:
+        return record
+    if not record.batches[-1].drawn:
+        records.write_record(job.record_path, record)
+        record = date(record, job.public, job.record_folder, say)
+        records.write_record(job.record_path, record)
+        record = settle(record, _names(record), job.public)
+    records.write_record(job.record_path, record)
+    return record
+
+
+def _names(record):
+    """{number: name of its marked file} for the photos of the last batch."""
+    last = len(record.batches) - 1
+    photos = [photo for photo in record.photos if photo.batch == last]
+    taken = [photo.marked for photo in record.photos if photo.marked]
+    names = output_names([{"original": photo.original} for photo in photos], SUFFIXES[record.settings.format], taken)
+    return dict(zip((photo.number for photo in photos), names, strict=True))
+
+
 def _refuse_foreign_outputs(job, photos, overwrite):
     if overwrite:
         return
@@ -448,7 +542,7 @@ def _refuse_foreign_outputs(job, photos, overwrite):
                 advice="move it away",
                 command="or give --overwrite",
             )
-        if path.exists() and photo.marked_sha256 is None and job.note == "same key, further photos":
+        if path.exists() and photo.marked_sha256 is None and job.note == "further photos":
             raise UserError(f"{path} exists already", advice="move it away", command="or give --overwrite")
 
 
@@ -490,7 +584,7 @@ def verify(record, originals, marked_folders, bank=None):
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != photo.marked_sha256:
             return {**row, "problem": "its file was changed after marking"}
-        marked = mark_photo(read_photo(originals[photo.number]), bytes.fromhex(record.key), photo.number, marking)
+        marked = mark_photo(read_photo(originals[photo.number]), record.key_of(photo), photo.number, marking)
         if settings.format == "jpeg":
             marked = read_photo(encode_photo(marked, settings.format, settings.quality))
         published = read_photo(content)

@@ -1,11 +1,18 @@
-"""The private mark record of one user: key, selection, photos, and the commitment to all of it.
+"""The private mark record of one user: secrets, draws, photos, and the commitment to all of it.
+
+Photos are marked in batches. Each batch is first *committed*: a fresh secret, the SHA-256 of its originals, all
+settings, the plan of the audit and a future round of a public beacon are hashed into one number that may be posted.
+Then, when the round is out, it is *drawn*: key and published half follow from secret, commitment and the round's
+randomness (see draw.py), so that nobody can have chosen them. Then it is *finished*: the marked files are there. A
+batch has a secret, a round and a date of its own, and nothing that a record or a piece of evidence says helps to
+foresee a later one.
 
 A record is JSON and is checked in full when it is read. Whoever has it can mark as the user does and can tell which
-photos were published: it stays private. What may be posted is the commitment, a SHA-256 over the record's public part,
-in which the secret part is represented by its own SHA-256 (the 256-bit key inside keeps that from being guessed).
+photos were published: it stays private.
 
-Public: MarkRecord and its parts, new_record, add_batch, finish_batch, commitment_of, public_part, check_commitments,
-record_file, read_record, write_record, draw_selections, audit_keys, locate_originals, file_digest, software_versions.
+Public: MarkRecord, MarkSettings, Batch, Photo, Commitment, BeaconRound, Strict, Digest, RelativePath, new_record,
+commit_batch, draw_batch, finish_batch, changed_batch, published_share, selections_of, record_file, read_record,
+read_finished, write_record, first_problem, locate_originals, private_folder.
 """
 
 import hashlib
@@ -21,29 +28,34 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from kit.environment import software_versions
 from kit.errors import UserError
 from kit.files import canonical_digest, file_digest, read_json, write_json
+from provenance import draw
 from provenance.photos import find_photos
-from utils import Marking, derive_key, key_words
+from provenance.plan import AuditPlan
+from utils import Marking, derive_key
 
-FORMAT = "membershiptracker-record-1"
+FORMAT = "membershiptracker-record-2"
+COMMITMENT_FORMAT = "membershiptracker-commitment-2"
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-def _stays_inside(name):
-    # Names are joined to folders: one that could leave its folder is refused with the record.
+def stays_inside(name):
+    """A name that may be joined to a folder: ValueError for one that could leave it."""
     # A backslash may be part of a name here and a separator elsewhere: ".." is refused after either.
     if not name or "\0" in name or PurePath(name).anchor or ".." in name.replace("\\", "/").split("/"):
         raise ValueError("a name must be relative and stay inside its folder")
     return name
 
 
-RelativePath = Annotated[str, Field(max_length=4096), AfterValidator(_stays_inside)]
+RelativePath = Annotated[str, Field(max_length=4096), AfterValidator(stays_inside)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A part of a file: unknown names are refused, nothing is changed afterwards."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re")
 
 
-class MarkSettings(_Strict):
+class MarkSettings(Strict):
     """How photos are marked and written; the names are those of data_marking.py's flags."""
 
     img_blending_ratio: float = Field(ge=0, le=1)
@@ -59,18 +71,83 @@ class MarkSettings(_Strict):
         return Marking(self.img_blending_ratio, self.noise_injection_type, self.noise_norm, outlier_bank)
 
 
-class Batch(_Strict):
-    """Photos marked together. `published` of its `photos` were chosen at random; folders as they were given."""
+class BeaconRound(Strict):
+    """The round of a beacon that a commitment names, before it is out. chain: the hash of the chain's parameters."""
 
+    chain: Digest
+    public_key: str = Field(pattern=r"^[0-9a-f]{192}$")
+    genesis_time: int = Field(ge=0)
+    period: int = Field(ge=1)
+    round: int = Field(ge=1)
+
+
+class Commitment(Strict):
+    """What is hashed before the draw. All of it may be shown later, but for the secrets that it holds as digests.
+
+    originals_sha256: digest of the sorted list of the originals' SHA-256; previous: commitments of earlier batches of
+    this record; redrawn: commitments that were made here before and thrown away (--overwrite), the oldest first.
+    """
+
+    format: Literal["membershiptracker-commitment-2"]
+    evidence: bool
     created: str
+    settings: MarkSettings
+    plan: AuditPlan
     photos: int = Field(ge=1)
     published: int = Field(ge=1)
+    originals_sha256: Digest
+    marks_sha256: Digest
+    selections_sha256: Digest
+    beacon: BeaconRound | None
+    previous: list[Digest]
+    redrawn: list[Digest]
+
+    @property
+    def digest(self):
+        """The number to post: SHA-256, hex."""
+        return canonical_digest(self.model_dump(mode="json"))
+
+
+class Batch(Strict):
+    """Photos marked together. timestamp: base64 of a time stamp of the commitment; signature: the beacon's, when it is
+    drawn; folders as they were given."""
+
     data_folder: str
     marked_folder: str
+    secret: Digest
+    seed: int | None
+    commit: Commitment
+    timestamp: str | None = None
+    signature: str | None = Field(default=None, pattern=r"^[0-9a-f]{96}$")
+    drawn: bool = False
+    finished: bool = False
+
+    photos = property(lambda self: self.commit.photos)
+    published = property(lambda self: self.commit.published)
+    commitment = property(lambda self: self.commit.digest)
+
+    @property
+    def randomness(self):
+        """The beacon's, hex; PRIVATE_RANDOMNESS without a beacon."""
+        if self.commit.beacon is None:
+            return draw.PRIVATE_RANDOMNESS
+        return hashlib.sha256(bytes.fromhex(self.signature)).hexdigest()
+
+    @property
+    def context(self):
+        """The public context of the batch's draws (see draw.py): 32 bytes."""
+        return draw.context_of(self.commitment, self.randomness)
+
+    @property
+    def secrets(self):
+        """(of the marks, of the selections): 32 bytes each."""
+        secret = bytes.fromhex(self.secret)
+        return draw.mark_secret(secret), draw.selection_secret(secret)
 
 
-class Photo(_Strict):
-    """One photo: its number decides its noise, `original` is relative to the batch's folder."""
+class Photo(Strict):
+    """One photo: its number decides its noise, `original` is relative to the batch's folder. published: None before the
+    draw."""
 
     number: int = Field(ge=0)
     batch: int = Field(ge=0)
@@ -78,151 +155,166 @@ class Photo(_Strict):
     original_sha256: Digest
     height: int = Field(ge=1)
     width: int = Field(ge=1)
-    published: bool
+    published: bool | None = None
     marked: RelativePath | None = None
     marked_sha256: Digest | None = None
 
     @model_validator(mode="after")
     def _published_has_a_name(self):
-        if self.published != (self.marked is not None):
+        if bool(self.published) != (self.marked is not None):
             raise ValueError("a published photo, and no other, has a marked file")
         return self
 
 
-class MarkRecord(_Strict):
-    """Everything about one user's marks. `commitments` has one entry for each finished batch."""
+class MarkRecord(Strict):
+    """Everything about one user's marks. Numbers of photos go through the batches, in the order of content's
+    SHA-256.
+    """
 
-    format: Literal["membershiptracker-record-1"]
-    evidence: bool
-    seed: int | None
+    format: Literal["membershiptracker-record-2"]
     software: dict[str, str]
-    key: Digest
-    selection_key: Digest
     settings: MarkSettings
     batches: list[Batch]
     photos: list[Photo]
-    commitments: list[Digest]
+
+    finished = property(lambda self: all(batch.finished for batch in self.batches))
+    evidence = property(lambda self: all(batch.commit.evidence for batch in self.batches))
+    commitments = property(lambda self: [batch.commitment for batch in self.batches])
 
     @property
-    def finished(self):
-        return len(self.commitments) == len(self.batches)
+    def plan(self):
+        """The AuditPlan that was committed first, and binds."""
+        return self.batches[0].commit.plan
 
     @property
     def published(self):
-        """bool (n,): which photos were published, by number."""
-        return np.array([photo.published for photo in self.photos])
+        """bool (n,): which photos were published, by number. False before the draw."""
+        return np.array([bool(photo.published) for photo in self.photos])
 
+    def key_of(self, photo):
+        """The user's own key for a photo: 32 bytes."""
+        return self.keys(0)[0][photo.batch]
 
-def new_record(settings, seed=None):
-    """A record without photos. The key comes from the operating system's generator; `seed` is for experiments only."""
-    if seed is None:
-        key, selection_key = secrets.token_bytes(32), secrets.token_bytes(32)
-    else:
-        key, selection_key = derive_key(seed, "mark record"), derive_key(seed, "mark record", "selection")
-    return MarkRecord(
-        format=FORMAT,
-        evidence=seed is None,
-        seed=seed,
-        software=software_versions(),
-        key=key.hex(),
-        selection_key=selection_key.hex(),
-        settings=settings,
-        batches=[],
-        photos=[],
-        commitments=[],
-    )
+    def keys(self, count, audit_seed=""):
+        """The user's own and `count` fresh keys: count + 1 tuples with 32 bytes for each batch."""
+        drawn = [(batch.secrets[0], batch.context) for batch in self.batches]
+        return [
+            tuple(draw.mark_key(marks, context, number, audit_seed) for marks, context in drawn)
+            for number in range(count + 1)
+        ]
 
-
-def add_batch(record, photos, holdout, data_folder, marked_folder, output_names):
-    """The record with another, unfinished batch, of which a secret random share is to be published.
-
-    photos: dicts original, original_sha256, height, width, in the order of their numbers; holdout in [0, 1): the share
-    that stays private, at least one photo being published; output_names: the name of each photo, if it is published.
-    """
-    batch, first = len(record.batches), len(record.photos)
-    published = published_share(len(photos), holdout)
-    chosen = _draw(derive_key(bytes.fromhex(record.selection_key), "published"), 0, first, len(photos), published)
-    entries = [
-        Photo(
-            number=first + place,
-            batch=batch,
-            published=bool(chosen[place]),
-            marked=output_names[place] if chosen[place] else None,
-            **photo,
+    def selections(self, count, audit_seed=""):
+        """What was published and `count` fresh selections: bool (count + 1, n)."""
+        return selections_of(
+            [(batch.secrets[1], batch.context, batch.photos, batch.published) for batch in self.batches],
+            count,
+            audit_seed,
         )
-        for place, photo in enumerate(photos)
-    ]
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return record.model_copy(
-        update={
-            "batches": [
-                *record.batches,
-                Batch(
-                    created=created,
-                    photos=len(photos),
-                    published=published,
-                    data_folder=str(data_folder),
-                    marked_folder=str(marked_folder),
-                ),
-            ],
-            "photos": [*record.photos, *entries],
-        }
+
+    def seed_of(self, purpose, *parts):
+        """A key for what else the audit draws, such as the order of its queries: 32 bytes."""
+        return derive_key(*(batch.secrets[0] for batch in self.batches), purpose, *parts)
+
+
+def selections_of(batches, count, audit_seed=""):
+    """bool (count + 1, n) out of (secret of the selections, context, photos, published) of each batch."""
+    return np.concatenate(
+        [
+            np.stack(
+                [draw.selection(secret, context, number, photos, published, audit_seed) for number in range(count + 1)]
+            )
+            for secret, context, photos, published in batches
+        ],
+        axis=1,
     )
 
 
-def published_share(photos, holdout):
-    """How many of `photos` photos are published: at least one."""
-    return max(1, photos - round(photos * holdout))
+def new_record(settings):
+    """A record without batches."""
+    return MarkRecord(format=FORMAT, software=software_versions(), settings=settings, batches=[], photos=[])
+
+
+def commit_batch(
+    record, photos, holdout, data_folder, marked_folder, plan=None, beacon=None, seed=None, redrawn=(), created=None
+):
+    """The record with another batch, committed and not yet drawn.
+
+    photos: dicts original, original_sha256, height, width; holdout in [0, 1): the share that stays private, at least
+    one photo being published; plan: AuditPlan, that of the first batch for further ones; beacon: BeaconRound or None;
+    seed: draws the secret from a number, for experiments; redrawn: commitments thrown away here before; created: ISO
+    time.
+    """
+    photos = sorted(photos, key=lambda photo: photo["original_sha256"])
+    first, published = len(record.photos), published_share(len(photos), holdout)
+    secret = secrets.token_bytes(32) if seed is None else derive_key(seed, "mark record", len(record.batches))
+    commit = Commitment(
+        format=COMMITMENT_FORMAT,
+        evidence=seed is None,
+        created=created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        settings=record.settings,
+        plan=record.plan if record.batches else plan or AuditPlan.usual(published < len(photos)),
+        photos=len(photos),
+        published=published,
+        originals_sha256=canonical_digest([photo["original_sha256"] for photo in photos]),
+        marks_sha256=hashlib.sha256(draw.mark_secret(secret)).hexdigest(),
+        selections_sha256=hashlib.sha256(draw.selection_secret(secret)).hexdigest(),
+        beacon=beacon,
+        previous=record.commitments,
+        redrawn=list(redrawn),
+    )
+    batch = Batch(
+        data_folder=str(data_folder), marked_folder=str(marked_folder), secret=secret.hex(), seed=seed, commit=commit
+    )
+    entries = [Photo(number=first + place, batch=len(record.batches), **photo) for place, photo in enumerate(photos)]
+    return record.model_copy(update={"batches": [*record.batches, batch], "photos": [*record.photos, *entries]})
+
+
+def changed_batch(record, **changes):
+    """The record with other values in its last batch."""
+    return record.model_copy(update={"batches": [*record.batches[:-1], record.batches[-1].model_copy(update=changes)]})
+
+
+def draw_batch(record, names, signature=None):
+    """The record with its last batch drawn: what is published is decided.
+
+    names: {number: name of the marked file} for every photo of the batch; signature: of the beacon's round, hex, which
+    the caller has verified; None without a beacon.
+    """
+    batch, place = record.batches[-1], len(record.batches) - 1
+    if (signature is None) != (batch.commit.beacon is None):
+        raise ValueError("a signature belongs to a beacon")
+    record = changed_batch(record, signature=signature, drawn=True)
+    batch = record.batches[-1]
+    chosen = draw.selection(batch.secrets[1], batch.context, 0, batch.photos, batch.published)
+    first = len(record.photos) - batch.photos
+    photos = [
+        photo
+        if photo.batch != place
+        else photo.model_copy(
+            update={
+                "published": bool(chosen[photo.number - first]),
+                "marked": names[photo.number] if chosen[photo.number - first] else None,
+            }
+        )
+        for photo in record.photos
+    ]
+    return record.model_copy(update={"photos": photos})
 
 
 def finish_batch(record, marked_digests):
-    """The record with the SHA-256 of the last batch's published files, {number: hex}, and its commitment."""
+    """The record with the SHA-256 of the last batch's published files, {number: hex}; it is finished."""
     photos = [
         photo.model_copy(update={"marked_sha256": marked_digests[photo.number]})
         if photo.number in marked_digests
         else photo
         for photo in record.photos
     ]
-    record = record.model_copy(update={"photos": photos})
-    return record.model_copy(update={"commitments": [*record.commitments, commitment_of(record, len(record.batches))]})
+    return changed_batch(record.model_copy(update={"photos": photos}), finished=True)
 
 
-def public_part(record, batches):
-    """What may be shown of the first `batches` batches: settings, numbers of photos, digests of the secrets."""
-    shown = record.batches[:batches]
-    secret = {
-        "key": record.key,
-        "selection_key": record.selection_key,
-        "seed": record.seed,
-        "batches": [batch.model_dump() for batch in shown],
-        "photos": [photo.model_dump() for photo in record.photos if photo.batch < batches],
-    }
-    return {
-        "format": record.format,
-        "evidence": record.evidence,
-        "software": record.software,
-        "settings": record.settings.model_dump(),
-        "batches": [
-            {"created": batch.created, "photos": batch.photos, "published": batch.published} for batch in shown
-        ],
-        "selection_key_sha256": hashlib.sha256(bytes.fromhex(record.selection_key)).hexdigest(),
-        "secret_sha256": canonical_digest(secret),
-    }
-
-
-def commitment_of(record, batches):
-    """The SHA-256 to post before the photos of the first `batches` batches are published."""
-    return canonical_digest(public_part(record, batches))
-
-
-def check_commitments(record, where):
-    """Raise UserError when the record does not open its own commitments."""
-    for batches, commitment in enumerate(record.commitments, 1):
-        if commitment_of(record, batches) != commitment:
-            raise UserError(
-                f"{where} does not fit its commitment {commitment[:16]}...: it was changed after marking",
-                advice="restore the record as data_marking.py wrote it",
-            )
+def published_share(photos, holdout):
+    """How many of `photos` photos are published: at least one."""
+    return max(1, photos - round(photos * holdout))
 
 
 def record_file(path):
@@ -232,103 +324,89 @@ def record_file(path):
 
 
 def read_record(path):
-    """Read and check a record. Raises UserError for a missing, damaged, foreign or inconsistent one."""
+    """Read and check a record: a MarkRecord, or a `legacy.LegacyRecord` of an earlier version.
+
+    Raises UserError for a missing, damaged, foreign or inconsistent one.
+    """
     path = record_file(path)
     if not path.is_file():
         raise UserError(
             f"record {path} does not exist",
             advice="data_marking.py writes it as record.json into the folder NAME_record beside the photos",
         )
+    content = read_json(path, "put back an undamaged copy: without this record nothing can be proven")
+    if isinstance(content, dict) and content.get("format") == "membershiptracker-record-1":
+        from provenance.legacy import read_legacy
+
+        return read_legacy(content, path)
     try:
-        record = MarkRecord.model_validate(
-            read_json(path, "put back an undamaged copy: without this record nothing can be proven")
-        )
+        record = MarkRecord.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise UserError(f"{path} is not a mark record of this version: {place}: {first['msg']}") from None
-    _check_numbers(record, path)
-    check_commitments(record, path)
+        raise UserError(f"{path} is not a mark record of this version: {first_problem(error)}") from None
+    _check(record, path)
     return record
 
 
-def _check_numbers(record, path):
-    counted = [(batch.photos, batch.published) for batch in record.batches]
-    found = [
-        (
-            sum(photo.batch == number for photo in record.photos),
-            sum(photo.batch == number and photo.published for photo in record.photos),
-        )
-        for number in range(len(record.batches))
-    ]
-    hashed = all(
-        photo.marked_sha256 is not None
-        for photo in record.photos
-        if photo.published and photo.batch < len(record.commitments)
-    )
-    numbers, batches = ([getattr(photo, name) for photo in record.photos] for name in ("number", "batch"))
-    if (
-        numbers != list(range(len(numbers)))
-        or counted != found
-        or batches != sorted(batches)
-        or len(record.commitments) > len(record.batches)
-        or not hashed
-    ):
-        raise UserError(f"{path} is inconsistent: its photos don't fit its batches", advice="restore it from a copy")
-    if record.batches and not np.array_equal(
-        draw_selections(record.selection_key, record.batches, 0)[0], record.published
-    ):
-        raise UserError(
-            f"{path}: the published photos are not those that its key draws", advice="restore it from a copy"
-        )
+def read_finished(path):
+    """The record of photos that are all marked. Raises UserError."""
+    record = read_record(path)
+    if not record.finished:
+        raise UserError(f"{path} is of an interrupted run", advice="run data_marking.py again, first")
+    return record
+
+
+def first_problem(error):
+    """A pydantic ValidationError as one line."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'the whole'}: {first['msg']}"
+
+
+def _check(record, path):
+    """Everything that follows from something else must do so. Raises UserError."""
+
+    def refuse(problem):
+        raise UserError(f"{path} is inconsistent: {problem}", advice="restore the record as data_marking.py wrote it")
+
+    if [photo.number for photo in record.photos] != list(range(len(record.photos))):
+        refuse("its photos are not numbered")
+    if [photo.batch for photo in record.photos] != [
+        number for number, batch in enumerate(record.batches) for _ in range(batch.photos)
+    ]:
+        refuse("its photos don't fit its batches")
+    for number, batch in enumerate(record.batches):
+        commit, photos = batch.commit, [photo for photo in record.photos if photo.batch == number]
+        last = number == len(record.batches) - 1
+        fits = {
+            "its secrets": (commit.marks_sha256, commit.selections_sha256)
+            == tuple(hashlib.sha256(secret).hexdigest() for secret in batch.secrets),
+            "its originals": commit.originals_sha256 == canonical_digest([photo.original_sha256 for photo in photos])
+            and photos == sorted(photos, key=lambda photo: photo.original_sha256),
+            "its settings": commit.settings == record.settings and commit.plan == record.plan,
+            "the batches before it": commit.previous == record.commitments[:number],
+            "how its secret was drawn": commit.evidence == (batch.seed is None),
+        }
+        if wrong := [what for what, right in fits.items() if not right]:
+            refuse(f"{wrong[0]} don't fit the commitment {batch.commitment[:16]}..., it was changed after marking")
+        if (not batch.drawn or not batch.finished) and not last:
+            refuse("a batch before the last is not finished")
+        if not batch.drawn:
+            if batch.finished or any(photo.published is not None for photo in photos):
+                refuse("something was published before the draw")
+            continue
+        if (batch.signature is None) != (commit.beacon is None):
+            refuse("its draw does not fit the beacon that it names")
+        drawn = draw.selection(batch.secrets[1], batch.context, 0, batch.photos, batch.published)
+        if [photo.published for photo in photos] != drawn.tolist():
+            refuse("the published photos are not those that its secret draws")
+        if batch.finished and any(photo.published and photo.marked_sha256 is None for photo in photos):
+            refuse("a published photo has no digest")
 
 
 def write_record(path, record):
     """Write a record, readable by its owner alone where the system knows such rights."""
     path = Path(path)
-    write_json(path, record.model_dump())
+    write_json(path, record.model_dump(mode="json"))
     path.chmod(0o600)
-
-
-def _draw(key, draw, first, count, chosen):
-    """bool (count,): `chosen` of the photos first..first+count-1; ranks are SHA-256 words, the same under any numpy."""
-    words = key_words(key, "selection", np.full(count, draw), np.arange(first, first + count))
-    ranks = words[:, :2].copy().view("<u8")[:, 0]
-    selected = np.zeros(count, dtype=bool)
-    selected[np.argsort(ranks, kind="stable")[:chosen]] = True
-    return selected
-
-
-def draw_selections(selection_key, batches, count, audit_seed=""):
-    """The published selection and `count` fresh ones, drawn in the same way: bool (count + 1, n).
-
-    selection_key: hex; batches: objects or dicts with the numbers `photos` and `published`. Row 0 is what was
-    published: it follows from the key, so that nobody can have chosen it.
-    """
-    sizes = [
-        (batch["photos"], batch["published"]) if isinstance(batch, dict) else (batch.photos, batch.published)
-        for batch in batches
-    ]
-    secret = bytes.fromhex(selection_key)
-    own, fresh = derive_key(secret, "published"), derive_key(secret, "audit selections", audit_seed)
-    rows = []
-    for draw in range(count + 1):
-        first, parts = 0, []
-        for photos, published in sizes:
-            parts.append(_draw(fresh if draw else own, draw, first, photos, published))
-            first += photos
-        rows.append(np.concatenate(parts))
-    return np.stack(rows)
-
-
-def audit_keys(record, count, audit_seed=""):
-    """The user's own key and `count` fresh ones, as bytes.
-
-    They follow from the secret key by SHA-256: an audit can be repeated, but not until its result pleases. What an
-    opponent or a court adds as `audit_seed` after the commitment was posted, the user could not know at marking time.
-    """
-    own = bytes.fromhex(record.key)
-    return [own] + [derive_key(own, "audit key", audit_seed, number) for number in range(1, count + 1)]
 
 
 def locate_originals(record, folders, record_path):

@@ -1,26 +1,65 @@
-"""What the audit of one user shows to people: the table and the plot of the grid."""
+"""What the audit of one user shows to people: the table and the plot of the grid.
 
+Public: show_verdict, show_weaknesses, draw_grid.
+"""
+
+import sys
 import textwrap
 
 import numpy as np
 
+from attacks.exact import one_in
+from kit.cli import show_rows
 from kit.plots import MEMBER_COLOR, NON_MEMBER_COLOR, figure_of, percent, save_figure
+
+WIDTH = 118
+
+
+def show_weaknesses(weaknesses):
+    """Print first, and in red on a terminal, what a verdict rests on beside the answers."""
+    red, plain = ("\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    for sentence in weaknesses:
+        text = textwrap.fill(f"! {sentence}", WIDTH, subsequent_indent="  ")
+        print(f"{red}{text}{plain}")
 
 
 def show_verdict(result, folder):
-    """Print the short table of one user's audit and, before it, the verdict in two sentences."""
-    print("", textwrap.fill(result["sentences"], 118), "", sep="\n")
+    """Print the verdict in sentences, and the short table of one user's audit."""
+    print("")
+    show_weaknesses(result["weaknesses"])
+    print(textwrap.fill(result["sentences"], WIDTH), "", sep="\n")
+    judgement = result["judgement"]
     rows = [
         (
-            "exact p",
-            f"{result['p_value']:.3g} ({result['at_most']} of {result['pairs']} pairs of the grid), alpha "
-            f"{result['alpha']:g}",
+            "result",
+            f"{one_in(result['p_value'])}: {result['at_most']} of {result['pairs']} pairs are as low as the user's own "
+            f"(exact p {result['p_value']:.3g})",
         ),
-        ("verdict", "USED" if result["detected"] else "not shown"),
+        (
+            "verdict",
+            f"{'USED' if result['detected'] else 'not shown'} (p is compared with {result['alpha']:.2g}: alpha "
+            f"{judgement['plan']['alpha']:g}, judgement {judgement['number']} of this model)",
+        ),
         ("photos", f"{result['published']} published, {result['photos'] - result['published']} held out"),
         ("class", result["label"]),
-        ("queries", result["queries"]),
+        ("queries", f"{result['queries']}" + (f", {result['missing']} unanswered" if result["missing"] else "")),
     ]
+    if result["key_p_value"] is not None:
+        keys = judgement["plan"]["keys"] + 1
+        rows.append(
+            (
+                "marks",
+                f"the own pattern ranks {round(result['key_p_value'] * keys)} of {keys}, p {result['key_p_value']:.2g}",
+            )
+        )
+    if result["refusal_p_value"] is not None:
+        rows.append(
+            (
+                "refusals",
+                f"{result['missing']} questions were not answered; that the published marked photos are among them as "
+                f"often has p {result['refusal_p_value']:.3g}",
+            )
+        )
     beside = result.get("algorithm_1")
     if beside:
         rows.append(
@@ -34,10 +73,9 @@ def show_verdict(result, folder):
         )
     rows += [
         (name, folder / file)
-        for name, file in (("result", "result.json"), ("plot", "grid.png"), ("evidence", "evidence.zip"))
+        for name, file in (("result.json", "result.json"), ("plot", "grid.png"), ("evidence", "evidence.zip"))
     ]
-    for name, value in rows:
-        print(f"{name:<13}{value}")
+    show_rows(rows, 13)
 
 
 def draw_grid(grid, result, path):

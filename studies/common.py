@@ -1,8 +1,8 @@
 """What the studies share: users with real mark records among the images of a data set, models trained on what they
 published, and the answers of a model for a user's whole grid.
 
-Public: Cohort, make_cohort, make_record, published_images, ask_grid, ask_strangers, exact_p, rate, markdown,
-halves, parser, load, write_study.
+Public: Cohort, make_cohort, make_record, rows_of, published_images, ask_grid, ask_strangers, exact_p, rate, halves,
+parser, load, write_study, SETTINGS.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from dataset import load_dataset
 from kit import environment, files
 from kit.cli import Parser, number
 from provenance import record as records
-from provenance.grid import query_order
+from provenance.grid import query_order, scores_of
 from suspects.suspect import Answers
 
 SETTINGS = records.MarkSettings(
@@ -82,9 +82,13 @@ def make_record(data, rows, seed, holdout):
         }
         for row, image in zip(rows, pixels, strict=True)
     ]
-    return records.add_batch(
-        records.new_record(SETTINGS, seed), photos, holdout, ".", ".", [photo["original"] for photo in photos]
-    )
+    record = records.commit_batch(records.new_record(SETTINGS), photos, holdout, ".", ".", seed=seed)
+    return records.draw_batch(record, {photo.number: photo.original for photo in record.photos})
+
+
+def rows_of(record):
+    """The rows of a record of `make_record`, by number: int64 (n,)."""
+    return np.array([int(photo.original.removesuffix(".png")) for photo in record.photos])
 
 
 def make_cohort(data, pool, seed, users, photos, holdout, train_size):
@@ -96,6 +100,7 @@ def make_cohort(data, pool, seed, users, photos, holdout, train_size):
         rows[user] = left[labels[left] == label][:photos]
         left = left[~np.isin(left, rows[user])]
     made = [make_record(data, own, 1000 * seed + user, holdout) for user, own in enumerate(rows)]
+    rows = np.stack([rows_of(record) for record in made])  # in the records' order
     published = np.concatenate([own[record.published] for own, record in zip(rows, made, strict=True)])
     train = np.concatenate([published, left[: train_size - len(published)]])
     return Cohort(made, rows, classes, train)
@@ -109,7 +114,7 @@ def published_images(data, cohort):
         numbers = np.flatnonzero(record.published)
         originals = data.images[torch.from_numpy(own[numbers])]
         images[place : place + len(numbers)] = utils.mark_images(
-            originals, bytes.fromhex(record.key), np.zeros_like(numbers), numbers, SETTINGS.marking()
+            originals, record.keys(0)[0][0], np.zeros_like(numbers), numbers, SETTINGS.marking()
         )
         place += len(numbers)
     return images, data.labels[torch.from_numpy(cohort.train)]
@@ -124,7 +129,7 @@ def ask_grid(query, originals, record, keys, numbers=None, batch=1024):
     marked = torch.stack(
         [
             utils.mark_images(originals, key, np.zeros_like(numbers), numbers, SETTINGS.marking())
-            for key in records.audit_keys(record, keys)
+            for (key,) in record.keys(keys)
         ],
         dim=1,
     ).flatten(0, 1)
@@ -142,23 +147,18 @@ def ask_strangers(query, data, users, batch=1024):
 
 def exact_p(answers, record, label, label_only=False, selections=999, keys=None, rows=None):
     """p of the exact test on a grid of `ask_grid`: with the first `keys` fresh keys and the photos `rows` alone."""
-    drawn = records.draw_selections(record.selection_key, record.batches, selections)
+    drawn = record.selections(selections)
     grid = answers.values.reshape(len(record.photos) if rows is None else len(rows), -1, answers.values.shape[1])
     kept = grid[:, : None if keys is None else keys + 1]
     chosen = drawn if rows is None else drawn[:, rows]
-    answers = Answers(kept.reshape(-1, kept.shape[2]))
-    return exact.p_value(exact.statistic_grid(answers, chosen, label, kept.shape[2], label_only)[0])
+    answers = Answers(kept.reshape(-1, kept.shape[2])).limited(label_only)
+    scores, top, _ = scores_of(answers, chosen.shape[1], kept.shape[2], label)
+    return exact.p_value(exact.statistic_grid(scores, chosen, label, top)[0])
 
 
 def rate(hits, of):
     """{"share", "hits", "of", "interval"}: a rate with its 95 % Clopper-Pearson interval."""
     return {"share": hits / of, "hits": int(hits), "of": int(of), "interval": utils.clopper_pearson(hits, of)}
-
-
-def markdown(head, rows):
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
 
 
 def load(args):

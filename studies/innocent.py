@@ -17,6 +17,7 @@ from dataset import load_dataset
 from experiment import training
 from kit import files, plots
 from kit.errors import run_script
+from kit.tables import markdown
 from networks import build_network
 from studies import common
 
@@ -122,6 +123,7 @@ def audit(model, kind, number, photos, theirs):
     draws = utils.key_generator("studies", "innocent user", name, kind, number)
     rows = draw_photos(kind, model, photos, draws)
     record = common.make_record(data, rows, int(draws.integers(2**60)), 0.5)
+    rows = common.rows_of(record)
     answers, label = common.ask_grid(query, data.images[torch.from_numpy(rows)], record, 19), int(data.labels[rows[0]])
     published = np.flatnonzero(record.published)
     found = {}
@@ -176,7 +178,7 @@ def conclude(args, table, device):
         }
         for case in CASES
     }
-    text = common.markdown(
+    text = markdown(
         [
             f"exact test, {count} audits",
             *(f"p <= {alpha} (99 % bound {bounds[alpha]})" for alpha in ALPHAS),
@@ -186,7 +188,7 @@ def conclude(args, table, device):
     )
     accused = table.groupby(["model", "users"], sort=False)["Algorithm 1"].agg(["sum", "count"])
     kinds = table.groupby("users", sort=False)["Algorithm 1"].agg(["sum", "count"])
-    text += "\n" + common.markdown(
+    text += "\n" + markdown(
         ["Algorithm 1 at 0.1 % FPR, ordinary strangers", "innocent users accused", "exact test, p <= 0.001"],
         [
             [

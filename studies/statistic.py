@@ -14,6 +14,7 @@ from attacks import exact
 from experiment import training
 from kit import environment, files
 from kit.errors import run_script
+from kit.tables import markdown
 from studies import common
 
 # Statistics made of one number a photo, from log p of the label, log(p / (1 - p)) and the top class.
@@ -58,7 +59,7 @@ def cases(record, loss, scaled, settings):
     held_out = np.flatnonzero(~record.published)
     for name, (used, held, keys) in settings.items():
         rows = np.concatenate([published[:used], held_out[:held]])
-        draws = np.random.default_rng(int(record.key[:8], 16))
+        draws = np.random.default_rng(int(record.commitments[0][:8], 16))
         own = np.arange(len(rows)) < used
         selections = np.stack([own, *(draws.permutation(own) for _ in range(999 if held else 0))])
         yield name, grids(loss[rows][:, : keys + 1], scaled[rows][:, : keys + 1], selections)
@@ -117,7 +118,7 @@ def main():
     )
     with files.atomic_path(f"{args.out}/statistic.md") as path:
         path.write_text(
-            common.markdown(
+            markdown(
                 ["statistic", *wide.columns],
                 [
                     [name, *(f"{value:.5f}" for value in row)]

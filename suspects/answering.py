@@ -1,16 +1,20 @@
-"""What files of models have in common: a query that becomes Answers, and how their preprocessing is settled."""
+"""What files of models have in common: a query that becomes Answers, and how their preprocessing is settled.
 
-import hashlib
+Public: FileSuspect, answers_of, pattern, one_line, readable_digest, merged_preprocessing, cleaned_setting, flag_of,
+SETTINGS, MOST_CLASSES, MOST_AT_ONCE.
+"""
+
 import math
 
 import numpy as np
 import torch
 
 from kit.errors import UserError
+from kit.files import file_digest
 from suspects.suspect import Answers, Preprocessing, Suspect
 
-_MOST_CLASSES, _MOST_AT_ONCE = 100_000, 1024  # a damaged file must not fill the memory
-_KEYS = {
+MOST_CLASSES, MOST_AT_ONCE = 100_000, 1024  # a damaged file must not fill the memory
+SETTINGS = {
     "size": "one or two whole numbers, height first",
     "resize": "a whole number of pixels up to 8192",
     "mean": "three numbers",
@@ -20,7 +24,9 @@ _KEYS = {
 }
 
 
-class _FileSuspect(Suspect):
+class FileSuspect(Suspect):
+    """A model in a file."""
+
     # query: uint8 (N, 3, h, w) -> an array of floats (N, classes), or of whole numbers (N, 1) for label-only models
 
     def __init__(self, query, identity, preprocessing, batch_size, classes, class_names=None):
@@ -37,7 +43,7 @@ class _FileSuspect(Suspect):
             raise
         except Exception as error:  # a stranger's network may fail in any way, most often because of the size
             raise UserError(
-                f"{self.name} can't answer for images of {images.shape[2]} x {images.shape[3]} px ({_line(error)})",
+                f"{self.name} can't answer for images of {images.shape[2]} x {images.shape[3]} px ({one_line(error)})",
                 advice="check --net_type and --input_size",
                 flag="--net_type",
             ) from None
@@ -47,10 +53,11 @@ class _FileSuspect(Suspect):
                 f"{self.name} answers with an array {values.shape} instead of {wanted}",
                 advice="give a model that answers with one value for each class",
             )
-        return _answers(values, self.name)
+        return answers_of(values, self.name)
 
 
-def _answers(values, name):
+def answers_of(values, name):
+    """Answers out of an array of floats (N, classes), or of whole numbers (N, 1). Raises UserError."""
     if np.issubdtype(values.dtype, np.integer):
         if values.size and not 0 <= values.min() <= values.max() < 2**31:
             raise UserError(
@@ -59,41 +66,41 @@ def _answers(values, name):
         return Answers(None, values.astype(np.int32))
     with np.errstate(over="ignore"):  # found by the next line
         values = values.astype(np.float32)
-    wrong = int((~np.isfinite(values)).any(axis=1).sum())
-    if wrong:
+    wrong = (~np.isfinite(values)).any(axis=1)
+    if wrong.all() and len(values):
         raise UserError(
-            f"{name} returned values that are not finite for {wrong} of {len(values)} images",
-            advice="is its file damaged?",
+            f"{name} returned values that are not finite for all of {len(values)} images", advice="is its file damaged?"
         )
+    values[wrong] = np.nan
     return Answers(values)
 
 
-def _pattern(count, size):
+def pattern(count, size):
+    """A neutral image, `count` times, each a bit different: uint8 (count, 3, height, width)."""
     return np.arange(count * 3 * size[0] * size[1], dtype=np.uint32).astype(np.uint8).reshape(count, 3, *size)
 
 
-def _line(error):
+def one_line(error):
     """An exception as one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
-def _digest(path):
-    digest = hashlib.sha256()
+def readable_digest(path):
+    """`files.file_digest`, whose errors are UserErrors."""
     try:
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        return file_digest(path)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})", advice="check the path") from None
-    return digest.hexdigest()
 
 
-def _preprocessing(path, parts, hint=""):
+def merged_preprocessing(path, parts, hint=""):
     """Merge `parts`, [(source, {key: value})]; later ones win. UserError when size, mean or std is missing."""
     chosen = {
-        key: (_clean(path, source, key, value), source) for source, facts in parts for key, value in facts.items()
+        key: (cleaned_setting(path, source, key, value), source)
+        for source, facts in parts
+        for key, value in facts.items()
     }
-    missing = [_flag(key) for key in ("size", "mean", "std") if key not in chosen]
+    missing = [flag_of(key) for key in ("size", "mean", "std") if key not in chosen]
     if missing:
         raise UserError(
             f"{path} does not say how photos become its input, and a wrong guess would make the audit worthless",
@@ -103,12 +110,13 @@ def _preprocessing(path, parts, hint=""):
     return Preprocessing(**{key: value for key, (value, _) in chosen.items()}, source=" and ".join(sources))
 
 
-def _flag(key):
+def flag_of(key):
+    """The flag of a setting of Preprocessing."""
     return "--input_size" if key == "size" else f"--{key}"
 
 
-def _clean(path, source, key, value):
-    # JSON and flags to what Preprocessing wants; its own checks come after that.
+def cleaned_setting(path, source, key, value):
+    """JSON and flags to what Preprocessing wants, whose own checks come after that. Raises UserError."""
     try:
         if key == "size":
             height, width = (value, value) if isinstance(value, int) else value
@@ -126,6 +134,7 @@ def _clean(path, source, key, value):
         valid = False
     if not valid:
         raise UserError(
-            f"{path}: {key} {str(value)[:60]!r} (from {source}) can't be", advice=f"give {_flag(key)}: {_KEYS[key]}"
+            f"{path}: {key} {str(value)[:60]!r} (from {source}) can't be",
+            advice=f"give {flag_of(key)}: {SETTINGS[key]}",
         )
     return cleaned

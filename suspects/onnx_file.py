@@ -1,4 +1,7 @@
-"""Open an ONNX file."""
+"""Open an ONNX file.
+
+Public: open_onnx, class_names_of.
+"""
 
 import json
 import re
@@ -10,16 +13,16 @@ import torch
 
 from kit.errors import UserError, optional
 from suspects.answering import (
-    _KEYS,
-    _MOST_AT_ONCE,
-    _MOST_CLASSES,
-    _clean,
-    _digest,
-    _FileSuspect,
-    _flag,
-    _line,
-    _pattern,
-    _preprocessing,
+    MOST_AT_ONCE,
+    MOST_CLASSES,
+    SETTINGS,
+    FileSuspect,
+    cleaned_setting,
+    flag_of,
+    merged_preprocessing,
+    one_line,
+    pattern,
+    readable_digest,
 )
 
 _INPUTS = {
@@ -33,15 +36,15 @@ _OUTPUTS = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(int64)
 _LOCATION = re.compile(rb"\n\x08location\x12([\x00-\x7f])")
 
 
-def _open_onnx(path, identity, overrides, batch_size):
+def open_onnx(path, identity, overrides, batch_size):
     outside = _external_data(path)
     session, inputs, outputs, metadata = _session(path)
     kind, shape, channels = _onnx_input(path, inputs)
     preprocessing = _onnx_preprocessing(path, kind, shape, channels, metadata, overrides)
     fixed = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
-    if (fixed or 1) > _MOST_AT_ONCE:
+    if (fixed or 1) > MOST_AT_ONCE:
         raise UserError(
-            f"{path} takes {fixed} images at once", advice=f"export it with a batch of at most {_MOST_AT_ONCE}"
+            f"{path} takes {fixed} images at once", advice=f"export it with a batch of at most {MOST_AT_ONCE}"
         )
 
     def run(images, names):
@@ -55,10 +58,10 @@ def _open_onnx(path, identity, overrides, batch_size):
         values = run(images, [name])[0][: len(images)]
         return values if values.ndim == 2 else values[:, None]
 
-    name, classes = _onnx_output(path, outputs, run, _pattern(fixed or 2, preprocessing.size))
-    names = _class_names(metadata, classes)
+    name, classes = _onnx_output(path, outputs, run, pattern(fixed or 2, preprocessing.size))
+    names = class_names_of(metadata, classes)
     identity = {**identity, "kind": "onnx", **({"external_data": outside} if outside else {})}
-    return _FileSuspect(
+    return FileSuspect(
         query, identity, preprocessing, min(batch_size, fixed or batch_size), len(names) if names else classes, names
     )
 
@@ -81,7 +84,7 @@ def _session(path):
         return session, inputs, outputs, session.get_modelmeta().custom_metadata_map
     except Exception as error:  # onnxruntime's errors have no class in common but this
         raise UserError(
-            f"{path} is damaged or no ONNX model that onnxruntime can run ({_line(error)})",
+            f"{path} is damaged or no ONNX model that onnxruntime can run ({one_line(error)})",
             advice="get an undamaged copy",
         ) from None
 
@@ -116,26 +119,29 @@ def _onnx_preprocessing(path, kind, shape, channels, metadata, overrides):
         facts |= {"mean": (0, 0, 0), "std": (1, 1, 1), "white": 255}
     try:
         stored = json.loads(metadata.get("preprocessing", "{}"))
-        stored = {**stored, **{key: json.loads(metadata[key]) for key in (_KEYS.keys() & metadata) - overrides.keys()}}
+        stored = {
+            **stored,
+            **{key: json.loads(metadata[key]) for key in (SETTINGS.keys() & metadata) - overrides.keys()},
+        }
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{path}: its metadata about preprocessing is no JSON ({_line(error)})",
+            f"{path}: its metadata about preprocessing is no JSON ({one_line(error)})",
             advice="export it without, and give flags",
         ) from None
-    if unknown := stored.keys() - _KEYS.keys():
-        raise UserError(f"{path}: unknown {str(unknown)[:80]} in its metadata", advice=f"use {', '.join(_KEYS)}")
+    if unknown := stored.keys() - SETTINGS.keys():
+        raise UserError(f"{path}: unknown {str(unknown)[:80]} in its metadata", advice=f"use {', '.join(SETTINGS)}")
     stored = {key: value for key, value in stored.items() if key not in overrides}
-    merged = _preprocessing(path, [("onnx", facts), ("onnx metadata", stored), ("flags", overrides)])
+    merged = merged_preprocessing(path, [("onnx", facts), ("onnx metadata", stored), ("flags", overrides)])
     for key, value in facts.items():
-        if getattr(merged, key) != _clean(path, "onnx", key, value):
+        if getattr(merged, key) != cleaned_setting(path, "onnx", key, value):
             raise UserError(
                 f"{path} takes {kind} {shape}, so {key} can't be {getattr(merged, key)} (from {merged.source})",
-                advice=f"leave {_flag(key)} out, or make it {value}",
+                advice=f"leave {flag_of(key)} out, or make it {value}",
             )
     return merged
 
 
-def _class_names(metadata, classes):
+def class_names_of(metadata, classes):
     # Names only help people, so those that can't be right are left out rather than refused.
     try:
         names = json.loads(metadata.get("class_names", metadata.get("labels", "null")))
@@ -157,7 +163,7 @@ def _onnx_output(path, outputs, run, images):
         values = dict(zip(candidates, run(images, candidates), strict=True))
     except Exception as error:
         raise UserError(
-            f"{path} can't answer for {images.shape} images ({_line(error)})",
+            f"{path} can't answer for {images.shape} images ({one_line(error)})",
             advice="check --input_size",
             flag="--input_size",
         ) from None
@@ -167,7 +173,7 @@ def _onnx_output(path, outputs, run, images):
         if value.dtype.kind == "f"
         and value.ndim == 2
         and len(value) == len(images)
-        and 2 <= value.shape[1] <= _MOST_CLASSES
+        and 2 <= value.shape[1] <= MOST_CLASSES
     ]
     labels = [
         name
@@ -201,5 +207,5 @@ def _external_data(path):
                 advice="export it with all weights inside",
             )
         if file.is_file():  # if not, onnxruntime says so, or it was a note called "location"
-            digests[name] = _digest(file)
+            digests[name] = readable_digest(file)
     return digests

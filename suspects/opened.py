@@ -1,10 +1,11 @@
 """Open a file that holds a model and answer for it: a run of train.py, a state dict (torch, safetensors) or ONNX.
 
-Public: open_model, find_network, build_model, read_metadata.
 Model files come from strangers: nothing in them is executed (no unpickling beyond torch's tensors, no custom operators,
 no file outside the model's folder), and what can't be told for certain is asked for, because an audit through a wrongly
-guessed network or preprocessing is worthless. Nothing is downloaded.
-timm and onnxruntime are needed only by those who ask for them.
+guessed network or preprocessing is worthless. Nothing is downloaded. timm and onnxruntime are needed only by those who
+ask for them.
+
+Public: open_model, read_metadata.
 """
 
 import json
@@ -18,9 +19,9 @@ from experiment import folder
 from experiment.training import load_trained
 from kit import files
 from kit.errors import UserError
-from suspects.answering import _KEYS, _digest, _FileSuspect, _flag, _line, _pattern, _preprocessing
-from suspects.onnx_file import _class_names, _open_onnx
-from suspects.state_dict import _open_state_dict
+from suspects.answering import SETTINGS, FileSuspect, flag_of, merged_preprocessing, one_line, pattern, readable_digest
+from suspects.onnx_file import class_names_of, open_onnx
+from suspects.state_dict import open_state_dict
 
 
 def open_model(path, net_type=None, device="auto", precision="auto", overrides=None, batch_size=64):
@@ -33,20 +34,20 @@ def open_model(path, net_type=None, device="auto", precision="auto", overrides=N
     None as a value stands for "not given". Raises UserError.
     """
     path, overrides = Path(path), {key: value for key, value in (overrides or {}).items() if value is not None}
-    if precision not in ("auto", "float32", "bfloat16") or not overrides.keys() <= _KEYS.keys():
+    if precision not in ("auto", "float32", "bfloat16") or not overrides.keys() <= SETTINGS.keys():
         raise ValueError(f"unknown precision {precision} or key among {list(overrides)}")
     file = folder.RunPaths.existing(path).model if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"model {file} does not exist", advice="check the path")
-    identity = {"kind": None, "file": file.name, "sha256": _digest(file), "net_type": None, "classes": None}
+    identity = {"kind": None, "file": file.name, "sha256": readable_digest(file), "net_type": None, "classes": None}
     if file.suffix.lower() == ".onnx":
         if precision == "bfloat16":
             raise UserError(f"{file}: an ONNX file has its own precision", advice="leave --precision out")
-        suspect = _open_onnx(file, identity, overrides, batch_size)
+        suspect = open_onnx(file, identity, overrides, batch_size)
     else:
         device = utils.choose_device(str(device))
         is_run = file.suffix.lower() == ".safetensors" and read_metadata(file).get("format") == files.MODEL_FORMAT
-        opener = _open_run if is_run else _open_state_dict
+        opener = _open_run if is_run else open_state_dict
         suspect = opener(file, identity, net_type, device, precision, overrides, batch_size)
         _try(suspect)
     suspect.name = path.resolve().name
@@ -55,12 +56,7 @@ def open_model(path, net_type=None, device="auto", precision="auto", overrides=N
 
 def _try(suspect):
     # A wrong size or network shows itself when the model is opened, before anybody's photos are read.
-    suspect.ask(_pattern(1, suspect.preprocessing.size))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Preprocessing
-# ----------------------------------------------------------------------------------------------------------------------
+    suspect.ask(pattern(1, suspect.preprocessing.size))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -69,7 +65,7 @@ def _try(suspect):
 
 
 def _open_run(path, identity, net_type, device, precision, overrides, batch_size):
-    fixed = [_flag(key) for key in ("mean", "std", "white") if key in overrides]
+    fixed = [flag_of(key) for key in ("mean", "std", "white") if key in overrides]
     if fixed:
         raise UserError(f"{path} has mean and std of its training inside", advice=f"leave {' and '.join(fixed)} out")
     query, record = load_trained(path, device, None if precision == "auto" else precision)
@@ -78,23 +74,18 @@ def _open_run(path, identity, net_type, device, precision, overrides, batch_size
         raise UserError(f"{path} holds a {stored}, not a {net_type}", advice="leave --net_type out", flag="--net_type")
     # As dataset/store.py makes training images of photos: scaled to cover the input, bilinear, centre crop.
     facts = {"size": record["settings"]["image_size"], "mean": record["mean"], "std": record["std"]}
-    preprocessing = _preprocessing(path, [("checkpoint", facts), ("flags", overrides)])
+    preprocessing = merged_preprocessing(path, [("checkpoint", facts), ("flags", overrides)])
     identity = {**identity, "kind": "run", "net_type": stored}
-    suspect = _FileSuspect(
+    suspect = FileSuspect(
         lambda images: query(torch.tensor(images)).cpu().numpy(),
         identity,
         preprocessing,
         batch_size,
         record["classes"],
-        _class_names({"class_names": json.dumps(record.get("class_names"))}, record["classes"]),
+        class_names_of({"class_names": json.dumps(record.get("class_names"))}, record["classes"]),
     )
     suspect.training_settings = record["settings"]  # tells which images of its data set it has not seen
     return suspect
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# State dicts
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def read_metadata(path):
@@ -103,9 +94,4 @@ def read_metadata(path):
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except Exception as error:  # a damaged header shows itself in many ways
-        raise files.no_safetensors(path, _line(error)) from None
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# ONNX
-# ----------------------------------------------------------------------------------------------------------------------
+        raise files.no_safetensors(path, one_line(error)) from None

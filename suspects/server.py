@@ -13,7 +13,6 @@ import os
 import random
 import re
 import reprlib
-import struct
 import time
 import uuid
 from collections import Counter
@@ -26,16 +25,13 @@ import numpy as np
 
 from kit.errors import UserError
 from suspects.suspect import Answers, Preprocessing, Suspect
+from suspects.wire import DTYPES, FLOATS, KINDS, MALFORMED, unpacked
 
 EXAMPLE = "http://localhost:8000/v2/models/resnet50 or http://localhost:8000/v2/models/resnet50/versions/2"
 ADDRESS = re.compile(r"((https?://[^/?#\s\\]+)/v2/models/([^/?#\s\\]+)(?:/versions/([^/?#\s\\]+))?)/?")
 VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 SCORED = re.compile(r"([^:]+):(\d+)(?::.*)?", re.DOTALL)  # Triton's classification: score:index or score:index:label
-FLOATS = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
-INTEGERS = {f"{sign}INT{8 * size}": f"<{sign or 'I'}{size}".lower() for sign in ("", "U") for size in (1, 2, 4, 8)}
 SETTINGS = ("size", "resize", "mean", "std", "white", "interpolation")
-DTYPES = {**FLOATS, **INTEGERS}
-KINDS = {**dict.fromkeys(FLOATS, "float"), **dict.fromkeys(INTEGERS, "integer"), "BYTES": "text"}
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 HINTS = {
     401: "; give the right --header",
@@ -47,8 +43,6 @@ FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 30.0, 300.0  # seconds
 METADATA_BYTES, ERROR_BYTES, SLACK_BYTES, MOST_BYTES = 2**23, 2**16, 2**16, 2**28
 # Numbers in one request, some 40 MB: servers refuse larger ones, and as JSON they take ten times as much memory here.
 JSON_NUMBERS, BINARY_NUMBERS, MOST_IN_BATCH = 2**21, 10**7, 256
-# Whatever reading a foreign structure without checking each level of it first can raise.
-MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, struct.error)
 
 
 class _Fault(Exception):
@@ -514,7 +508,7 @@ class ServerSuspect(Suspect):
     def _read(self, content, headers, identifier, count):
         """Answers of a reply. Raises _Fault when it is not what was asked for."""
         try:
-            reply, tensors = _unpack(content, headers)
+            reply, tensors = unpacked(content, headers)
         except MALFORMED as error:
             raise _Fault(f"the reply is malformed ({reprlib.repr(str(error))})") from None
         version = str(reply.get("model_version") or self._version or "")
@@ -545,8 +539,8 @@ class ServerSuspect(Suspect):
         if KINDS[datatype] == "float":
             with np.errstate(over="ignore"):
                 array = array.astype(np.float32)
-            if not np.isfinite(array).all():
-                raise _Fault(f"output {tensor.name!r} of shape {list(shape)} has NaN or infinite values")
+            # Nobody may veto a verdict with one NaN: see Answers.missing.
+            array = np.where(np.isfinite(array).all(axis=1, keepdims=True), array, np.nan).astype(np.float32)
         return array
 
     def _combine(self, arrays):
@@ -561,6 +555,8 @@ class ServerSuspect(Suspect):
             raise _Fault(f"output {name!r} has the shape {list(classes.shape)}, its values {list(values.shape)}")
         if classes.min() < (0 if values is None else -1) or classes.max() >= (self.classes or 2**31):
             raise _Fault(f"output {name!r} of shape {list(classes.shape)} names classes that do not exist")
+        if values is not None:
+            classes = np.where(np.isnan(values).any(axis=1, keepdims=True), -1, classes)
         return Answers(values, classes.astype(np.int32))
 
     def _parse(self, strings):
@@ -605,41 +601,3 @@ def _parameter(metadata, name, kind):
     except MALFORMED:
         pass
     raise UserError(f"its metadata has a {name} parameter that can't be read", advice="ask the server's owner")
-
-
-def _unpack(content, headers):
-    """(the reply's JSON, {name: (datatype, array)}); text is an array of str. Raises MALFORMED."""
-    cut = int(headers.get("Inference-Header-Content-Length", len(content)))
-    reply, rest, tensors = json.loads(content[:cut]), memoryview(content)[cut:], {}
-    for output in reply["outputs"]:
-        datatype, size = output["datatype"], (output.get("parameters") or {}).get("binary_data_size")
-        if size is None:
-            data = _from_json(output["data"], KINDS[datatype])
-        elif type(size) is int and 0 <= size <= len(rest):
-            data, rest = _from_bytes(rest[:size], datatype), rest[size:]
-        else:
-            raise ValueError("binary data ends early")
-        tensors[output["name"]] = (datatype, data.reshape(output["shape"]))
-    return reply, tensors
-
-
-def _from_json(data, kind):
-    types, dtype = {"float": ((int, float), np.float64), "integer": ((int,), np.int64), "text": ((str,), object)}[kind]
-    # As objects first: numpy would make every element as long as the longest string among them, and 1.5 an integer.
-    array = np.array(data, dtype=object).ravel()
-    if not all(type(value) in types for value in array):
-        raise ValueError(f"data are not of kind {kind}")
-    return array.astype(dtype)
-
-
-def _from_bytes(data, datatype):
-    if datatype != "BYTES":
-        return np.frombuffer(data, dtype=DTYPES[datatype])
-    texts, start = [], 0
-    while start < len(data):
-        (size,) = struct.unpack_from("<I", data, start)
-        start += 4 + size
-        if start > len(data):
-            raise ValueError("a string ends early")
-        texts.append(str(data[start - size : start], "utf-8"))
-    return np.array(texts, dtype=object)

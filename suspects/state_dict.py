@@ -1,4 +1,7 @@
-"""Open a state dict (torch, safetensors) of a network that is named."""
+"""Open a state dict (torch, safetensors) of a network that is named.
+
+Public: open_state_dict, find_network, build_model, PICKLED.
+"""
 
 import argparse
 import difflib
@@ -13,14 +16,14 @@ import utils
 from experiment.training import IMAGENET_MEAN, IMAGENET_STD
 from kit.errors import UnknownNetwork, UserError
 from networks import build_network, network_names
-from suspects.answering import _MOST_CLASSES, _FileSuspect, _line, _preprocessing
+from suspects.answering import MOST_CLASSES, FileSuspect, merged_preprocessing, one_line
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # timm writes last.pth.tar
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "params", "state_dict_ema")
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.")
 
 
-def _open_state_dict(path, identity, net_type, device, precision, overrides, batch_size):
+def open_state_dict(path, identity, net_type, device, precision, overrides, batch_size):
     if path.suffix.lower() not in (".safetensors", *PICKLED):
         raise UserError(f"{path} is not read here", advice=f"give .safetensors, {', '.join(PICKLED)} or .onnx")
     tensors = _unwrapped(path, _read_tensors(path))
@@ -44,9 +47,9 @@ def _open_state_dict(path, identity, net_type, device, precision, overrides, bat
     facts, hint = {"networks": _own_facts, "timm": _timm_facts, "torchvision": _torchvision_facts}[family](
         path, name, model, overrides
     )
-    preprocessing = _preprocessing(path, [(family, facts), ("flags", overrides)], hint)
+    preprocessing = merged_preprocessing(path, [(family, facts), ("flags", overrides)], hint)
     query = _torch_query(model.to(device).eval(), preprocessing, device, precision)
-    return _FileSuspect(
+    return FileSuspect(
         query, {**identity, "kind": "state dict", "net_type": net_type}, preprocessing, batch_size, classes
     )
 
@@ -75,7 +78,7 @@ def _read_tensors(path):
     except Exception as error:  # a damaged file may raise anything
         raise UserError(
             f"{path} is truncated or holds more than tensors, so it was refused and nothing in it was run "
-            f"({_line(error)})",
+            f"({one_line(error)})",
             advice="save model.state_dict(), best as .safetensors",
         ) from None
 
@@ -159,7 +162,7 @@ def build_model(family, name, tensors, classes):
         raise
     except Exception as error:  # whatever the library says to a tag that it does not know
         raise UserError(
-            f"network {family}:{name} can't be built ({_line(error)})", advice="check --net_type", flag="--net_type"
+            f"network {family}:{name} can't be built ({one_line(error)})", advice="check --net_type", flag="--net_type"
         ) from None
 
 
@@ -207,8 +210,8 @@ def _matched(path, tensors, net_type, eleven, thirteen):
             advice="give the --net_type that it was trained as",
             flag="--net_type",
         )
-    if not 2 <= classes <= _MOST_CLASSES:
-        raise UserError(f"{path} has {classes} classes", advice=f"an audit needs 2 to {_MOST_CLASSES}")
+    if not 2 <= classes <= MOST_CLASSES:
+        raise UserError(f"{path} has {classes} classes", advice=f"an audit needs 2 to {MOST_CLASSES}")
     return tensors, classes
 
 

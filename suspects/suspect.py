@@ -1,12 +1,14 @@
 """What every model under audit is to the audit: how its input is made, and what it answers.
 
-Public: Answers, Preprocessing, Suspect. `provenance.models` opens files, `provenance.protocol` servers.
+Public: Answers, joined, no_answers, Preprocessing, Suspect, INTERPOLATIONS. `suspects.opened` opens files,
+`suspects.server` servers.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy.special import logsumexp, softmax
 
 from kit.errors import UserError
 
@@ -25,6 +27,7 @@ class Answers:
     values: float32 (N, k), logits or probabilities, or None when only the top class comes back;
     classes: int32 (N, k), which classes the values belong to, or None for 0..k-1 in this order.
     Label-only answers are classes (N, 1) without values; top-k answers have both, -1 standing for "no such entry".
+    An image without an answer has a row of NaN, and of -1 where there are classes: see `missing`.
     """
 
     values: np.ndarray | None
@@ -37,6 +40,110 @@ class Answers:
 
     def __len__(self):
         return len(self.values if self.values is not None else self.classes)
+
+    @property
+    def missing(self):
+        """bool (N,): images to which there was no answer."""
+        return (self.classes < 0).all(axis=1) if self.classes is not None else np.isnan(self.values).all(axis=1)
+
+    def rows(self, places):
+        """The answers to some images: Answers."""
+        return Answers(*(None if array is None else array[places] for array in (self.values, self.classes)))
+
+    def log_probabilities(self, classes=None):
+        """(log probabilities float64 (N, C), top class int64 (N,), whether there are only labels).
+
+        Rows that all lie in [0, 1] and sum to 1 are probabilities, anything else logits; that is decided for all
+        answers together. Where a top-k answer names no probability for a class, the class gets what is left over, but
+        no more than the smallest one named. Label-only answers become 0 for the class named and -1 elsewhere: a loss is
+        an error. Without an answer the row is NaN, and the top class -1. classes: how many there are, None when
+        unknown.
+        """
+        there = ~self.missing
+        if there.all():
+            return self._logs(classes)
+        if not there.any():
+            raise UserError("the model answered nothing at all", advice="no verdict can be based on that")
+        logs, top, only = self.rows(there)._logs(classes)
+        every, tops = np.full((len(self), logs.shape[1]), np.nan), np.full(len(self), -1, dtype=np.int64)
+        every[there], tops[there] = logs, top
+        return every, tops, only
+
+    def _logs(self, classes):
+        if self.values is None:
+            count = max(classes or 0, int(self.classes.max()) + 1)
+            top = self.classes[:, 0].astype(np.int64)
+            logs = np.full((len(top), count), -1.0)
+            logs[np.arange(len(top)), top] = 0.0
+            return logs, top, True
+        values = self.values.astype(np.float64)
+        if self.classes is not None:
+            return (*_spread(values, self.classes, classes), False)
+        likely = bool((values >= 0).all() and (np.abs(values.sum(axis=1) - 1) < 1e-3).all())
+        # A probability may have been rounded to 0; its logarithm is then that of the smallest float32.
+        logs = (
+            np.log(np.maximum(values, np.finfo(np.float32).tiny))
+            if likely
+            else values - logsumexp(values, axis=1, keepdims=True)
+        )
+        return logs, values.argmax(axis=1), False
+
+    def limited(self, label_only=False, top_k=None):
+        """What would be left of dense answers, if the model only named its top class or its top k probabilities."""
+        if self.values is None or self.classes is not None:
+            return self
+        if label_only:
+            top = np.where(self.missing, -1, np.nan_to_num(self.values).argmax(axis=1))
+            return Answers(None, top[:, None].astype(np.int32))
+        if top_k is None or top_k >= self.values.shape[1]:
+            return self
+        # The choice between logits and probabilities is made for all answers together, as everywhere.
+        logs, top, _ = self.log_probabilities()
+        best = np.argsort(-logs, axis=1, kind="stable")[:, :top_k]
+        chances = np.take_along_axis(softmax(logs, axis=1), best, axis=1).astype(np.float32)
+        return Answers(chances, np.where(top[:, None] < 0, -1, best).astype(np.int32))
+
+
+def _spread(values, named, classes):
+    count = max(classes or 0, int(named.max()) + 1)
+    present = named >= 0
+    if (np.where(present, values, 0.0) < 0).any() or (np.where(present, values, 0.0) > 1 + 1e-3).any():
+        raise UserError(
+            "top-k answers must be probabilities from 0 to 1, these are not",
+            advice="use --label_only",
+            flag="--label_only",
+        )
+    tiny = np.finfo(np.float32).tiny
+    total = np.where(present, values, 0.0).sum(axis=1)
+    smallest = np.where(present, values, np.inf).min(axis=1)
+    rest = np.clip(np.minimum(1 - total, smallest), tiny, None)
+    logs = np.repeat(np.log(rest)[:, None], count, axis=1)
+    rows, columns = np.nonzero(present)
+    logs[rows, named[rows, columns]] = np.log(np.maximum(values[rows, columns], tiny))
+    top = named[np.arange(len(named)), np.where(present, values, -1.0).argmax(axis=1)]
+    return logs, top.astype(np.int64)
+
+
+def joined(parts):
+    """Answers one after the other. Raises UserError for parts of different shapes."""
+    shapes = {
+        tuple(None if array is None else array.shape[1] for array in (answers.values, answers.classes))
+        for answers in parts
+    }
+    if len(shapes) > 1:
+        raise UserError(
+            f"the model answered in different shapes ({sorted(map(str, shapes))})", advice="it can't be audited"
+        )
+    values, classes = ([getattr(answers, name) for answers in parts] for name in ("values", "classes"))
+    return Answers(*(None if some[0] is None else np.concatenate(some) for some in (values, classes)))
+
+
+def no_answers(count, like):
+    """`count` missing answers of the form of the Answers `like`."""
+    return Answers(
+        None if like.values is None else np.full((count, like.values.shape[1]), np.nan, np.float32),
+        None if like.classes is None else np.full((count, like.classes.shape[1]), -1, np.int32),
+    )
 
 
 @dataclass(frozen=True)
@@ -108,7 +215,8 @@ class Suspect:
 
     name: what to call it in the report; preprocessing: see above; classes: how many there are, None when unknown;
     class_names: tuple of str, or None; identity: JSON-ready dict that says which model it was (digest, address);
-    batch_size: how many images one `ask` may hold at most (1 where a server has a fixed batch of one).
+    batch_size: how many images one `ask` may hold at most (1 where a server has a fixed batch of one);
+    training_settings: what a run of train.py was trained with, which tells what it has not seen; None elsewhere.
     """
 
     name: str
@@ -117,7 +225,11 @@ class Suspect:
     class_names: tuple | None = None
     identity: dict
     batch_size: int = 64
+    training_settings: dict | None = None
 
     def ask(self, images):
-        """Answers for uint8 images (N, 3, h, w), numpy, of the preprocessing's size. Raises UserError."""
+        """Answers for uint8 images (N, 3, h, w), numpy, of the preprocessing's size. Raises UserError.
+
+        An image about which the model says nothing usable (NaN) has a missing row, so that it can't veto a verdict.
+        """
         raise NotImplementedError

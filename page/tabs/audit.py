@@ -11,6 +11,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
+from experiment.audit import Audit
 from kit import plots
 from kit.errors import UserError
 from kit.files import read_arrays, read_json
@@ -18,7 +19,7 @@ from kit.markup import element, table
 from page import look
 from page.desk import typed_path
 from page.jobs import reason
-from utils import SIGNALS, clopper_pearson, threshold_at_fpr
+from utils import clopper_pearson, threshold_at_fpr
 
 MOST_RUNS, MOST_FOLDERS, DEPTH = 200, 5000, 4
 EXPOSED = 24
@@ -211,22 +212,19 @@ def _plot(path, description, caption):
 
 
 def _losses(folder):
-    """(members' losses (users, K), non-members' losses, all arrays) of a run of train.py."""
+    """(members' losses (users, K), non-members' losses, the members' classes) of a run of train.py."""
     return _losses_of(folder, (folder / "losses.npz").stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
 def _losses_of(folder, _changed):
-    arrays = read_arrays(folder / "losses.npz")
-    signal = read_json(folder / "result.json")["signal"]
-    if signal not in SIGNALS:
-        raise UserError(f"{folder / 'result.json'} names an unknown signal", advice="run the audit again")
-    return arrays[f"target_{signal}"], arrays[f"non_member_{signal}"], arrays
+    answers = Audit.load(folder / "losses.npz")
+    return answers.losses("target"), answers.losses("non_member"), answers.classes["target"]
 
 
 def _exposed(folder):
     """The marked images that the model knows best."""
-    member, other, arrays = _losses(folder)
+    member, other, classes = _losses(folder)
     images = read_arrays(folder / "marks.npz").get("images") if (folder / "marks.npz").is_file() else None
     level = (1 + np.searchsorted(np.sort(other.ravel()), member, side="right")) / (1 + other.size)
     order = np.argsort(member, axis=None, kind="stable")[:EXPOSED]
@@ -243,7 +241,7 @@ def _exposed(folder):
                 "li",
                 picture,
                 element("strong", f"user {user}, image {place}"),
-                element("span", f"class {arrays['target_classes'][user]}"),
+                element("span", f"class {np.ravel(classes[user])[0]}"),
                 element("span", f"loss {member[user, place]:.4f}"),
                 element("span", f"{100 * level[user, place]:.2f} % of others as low"),
             )

@@ -1,0 +1,138 @@
+"""The log of judgements: every plan that was judged with a record, in order, each bound to the one before by its hash.
+
+The k-th judgement of one model is made at alpha / 2^k, so that all of them together accuse an innocent model with a
+probability of at most alpha, however many there are. Every batch that was added after the first one counts as a look,
+too: its maker could have stopped before it. A plan is in the log before its first query, and an audit that goes on or
+is repeated with the stored answers is the same judgement.
+
+The log lies beside the record as judgements.json, and goes into each evidence bundle. Whoever deletes it deceives only
+those who do not ask again: keys, selections and plan follow from the commitment, so that repeating an audit of the same
+file changes nothing.
+
+Public: Judgement, next_judgement, open_judgement, read_log, check_log, share_of_alpha, place_of_log, LOG_FILE,
+NOTHING.
+"""
+
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from kit.errors import UserError
+from kit.files import canonical_digest, read_json, write_json
+from provenance.plan import AuditPlan
+from provenance.record import Digest, Strict, first_problem
+
+LOG_FILE = "judgements.json"
+NOTHING = "0" * 64  # what the first entry is bound to
+
+
+class Judgement(Strict):
+    """One plan, fixed before its first query. model: the suspect's identity; asking: how often this model has been
+    asked anew; number: k; alpha: what p is compared with; begun: ISO time; previous: digest of the entry before.
+    """
+
+    begun: str
+    commitments: list[Digest]
+    plan: AuditPlan
+    model: dict
+    preprocessing: str
+    asking: int = Field(ge=1)
+    number: int = Field(ge=1)
+    departures: list[str]
+    alpha: float = Field(gt=0, le=0.5)
+    previous: Digest
+
+    @property
+    def digest(self):
+        """SHA-256, hex."""
+        return canonical_digest(self.model_dump(mode="json"))
+
+    def same_as(self, other):
+        """Whether it is the same plan for the same answers."""
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("commitments", "plan", "model", "preprocessing", "asking")
+        )
+
+
+def share_of_alpha(plan, committed, number, factor):
+    """What p of a judgement is compared with: alpha / 2^number / factor. A larger alpha than the committed one is not
+    taken."""
+    return min(plan.alpha, committed.alpha) / 2**number / factor
+
+
+def read_log(path):
+    """The Judgements of a log file, none where there is no file. Raises UserError for a damaged or changed one."""
+    if not Path(path).exists():
+        return []
+    content = read_json(path, "put back an undamaged copy; what was judged before has to stay in it")
+    return check_log(content, path)
+
+
+def check_log(content, where, alone=False):
+    """The Judgements of a log's JSON: numbered and bound to each other (unless alone). Raises UserError."""
+    try:
+        entries = [Judgement.model_validate(entry) for entry in content]
+    except (ValidationError, TypeError) as error:
+        problem = first_problem(error) if isinstance(error, ValidationError) else "it is no list"
+        raise UserError(f"{where} is not a log of judgements: {problem}", "put back an undamaged copy") from None
+    if alone:
+        return entries
+    before = NOTHING
+    for place, entry in enumerate(entries, 1):
+        if entry.previous != before or entry.number != _number(entries[: place - 1], entry):
+            raise UserError(f"{where}: judgement {place} does not follow from those before it", "somebody changed it")
+        before = entry.digest
+    return entries
+
+
+def _number(before, entry):
+    """k of an entry: judgements of the same model so far, this one, and batches after the first."""
+    earlier = sum(one.model == entry.model for one in before)
+    return earlier + len(entry.commitments)
+
+
+def next_judgement(entries, record, plan, suspect, departs, factor, asking, now=None):
+    """The Judgement of a plan: the one that is among the entries of a log already, or the one to come.
+
+    departs, factor: of `plan.departures`; asking: 1 for the first answers of this model; now: ISO time.
+    """
+    draft = Judgement(
+        begun=now or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commitments=record.commitments,
+        plan=plan,
+        model=suspect.identity,
+        preprocessing=suspect.preprocessing.describe(),
+        asking=asking,
+        number=1,
+        departures=departs,
+        alpha=plan.alpha,
+        previous=entries[-1].digest if entries else NOTHING,
+    )
+    known = next((entry for entry in entries if entry.same_as(draft)), None)
+    if known is not None:
+        return known
+    number = _number(entries, draft)
+    return draft.model_copy(update={"number": number, "alpha": share_of_alpha(plan, record.plan, number, factor)})
+
+
+def open_judgement(path, judgement):
+    """Write a judgement into the log, unless it is there: (the judgement, all entries). The log is locked by the
+    caller.
+
+    Raises UserError when another judgement came between.
+    """
+    entries = read_log(path)
+    if any(entry.digest == judgement.digest for entry in entries):
+        return judgement, entries
+    if judgement.previous != (entries[-1].digest if entries else NOTHING):
+        raise UserError(f"{path} got another judgement meanwhile", advice="start again")
+    write_json(path, [entry.model_dump(mode="json") for entry in (*entries, judgement)])
+    return judgement, [*entries, judgement]
+
+
+def place_of_log(beside, folder):
+    """The file of judgements: beside the record, or in the audit's folder where nothing can be written there."""
+    return (beside if os.access(beside, os.W_OK) else folder) / LOG_FILE
