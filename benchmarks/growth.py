@@ -209,7 +209,8 @@ def main():
         panel = PANELS[name]
         command = [
             sys.executable,
-            __file__,
+            "-m",
+            "benchmarks.growth",
             "--measure",
             name,
             "--rounds",

@@ -132,7 +132,7 @@ def main():
                 for way in ("ours", "reference")[: 2 if files <= with_reference else 1][:: 1 - 2 * (turn % 2)]:
                     # Nothing is deleted before the end: ext4 is slow for seconds wherever files have just gone.
                     out = work / f"{way}-{files}-{turn}"
-                    command = [sys.executable, __file__, "--measure", way, str(source), str(out)]
+                    command = [sys.executable, "-m", "benchmarks.tree", "--measure", way, str(source), str(out)]
                     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                     count = sum(len(names) for _, _, names in os.walk(out / "train"))
                     assert count == files, f"{way}: {count} links of {files}"
