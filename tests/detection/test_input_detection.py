@@ -98,7 +98,7 @@ def start(monkeypatch, capsys):
 
 @needs_library
 def test_script_from_end_to_end(folder, start):
-    done = call("countermeasures/input_detection.py", *flags(folder, seed=[1, 2]))
+    done = call("detection.input_detection", *flags(folder, seed=[1, 2]))
     assert done.returncode == 0, done.stderr
     names = (*detectors.UNSUPERVISED, script.PCA, script.MCHAD)
     assert all(word in done.stdout for word in (*names, "0.8085", "0.6333", "0.66", "0.6181", "near 1"))

@@ -1,7 +1,6 @@
 """imagenet-audit.py: its losses are those of a direct computation, and bad input is one line."""
 
 import argparse
-import importlib
 import os
 import pickle
 import shutil
@@ -16,6 +15,7 @@ import torchvision
 from PIL import Image
 
 import utils
+from imagenet import audit as imagenet_audit
 from imagenet.users import find_users
 from kit.files import read_arrays, read_json
 from provenance import protect
@@ -123,9 +123,8 @@ def test_a_finished_audit_is_shown_again_and_another_one_is_not_mixed_with_it(
     stamp = (tmp_path / "out" / "losses.npz").stat().st_mtime_ns
     again = audit(script, prepared[1], checkpoint, tmp_path / "out")
     assert again.out == first.out and (tmp_path / "out" / "losses.npz").stat().st_mtime_ns == stamp
-    module = importlib.import_module("imagenet-audit")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(imagenet_audit, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert audit(script, prepared[1], checkpoint, tmp_path / "out", marked_samples_per_user=2).code == 130
     assert not (tmp_path / "out" / "result.json").exists()
 
@@ -152,7 +151,7 @@ def test_networks_of_timm_and_class_order_of_the_manifest(script, prepared, tmp_
 
 
 def test_images_stream_in_order_and_few_are_in_memory():
-    module, loaded, most = importlib.import_module("imagenet-audit"), [], 0
+    loaded, most = [], 0
     images = [("class", number) for number in range(300)]
 
     def read(number):
@@ -160,8 +159,8 @@ def test_images_stream_in_order_and_few_are_in_memory():
         return number
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "read_photo", read)
-        for taken, number in enumerate(module.stream(images, lambda image: image)):
+        patch.setattr(imagenet_audit, "read_photo", read)
+        for taken, number in enumerate(imagenet_audit.stream(images, lambda image: image)):
             assert number == taken
             most = max(most, len(loaded) - taken)
     assert len(loaded) == 300 and most <= 5 * protect.workers() + 2

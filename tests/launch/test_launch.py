@@ -1,4 +1,4 @@
-"""launch.py: every run once, whatever is killed: on this machine, and on a Ray cluster of two nodes.
+"""`python -m launch`: every run once, whatever is killed: on this machine, and on a Ray cluster of two nodes.
 
 The runs are those of a stand-in for train.py that starts in a moment: FAKE locks its folder, writes down when it
 starts and ends, and complains when its result is there already. One test starts the real train.py.
@@ -26,7 +26,7 @@ import pytest
 from kit.errors import UserError
 from kit.files import lock_folder
 from launch import guard, local, on_ray
-from tests.parts import ROOT, SMALL
+from tests.parts import ROOT, SMALL, THREADS
 
 DEADLINE = 300  # seconds for anything that happens at once on an idle machine
 
@@ -41,7 +41,7 @@ lock = open(os.path.join(folder, ".lock"), "a")
 try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:
-    sys.exit(print("error: another process is working in", folder, file=sys.stderr) or 2)
+    sys.exit(print("error: another process is working in", folder, file=sys.stderr) or 75)
 def note(what):
     with open(os.path.join(flags["--res_folder"], "notes"), "a") as file:
         threads = os.environ["OMP_NUM_THREADS"]
@@ -86,7 +86,7 @@ def command(folder, tag, **flags):
 
 
 def started(folder, commands, *flags):
-    """The arguments of launch.py for these commands."""
+    """The arguments of `python -m launch` for these commands."""
     (folder / "commands").write_text("\n".join(["# a sweep", *commands, ""]))
     return [str(folder / "commands"), "--logs", str(folder / "res" / "logs"), *flags]
 
@@ -128,11 +128,12 @@ def until(condition):
 
 def open_launcher(folder, commands, *flags, **environment):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "launch.py"), *started(folder, commands, *flags)],
+        [sys.executable, "-m", "launch", *started(folder, commands, *flags)],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": THREADS, **environment},
     )
 
 
@@ -141,9 +142,9 @@ def open_launcher(folder, commands, *flags, **environment):
 
 def test_every_run_once_whatever_the_order_and_finished_ones_are_skipped(folder, script):
     commands = [command(folder, f"run-{number}") for number in range(4)]
-    first = script("launch", *started(folder, commands[:3], "--jobs", 2))
+    first = script("launch.pool", *started(folder, commands[:3], "--jobs", 2))
     assert first.code == 0 and first.err == ""
-    second = script("launch", *started(folder, [*reversed(commands), commands[0]], "--jobs", 2))
+    second = script("launch.pool", *started(folder, [*reversed(commands), commands[0]], "--jobs", 2))
     assert second.code == 0 and "4 runs, 3 finished before" in second.out
     assert tags(folder, "end") == tags(folder, "start") == [f"run-{number}" for number in range(4)]
     assert not tags(folder, "again")  # skipped without a process
@@ -153,7 +154,7 @@ def test_every_run_once_whatever_the_order_and_finished_ones_are_skipped(folder,
 
 
 def test_without_jobs_one_run_follows_the_other(folder, script):
-    assert script("launch", *started(folder, [command(folder, tag, lr=1) for tag in "ab"])).code == 0
+    assert script("launch.pool", *started(folder, [command(folder, tag, lr=1) for tag in "ab"])).code == 0
     begin, end = ([note[3] for note in notes(folder) if note[0] == what] for what in ("start", "end"))
     assert max(begin) > min(end)
 
@@ -172,9 +173,9 @@ def test_jobs_are_how_many_run_at_once(folder):
 def test_the_cores_are_shared_among_the_runs(folder, script, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert script("launch", *started(folder, [command(folder, "shared")], "--jobs", 3)).code == 0
+    assert script("launch.pool", *started(folder, [command(folder, "shared")], "--jobs", 3)).code == 0
     monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user knows better
-    assert script("launch", *started(folder, [command(folder, "asked")], "--jobs", 3)).code == 0
+    assert script("launch.pool", *started(folder, [command(folder, "asked")], "--jobs", 3)).code == 0
     assert {note[1]: note[4] for note in notes(folder)} == {"shared": 2, "asked": 5}
 
 
@@ -187,7 +188,7 @@ def test_cuda_devices_are_taken_in_turn(monkeypatch):
 
 def test_a_failed_run_is_named_at_the_end_and_the_others_go_on(folder, script):
     lost = "no-such-program train.py --save_tag lost"
-    done = script("launch", *started(folder, [command(folder, "bad", seed=7), lost, command(folder, "good")]))
+    done = script("launch.pool", *started(folder, [command(folder, "bad", seed=7), lost, command(folder, "good")]))
     assert done.code == 1 and tags(folder, "end") == ["good"]
     lines = done.err.strip().splitlines()
     assert len(lines) == 2 and all(line.startswith("not finished: ") for line in lines)
@@ -195,21 +196,21 @@ def test_a_failed_run_is_named_at_the_end_and_the_others_go_on(folder, script):
     assert "exit code 7; error: made to fail" in done.out and "can't start no-such-program" in done.out
     assert Path(lines[0].split("log: ")[1].rstrip(")")).read_text().endswith("error: made to fail\n")
     # Only the failed one is tried again.
-    script("launch", *started(folder, [command(folder, "bad", seed=7), command(folder, "good")]))
+    script("launch.pool", *started(folder, [command(folder, "bad", seed=7), command(folder, "good")]))
     assert tags(folder, "start") == ["bad", "bad", "good"] and not tags(folder, "again")
 
 
 def test_what_is_not_known_to_be_finished_is_left_to_train(folder, script):
     """Wrong: a run skipped because a result.json is there, though other flags or another start made it."""
-    assert script("launch", *started(folder, [command(folder, "run")])).code == 0
-    script("launch", *started(folder, [command(folder, "run", epoch=5)]))
+    assert script("launch.pool", *started(folder, [command(folder, "run")])).code == 0
+    script("launch.pool", *started(folder, [command(folder, "run", epoch=5)]))
     assert tags(folder, "again") == ["run"]
     result = folder / "res" / "photos-smallnet-run" / "result.json"
     result.write_text("[]")
-    script("launch", *started(folder, [command(folder, "run")]))
+    script("launch.pool", *started(folder, [command(folder, "run")]))
     assert tags(folder, "again") == ["run", "run"]
     result.unlink()
-    script("launch", *started(folder, [command(folder, "run")]))
+    script("launch.pool", *started(folder, [command(folder, "run")]))
     assert tags(folder, "end") == ["run", "run"]
 
 
@@ -229,7 +230,7 @@ def test_bad_input_is_one_line(folder, script, monkeypatch, lines, environment, 
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    done = script("launch", *started(folder, lines))
+    done = script("launch.pool", *started(folder, lines))
     assert done.code == 2 and len(done.err.strip().splitlines()) == 1 and word in done.err
 
 
@@ -255,7 +256,7 @@ def test_a_cluster_that_is_not_there_is_named_or_replaced(tmp_path, monkeypatch)
 def test_a_bad_path_is_named(folder, script, what):
     (folder / "nothing").touch()
     flags = [folder / "missing"] if what == "commands" else started(folder, ["true"], "--logs", folder / "nothing")
-    done = script("launch", *flags)
+    done = script("launch.pool", *flags)
     assert done.code == 2 and str(flags[-1]) in done.err and len(done.err.strip().splitlines()) == 1
 
 
@@ -270,15 +271,15 @@ def test_a_folder_that_is_locked_for_a_moment_is_waited_for(folder, script):
 
     closer = threading.Thread(target=lambda: (until(met), lock.close()))
     closer.start()
-    done = script("launch", *started(folder, [command(folder, "run")]))
+    done = script("launch.pool", *started(folder, [command(folder, "run")]))
     closer.join()
     assert done.code == 0 and tags(folder, "end") == ["run"] and met()
 
 
-def test_train_says_what_the_guard_listens_for(tmp_path):
-    with lock_folder(tmp_path / "run"), pytest.raises(UserError) as told, lock_folder(tmp_path / "run"):
-        pass
-    assert guard.LOCKED.decode() in str(told.value)
+def test_train_says_what_the_guard_listens_for(tmp_path, script):
+    with lock_folder(tmp_path / "run"):
+        done = script("train", *SMALL, "--out", tmp_path / "run")
+    assert done.code == guard.LOCKED and "another process" in done.err, (done.code, done.err)
 
 
 @pytest.mark.parametrize("victim", ["launcher", "guard"])
@@ -300,10 +301,10 @@ def test_no_run_outlives_who_started_it(folder, victim):
 def test_a_finished_run_of_the_real_train_is_shown_once_and_then_skipped(finished_run, tmp_path, script):
     commands = [shlex.join([sys.executable, "train.py", *SMALL, "--out", str(finished_run)])]
     before = {path.name: path.stat().st_mtime_ns for path in finished_run.iterdir()}
-    done = script("launch", *started(tmp_path, commands))
+    done = script("launch.pool", *started(tmp_path, commands))
     assert done.code == 0 and "1 runs, 0 finished before" in done.out, done.err
     assert "FPR@100%TPR" in next((tmp_path / "res" / "logs").glob("small-*.log")).read_text()
-    assert "1 runs, 1 finished before" in script("launch", *started(tmp_path, commands)).out
+    assert "1 runs, 1 finished before" in script("launch.pool", *started(tmp_path, commands)).out
     assert before == {path.name: path.stat().st_mtime_ns for path in finished_run.iterdir()}
 
 
@@ -311,15 +312,15 @@ def test_a_finished_run_of_the_real_train_is_shown_once_and_then_skipped(finishe
 
 
 def fake_python(folder, **flags):
-    """An interpreter for which train.py is FAKE (with these flags added) and tables.py does nothing."""
+    """An interpreter for which train.py is FAKE (with these flags added) and paper.tables does nothing."""
     (folder / "train.py").write_text(FAKE)
     path = folder / "python"
     more = " ".join(f"--{name} {value}" for name, value in flags.items())
     path.write_text(f"""#!/usr/bin/env bash
 echo "$@" >> {shlex.quote(str(folder))}/calls
-case $1 in
-    launch.py) exec {sys.executable} "$@" ;;
-    train.py) exec {sys.executable} {shlex.quote(str(folder / "train.py"))} "${{@:2}}" {more} ;;
+case "$1 $2" in
+    "-m launch") exec {sys.executable} "$@" ;;
+    "train.py "*) exec {sys.executable} {shlex.quote(str(folder / "train.py"))} "${{@:2}}" {more} ;;
 esac
 """)
     path.chmod(0o755)
@@ -342,7 +343,7 @@ def sweep(folder, script, *arguments, res="res", start_new_session=False, stdout
             "QUICK": "1",
             "RES_FOLDER": str(folder / res),
             "CKPT_FOLDER": str(folder / "ckpt"),
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": THREADS,
             **environment,
         },
     )
@@ -361,7 +362,7 @@ def test_a_sweep_with_jobs_gives_the_same_commands(folder):
         calls = (folder / "calls").read_text().replace(f"HOME {jobs}", "HOME").splitlines()
         (folder / "calls").unlink()
         commands[jobs] = sorted(call for call in calls if call.startswith("train.py"))
-        assert sum(call.startswith("launch.py") for call in calls) == (jobs == "2")
+        assert sum(call.startswith("-m launch") for call in calls) == (jobs == "2")
         assert len(tags(folder, "end", f"it's $HOME {jobs}")) == 6
     assert commands["1"] == commands["2"] and all("--epoch 5 --lr .05" in call for call in commands["2"])
 
@@ -370,7 +371,8 @@ def test_a_sweep_ends_with_the_exit_code_of_its_runs(folder):
     fake_python(folder, seed=3)
     failed = sweep(folder, "multi-target.sh", "5", JOBS="2")
     _, error = failed.communicate(timeout=DEADLINE)
-    assert failed.returncode == 1 and error.count("not finished") == 3 and "tables.py" in (folder / "calls").read_text()
+    assert failed.returncode == 1 and error.count("not finished") == 3
+    assert "paper.tables" in (folder / "calls").read_text()
     wrong = sweep(folder, "multi-target.sh", "5", LAUNCHER="slurm")
     _, error = wrong.communicate(timeout=DEADLINE)
     assert wrong.returncode == 2 and len(error.strip().splitlines()) == 1 and "slurm" in error
@@ -386,7 +388,7 @@ def test_ctrl_c_ends_the_whole_sweep_and_the_second_start_goes_on(folder):
     os.killpg(process.pid, signal.SIGINT)
     out, error = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130 and len(error.strip().splitlines()) == 1 and "interrupted" in error
-    assert "tables.py" not in (folder / "calls").read_text() and out.count("  interrupted\n") == 2
+    assert "paper.tables" not in (folder / "calls").read_text() and out.count("  interrupted\n") == 2
     assert out.count("  not started\n") == 2
     assert not any(is_alive(note[2]) for note in notes(folder))
     release()

@@ -13,7 +13,7 @@ from tests.parts import call
 @pytest.mark.parametrize(("figure", "runs"), [("5", 1), ("10", 2), ("17", 2)])
 def test_figures_of_runs(finished_run, tmp_path, figure, runs):
     out = tmp_path / "picture.png"
-    done = call("figures.py", figure, "--runs", *[finished_run] * runs, "--out", out)
+    done = call("paper.figures", figure, "--runs", *[finished_run] * runs, "--out", out)
     assert done.returncode == 0, done.stderr
     with Image.open(out) as picture:
         assert min(picture.size) > 300 and len(np.unique(picture.convert("L").resize((64, 64)))) > 10
@@ -31,9 +31,9 @@ def test_figures_of_sweeps(tmp_path, figure):
     ):
         write(tmp_path / name, 0.5, 30, MANY, **few, **change)
     out = tmp_path / "picture.png"
-    done = call("figures.py", figure, "--res_folder", tmp_path, "--out", out)
+    done = call("paper.figures", figure, "--res_folder", tmp_path, "--out", out)
     assert done.returncode == 0 and out.exists(), done.stderr
-    done = call("figures.py", figure, "--res_folder", tmp_path / "a", "--out", out)
+    done = call("paper.figures", figure, "--res_folder", tmp_path / "a", "--out", out)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 

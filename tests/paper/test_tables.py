@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from kit.errors import UserError
 from paper import ablation, reported, tables
 from tests.paper.parts import MANY, rows, table, write
 from tests.parts import ROOT, assert_close_table, call
@@ -60,7 +61,7 @@ def test_components_keep_marked_and_unmarked_apart(tmp_path):
 
 
 def test_an_empty_folder_is_a_user_error(tmp_path):
-    with pytest.raises(tables.runs.UserError, match="sweep"):
+    with pytest.raises(UserError, match="sweep"):
         tables.collect(tmp_path)
 
 
@@ -149,7 +150,7 @@ def test_tables_without_runs_are_left_out(tmp_path):
     frame = tables.collect(tmp_path)
     assert [name for name, function in ablation.ABLATIONS.items() if len(function(frame))] == []
     write(tmp_path / "b", 0.6, 2, MANY, marked_samples_per_user=5)
-    done = call("tables.py", "ablation", "--res_folder", tmp_path)
+    done = call("paper.tables", "ablation", "--res_folder", tmp_path)
     assert done.returncode == 0 and "### Noise" in done.stdout and "Table 5" not in done.stdout, done.stderr
 
 
@@ -219,7 +220,7 @@ def test_countermeasures_take_over_the_model_of_their_own_seed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["single-target.sh", "multi-target.sh", "sweep.sh", "ablation.sh", "countermeasures.sh"]
+    "name", ["single-target.sh", "multi-target.sh", "launch/sweep.sh", "ablation.sh", "countermeasures.sh"]
 )
 def test_sweep_scripts_are_valid_bash(name):
     assert subprocess.run(["bash", "-n", str(ROOT / name)], check=False).returncode == 0
