@@ -201,6 +201,12 @@ def sentences(p, alpha, published, key_p=None, keys=0):
             f"copies of them. If it had never seen them, a result this strong would occur in at most {one_in(p)} "
             f"audits.{own}"
         )
+    if p <= 0.01:
+        return (
+            f"There is no proof that the model was trained on the {published} published photos: a model that had never "
+            f"seen them would give a result at least this strong in up to {one_in(p)} audits, and for this judgement "
+            f"it would have to be {one_in(alpha)}."
+        )
     return (
         f"There is no proof that the model was trained on the {published} published photos. "
         f"A model that had never seen these images would give a result at least this strong in up to {one_in(p)} "

@@ -17,7 +17,7 @@ from provenance import grid as user_audit
 from provenance import record as records
 from provenance import strangers as strangers_of
 from provenance.legacy import LegacyRecord
-from provenance.plan import KEY_CHOICES, AuditPlan, departures
+from provenance.plan import KEY_CHOICES, SELECTION_CHOICES, AuditPlan, departures
 from suspects import opened, server
 from suspects.suspect import Suspect
 from utils import Users
@@ -158,7 +158,7 @@ class Case:
         """
         photos = user_audit.Photos(self.originals, self.suspect.preprocessing.size)
         with files.lock_folder(self.folder):
-            judgement, log = self._fix_plan()
+            judgement = self._fix_plan()
             transcript = witness.Transcript(self.folder, witness_key, judgement.digest) if witness_key else None
             order, digests, answers = user_audit.ask_grid(
                 self.record,
@@ -176,17 +176,23 @@ class Case:
             if self.strangers:
                 result["algorithm_1"] = self._beside(photos, order, answers)
             signed = transcript.sign() if transcript else None
+            with self._locked_log():
+                log = judgements.conclude_judgement(self.log, judgement, result["p_value"])
+            self._put_away(judgement)
             self._write(photos.side, result, judgement, log, grid, order, digests, answers, signed)
         return files.read_json(self.folder / "result.json")
 
     def _fix_plan(self):
-        """Write the plan into the log and the folder, before anything is asked: (Judgement, the whole log)."""
-        with files.lock_file(self.log.with_name(f".{self.log.name}.lock")):
-            judgement, log = judgements.open_judgement(self.log, self.judgement)
+        """Write the plan into the log and the folder, before anything is asked: the Judgement."""
+        with self._locked_log():
+            judgement, _ = judgements.open_judgement(self.log, self.judgement)
         files.write_json(
             self.folder / PLAN_FILE, {**judgement.model_dump(mode="json"), "plan_sha256": judgement.digest}
         )
-        return judgement, log
+        return judgement
+
+    def _locked_log(self):
+        return files.lock_file(self.log.with_name(f".{self.log.name}.lock"))
 
     def _beside(self, photos, order, answers):
         """Algorithm 1's verdict for the user's published photos under the user's own key."""
@@ -213,6 +219,16 @@ class Case:
                 file=sys.stderr,
             )
         return found
+
+    def _put_away(self, judgement):
+        """Keep what an earlier judgement left in the folder, under names with its number."""
+        result = self.folder / "result.json"
+        before = files.read_json(result)["judgement"]["number"] if result.exists() else judgement.number
+        if before != judgement.number:
+            for name in ("result.json", "grid.png", "evidence.zip"):
+                old = self.folder / name
+                if old.exists():
+                    old.replace(old.with_name(f"{old.stem}-judgement-{before}{old.suffix}"))
 
     def _write(self, side, result, judgement, log, grid, order, digests, answers, signed):
         """Plot, evidence bundle and result.json, the last."""
@@ -284,21 +300,38 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
     if (folder / "config.json").exists() or (folder / "record.json").exists():
         raise UserError(f"--out {folder} has another run's or a record's files", advice="choose another folder")
     log = judgements.place_of_log(beside, folder)
-    exact.plan_grid(
-        len(originals),
-        [(batch.published, batch.photos) for batch in record.batches],
-        # What can't be reached at all is refused; that alpha has been used up by earlier judgements is only said.
-        min(plan.alpha, record.plan.alpha) / 2 / factor,
-        plan.keys,
-        plan.selections,
-        most and most - aside,
-    )
+    try:
+        _refuse_unreachable(record, plan, len(originals), factor, most and most - aside)
+    except UserError as error:
+        if not departs:
+            raise
+        raise UserError(
+            f"the audit departs from the committed plan ({'; '.join(departs)}), so that alpha is divided by "
+            f"{2 * factor:,}: {error.problem}",
+            "keep to the committed plan",
+            f"or give --selections {SELECTION_CHOICES[-1]}, which costs no queries, and more --keys",
+        ) from None
     entries = judgements.read_log(log)
     judgement = judgements.next_judgement(
         entries, record, plan, suspect, departs, factor, _asking(folder, entries, suspect)
     )
     return Case(
         record, originals, suspect, bank, options, plan, label, departs, factor, strangers, folder, log, judgement
+    )
+
+
+def _refuse_unreachable(record, plan, photos, factor, max_queries):
+    """Raise UserError for a grid that can't show anything even as the first judgement.
+
+    That earlier judgements have used alpha up is only said.
+    """
+    exact.plan_grid(
+        photos,
+        [(batch.published, batch.photos) for batch in record.batches],
+        min(plan.alpha, record.plan.alpha) / 2 / factor,
+        plan.keys,
+        plan.selections,
+        max_queries,
     )
 
 

@@ -17,7 +17,7 @@ from provenance import beacon, draw, legacy, timestamp
 from provenance.plan import AuditPlan
 from provenance.record import Commitment, Digest, Strict, first_problem, selections_of
 
-HONEST = "holds if the accuser is honest"
+HONEST = "the verdict holds only if the accuser is honest"
 
 
 class DisclosedBatch(Strict):

@@ -288,8 +288,8 @@ def check_document(document, answers, where, roots=None, chain=None):
     record = disclosed.check(checked.record, where, roots, chain)
     log = judgements.check_log(checked.log, where)
     (judgement,) = judgements.check_log([{**checked.judgement, "previous": judgements.NOTHING}], where, alone=True)
-    judgement = next((entry for entry in log if entry.same_as(judgement)), None)
-    if judgement is None or judgement.model_dump(mode="json") != checked.judgement:
+    stated, judgement = judgement, next((entry for entry in log if entry.same_as(judgement)), None)
+    if judgement is None or judgement.digest != stated.model_copy(update={"previous": judgement.previous}).digest:
         raise UserError(f"{where}: its judgement is not in its log", advice="somebody changed it")
     plan, photos = judgement.plan, sum(photos for photos, _ in record.sizes)
     departs, factor = ([], 1) if record.early else departures(record.plan, plan, checked.classes)
@@ -323,7 +323,13 @@ def audit_weaknesses(judgement, log, committed, source):
             "number of choices that were open"
         )
     if judgement.number > 1:
-        found.append(f"this is judgement {judgement.number} of this model: alpha was divided by {2**judgement.number}")
+        before = [
+            f"{entry.p_value:.2g}" for entry in log if entry.model == judgement.model and entry.p_value is not None
+        ]
+        found.append(
+            f"this is judgement {judgement.number} of this model: alpha was divided by {2**judgement.number} (what "
+            f"came out of all of them: p {', '.join(before)})"
+        )
     others = len({str(entry.model) for entry in log}) - 1
     if others:
         found.append(f"{others} other model{'s' if others > 1 else ''} were audited with this record")

@@ -9,8 +9,8 @@ The log lies beside the record as judgements.json, and goes into each evidence b
 those who do not ask again: keys, selections and plan follow from the commitment, so that repeating an audit of the same
 file changes nothing.
 
-Public: Judgement, next_judgement, open_judgement, read_log, check_log, share_of_alpha, place_of_log, LOG_FILE,
-NOTHING.
+Public: Judgement, next_judgement, open_judgement, conclude_judgement, read_log, check_log, share_of_alpha, place_of_log,
+LOG_FILE, NOTHING.
 """
 
 import os
@@ -43,11 +43,12 @@ class Judgement(Strict):
     departures: list[str]
     alpha: float = Field(gt=0, le=0.5)
     previous: Digest
+    p_value: float | None = None  # what came out, not part of the digest
 
     @property
     def digest(self):
         """SHA-256, hex."""
-        return canonical_digest(self.model_dump(mode="json"))
+        return canonical_digest(self.model_dump(mode="json", exclude={"p_value"}))
 
     def same_as(self, other):
         """Whether it is the same plan for the same answers."""
@@ -131,6 +132,16 @@ def open_judgement(path, judgement):
         raise UserError(f"{path} got another judgement meanwhile", advice="start again")
     write_json(path, [entry.model_dump(mode="json") for entry in (*entries, judgement)])
     return judgement, [*entries, judgement]
+
+
+def conclude_judgement(path, judgement, p_value):
+    """Note in the log what came out of a judgement: all entries."""
+    entries = [
+        entry.model_copy(update={"p_value": p_value}) if entry.digest == judgement.digest else entry
+        for entry in read_log(path)
+    ]
+    write_json(path, [entry.model_dump(mode="json") for entry in entries])
+    return entries
 
 
 def place_of_log(beside, folder):

@@ -17,7 +17,7 @@ from attacks import exact
 STATISTIC = "square root of the loss, mean over the photos; version 1"
 # Numbers that may be chosen later at the price of their count; any other number costs MOST_NUMBERS.
 KEY_CHOICES = (0, 1, 2, 4, 9, 19, 49, 99, 199, 499, 999)
-SELECTION_CHOICES = (0, 99, 199, 499, 999, 1999, 4999, 9999, 19_999, 49_999, 99_999)
+SELECTION_CHOICES = (99_999,)  # one number that is always enough
 MOST_NUMBERS = 1000
 WAYS = 2**4 - 1  # the parts of a plan that may depart: label, answers, keys, selections
 UNKNOWN_CLASSES = 1000  # where a model does not say how many it has
@@ -73,7 +73,7 @@ def departures(committed, used, classes):
     for name, choices in (("keys", KEY_CHOICES), ("selections", SELECTION_CHOICES)):
         ours, theirs = getattr(used, name), getattr(committed, name)
         if ours != theirs:
-            found.append((f"{ours} {name} instead of {theirs}", len(choices) if ours in choices else MOST_NUMBERS))
+            found.append((f"{ours} {name} instead of {theirs}", len(choices) + 1 if ours in choices else MOST_NUMBERS))
     if not found:
         return [], 1
     return [what for what, _ in found], 2 * WAYS * math.prod(count for _, count in found)
