@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kit.markup import Raw, element, join, table
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 FIGURE_12, TABLE_8 = "ablation/ablation-figure12.csv", "ablation/ablation-table8.csv"
 NOISE, POWER, SURVIVAL = "ablation/ablation-noise.csv", "power-1.0/result.json", "survival/result.json"
 HELD_OUT, ALONE = "probabilities", "no hold-out, 999 keys"  # audits of studies/power.py
