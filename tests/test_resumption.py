@@ -221,7 +221,7 @@ def clock(monkeypatch):
 @pytest.fixture
 def kill_in(monkeypatch):
     """kill_in(epoch, batch) raises Killed in that batch (from 0) of that epoch (from 0); kill_in(None) disarms it."""
-    run_epoch = utils._train_epoch
+    run_epoch = utils.train_epoch
 
     def arm(epoch, batch=0):
         def deadly(model, images, labels, recipe, optimizer, number, team, hooks):
@@ -239,7 +239,7 @@ def kill_in(monkeypatch):
                 if handle:
                     handle.remove()
 
-        monkeypatch.setattr(utils, "_train_epoch", run_epoch if epoch is None else deadly)
+        monkeypatch.setattr(utils, "train_epoch", run_epoch if epoch is None else deadly)
 
     return arm
 

@@ -101,9 +101,9 @@ def test_killed_while_training_images(tmp_path):
     )
     write(tmp_path / "a.yaml", made)
     kill = (
-        "import os, utils\nutils.PROGRESS_SECONDS = 0\noriginal = utils._train_epoch\ncount = []\n"
+        "import os, utils\nutils.PROGRESS_SECONDS = 0\noriginal = utils.train_epoch\ncount = []\n"
         "def epoch(*a, **k):\n    count.append(1)\n    if len(count) == 6: os._exit(9)\n"
-        "    return original(*a, **k)\nutils._train_epoch = epoch"
+        "    return original(*a, **k)\nutils.train_epoch = epoch"
     )
     command = ("--cf", tmp_path / "a.yaml", "--stop_after", "signals")
     assert run_killed(*command, code=kill).returncode == 9
