@@ -9,10 +9,12 @@ train several models at once. configs/README.md lists every field.
 
 import argparse
 
-from kit import cli
+from kit import cli, tables
 from kit.errors import run_script
 from privacy import config as configuration
 from privacy import pipeline
+
+WIDTH = 30  # of an attack's name
 
 
 def main():
@@ -23,7 +25,7 @@ def main():
         "--train_model",
         type=cli.number(int, 0),
         metavar="ID",
-        help="train this one model, if it is missing, and nothing else: for launch.py",
+        help="train this one model, if it is missing, and nothing else: for `python -m launch`",
     )
     args = parser.parse_args()
     config = configuration.load(args.cf)
@@ -38,23 +40,17 @@ def show(results, clock, folder):
     """Print every attack's rates over all targets, and where the rest is."""
     if results:
         rates = [point["fpr"] for point in results["attacks"][0]["pooled"]["tpr_at_fpr"]]
-        _line("attack", "AUC (95 % interval)", *(f"TPR@{100 * fpr:g}%FPR" for fpr in rates))
+        lines = [["attack", "AUC (95 % interval)", *(f"TPR@{100 * fpr:g}%FPR" for fpr in rates)]]
         for attack in results["attacks"]:
             found = attack["pooled"]
             low, high = found["auc_interval"]
-            _line(
-                attack["title"],
-                f"{found['auc']:.4f} ({low:.4f}-{high:.4f})",
-                *(f"{100 * point['tpr']:.2f} %" for point in found["tpr_at_fpr"]),
-            )
+            tprs = (f"{100 * point['tpr']:.2f} %" for point in found["tpr_at_fpr"])
+            lines.append([attack["title"], f"{found['auc']:.4f} ({low:.4f}-{high:.4f})", *tprs])
+        print("\n".join(tables.columns(lines, [WIDTH, 26, *[15] * len(rates)])))
     for name, reason in (results["skipped"] if results else {}).items():
         print(f"left out: {name} ({reason})")
-    print(f"{'seconds':<30}" + ", ".join(f"{name} {seconds:.1f}" for name, seconds in clock.seconds.items()))
-    print(f"{'files':<30}{folder}")
-
-
-def _line(name, area, *rates):
-    print(f"{name:<30}{area:<26}{''.join(f'{rate:<15}' for rate in rates)}".rstrip())
+    seconds = ", ".join(f"{name} {taken:.1f}" for name, taken in clock.seconds.items())
+    cli.show_rows([("seconds", seconds), ("files", folder)], WIDTH)
 
 
 if __name__ == "__main__":

@@ -20,5 +20,5 @@ Conventions, in every file:
 - `membership`: bool (M, N), True where that model was trained on that record ("IN"; False: "OUT"). It is the reference
   models' and says nothing about the target.
 - Nothing is drawn but in `membership.balanced` and the bootstrap of `evaluation`, both from a seed. Bad input raises
-  `runs.UserError`.
+  `kit.errors.UserError`.
 """

@@ -17,7 +17,7 @@ from kit.errors import UserError
 def _known():
     """{name: class} of every countermeasure in the files of this folder."""
     for module in pkgutil.iter_modules(__path__):
-        if module.name not in ("base", "input_detection", "detectors"):  # scripts, which train nothing
+        if module.name != "base":
             importlib.import_module(f"{__name__}.{module.name}")
     return {kind.name: kind for kind in _subclasses(Countermeasure) if "name" in vars(kind)}
 

@@ -39,7 +39,7 @@ class Countermeasure(BaseModel):
         return model
 
     def train(self, job):
-        """Train job.model. job: `experiment.TrainingJob`. Returns the history."""
+        """Train job.model. job: `experiment.training.TrainingJob`. Returns the history."""
         return job.fit(job.model, hooks=self.hooks(job))
 
     def hooks(self, job):

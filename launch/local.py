@@ -15,20 +15,20 @@ class Launcher:
 
     threads = 1  # of each run
 
-    def drive(self, runs, progress):
-        """Run them all; on Ctrl-C stop them politely, show how far it got, and pass the interrupt on."""
+    def drive(self, runs, board):
+        """Run them all; board: a `pool.Board`. On Ctrl-C stop them politely, show how far it got, pass it on."""
         pending = dict.fromkeys(runs)
         try:
-            self.submit([(run, self._job(run, progress.start)) for run in runs])
+            self.submit([(run, self._job(run, board.start)) for run in runs])
             while pending:
                 ended = self.wait()
-                progress.look(pending)
+                board.look(pending)
                 for run, outcome in ended:
                     del pending[run]
-                    progress.ended(run, outcome)
+                    board.ended(run, outcome)
         except KeyboardInterrupt:
             self.stop()
-            progress.interrupted(pending)
+            board.interrupted(pending)
             raise
         finally:
             self.close()

@@ -1,10 +1,10 @@
 """Run the train.py commands of a sweep, several at once, on this machine or as tasks of a Ray cluster.
 
 Example: python -m launch commands.txt --jobs 4     one command a line, as in a shell; without a file from stdin
-         LAUNCHER=ray bash single-target.sh            the sweep scripts hand their commands to this one
+         LAUNCHER=ray bash single-target.sh          the sweep scripts hand their commands to this one
 
 A finished run is skipped, a failed one is named at the end while the others go on, and the same start goes on after an
-interruption. Commands run in the folder of this file. Each has a log and a small record in --logs.
+interruption. Commands run in the repository's folder. Each has a log and a small record in --logs.
 local: --jobs at once, the processor's cores shared among them, CUDA devices in turn.
 ray:   needs `pip install ray`. The cluster of RAY_ADDRESS, else one started here, else a new one on this machine.
        What Ray has to say itself is in ray.log in --logs.
@@ -25,6 +25,7 @@ from pathlib import Path
 
 from kit import cli
 from kit.errors import UserError
+from kit.tables import columns
 from launch.guard import REPOSITORY, digest, read_record
 from launch.local import Local
 from launch.on_ray import OnRay
@@ -39,11 +40,11 @@ def main():
     runs = read_runs(args.commands, Path(args.logs).resolve())
     _make_folder(Path(args.logs))
     waiting = [run for run in runs if not is_finished(run)]
-    progress = Progress(runs, waiting)
+    board = Board(runs, waiting)
     # A cluster is looked for only where there is something to do.
     if waiting:
-        (OnRay if args.launcher == "ray" else Local)(args).drive(waiting, progress)
-    return progress.conclude()
+        (OnRay if args.launcher == "ray" else Local)(args).drive(waiting, board)
+    return board.conclude()
 
 
 def _make_folder(folder):
@@ -162,7 +163,7 @@ def is_finished(run):
     return found is not None and record.get("code") == 0 and record.get("result") == found
 
 
-class Progress:
+class Board:
     """What is known of each run: a line when it starts and ends, a table at the end."""
 
     def __init__(self, runs, waiting):
@@ -216,10 +217,8 @@ class Progress:
         return 1 if self.failed else 0
 
     def _show(self):
-        cells = [list(TABLE)] + [[_cell(row.get(name)) for name in TABLE] for row in self.rows.values()]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for line in cells:
-            self._say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        for line in columns([TABLE, *([_cell(row.get(name)) for name in TABLE] for row in self.rows.values())]):
+            self._say(line)
 
     def _say(self, line):
         print(line, file=self.out, flush=True)

@@ -4,7 +4,11 @@ config    the YAML file: four sections, unknown keys are refused
 data      records and labels by name
 models    networks by name, trained models from files
 training  who trains on what; one file for each model
+language  GPT-2 and its signals
 signals   what every model says about every record, stored model by model
-audit     the attacks of `attacks/`, every model as target in turn
-report    tables, curves and the page
+folds     one target with its references
+attack    the attacks of `attacks/`, every model as target in turn
+risk      beyond single records: groups, users, ranges, shares, epsilon
+report    tables and curves; html: the page
+pipeline  the stages, joined by their files
 """

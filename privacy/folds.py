@@ -107,7 +107,7 @@ class Fold:
 
 
 def folds(signals, settings):
-    """A `Fold` for each target; settings: num_ref_models, gamma, a (see `privacy.audit.run_attacks`).
+    """A `Fold` for each target; settings: num_ref_models, gamma, a (see `privacy.attack.run_attacks`).
 
     The references are all other models, or the first that give each record num_ref_models OUT and as many IN. RMIA's a
     is given, or tuned on another model; 0.5 where too few models are left to tune it on.

@@ -1,7 +1,7 @@
 """report.html: the audit for a reader who decides about data protection and has read no paper.
 
 One file with everything inside: no script, no font and no image from anywhere else. Every value is escaped
-(`privacy.markup`), because class names and file names are other people's text.
+(`kit.markup`), because class names and file names are other people's text.
 Public: render, LEVELS.
 """
 

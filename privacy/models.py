@@ -146,7 +146,7 @@ def _table_query(model, mean, std, device):
 
 
 class Suspected:
-    """A model from elsewhere that `provenance.models` has opened: a state dict, a run of train.py, or ONNX."""
+    """A model from elsewhere that `suspects.opened` has opened: a state dict, a run of train.py, or ONNX."""
 
     def __init__(self, suspect, classes):
         if suspect.classes not in (None, classes):

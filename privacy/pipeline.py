@@ -1,21 +1,19 @@
 """The stages of privacy-audit.py, joined by the files below <log_dir>: data, models, signals, audit, report.
 
-Public: run, train_only, STAGES.
+Public: run, train_only, Clock, STAGES.
 """
 
 import difflib
-import platform
 import time
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import utils
-from kit import environment, files
-from kit.environment import hardware_name
+from kit import files
+from kit.environment import hardware_name, software_versions
 from kit.errors import UserError
 from privacy import data, models, signals, training
 from privacy.config import QUERIES
@@ -41,7 +39,7 @@ class Clock:
 
 
 def train_only(config, number):
-    """Train the one model `number` of a config, if its file is missing: what launch.py starts."""
+    """Train the one model `number` of a config, if its file is missing: what `python -m launch` starts."""
     records = data.load(config.data, config.run.random_seed)
     plan = data.plan(_with_training(config), records)
     if number >= len(plan.memberships):
@@ -52,7 +50,7 @@ def train_only(config, number):
 def run(config, stop_after="report"):
     """Go through the stages up to `stop_after`, one of STAGES; what is finished is taken up from its files.
 
-    Returns (results of `privacy.audit.run_attacks` or None, Clock). Raises UserError.
+    Returns (results of `privacy.attack.run_attacks` or None, Clock). Raises UserError.
     """
     folder = Path(config.run.log_dir)
     clock = Clock(folder / "log_time_analysis.log" if config.run.time_log else None)
@@ -240,7 +238,7 @@ def _queries(config, records):
 
 
 def _audit_settings(config):
-    """What `privacy.audit.run_attacks` wants, from the section audit."""
+    """What `privacy.attack.run_attacks` wants, from the section audit."""
     audit = config.audit
     return {
         "attacks": _attacks(audit.algorithm),
@@ -304,10 +302,5 @@ def _context(config, records, found, accuracies, outside, clock):
         "train_seconds": [record["train_seconds"] for record in trained],
         "seconds": {name: round(seconds, 2) for name, seconds in clock.seconds.items()},
         "hardware": {"train": sorted({record["hardware"] for record in trained}), "audit": hardware_name(device)},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "membershiptracker": environment.VERSION,
-        },
+        "versions": software_versions(),
     }

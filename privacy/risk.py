@@ -1,6 +1,6 @@
 """Beyond single records and one number: whose risk is how high, ranges, shares of data sets, epsilon.
 
-Everything here takes the folds and scores that `privacy.audit.run_attacks` has made and gives JSON-ready results.
+Everything here takes the folds and scores that `privacy.attack.run_attacks` has made and gives JSON-ready results.
 Public: groups, users, exposed, ramia, duci, epsilon.
 """
 
