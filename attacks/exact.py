@@ -148,7 +148,8 @@ def statistic_grid(scores, selections, label=AUTO, top=None):
             labels[part, key] = (weights[part] @ named).argmax(axis=1)
             sums = weights[part] @ scores[:, key]
             grid[part, key] = sums[np.arange(len(sums)), labels[part, key]]
-    return grid / sizes[:, None], labels
+    # With photos left out a selection may be empty; it then shows nothing, and counts as the worst.
+    return np.where(sizes[:, None] > 0, grid / np.maximum(sizes, 1)[:, None], LARGEST), labels
 
 
 def _exact(scores):

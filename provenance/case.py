@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from attacks import exact
 from kit import environment, files
 from kit.errors import UserError
@@ -124,7 +126,12 @@ class Case:
     @property
     def queries(self):
         """How many images the model will be asked about, those for Algorithm 1 included."""
-        return len(self.originals) * (self.plan.keys + 1) + self.aside
+        return self.photos * (self.plan.keys + 1) + self.aside
+
+    @property
+    def photos(self):
+        """How many photos are asked about: those whose originals are there."""
+        return sum(path is not None for path in self.originals)
 
     @property
     def aside(self):
@@ -133,7 +140,7 @@ class Case:
     @property
     def smallest_p(self):
         """The smallest p that can come out."""
-        return exact.Plan(len(self.originals), self.plan.keys, self.plan.selections).smallest_p
+        return exact.Plan(self.photos, self.plan.keys, self.plan.selections).smallest_p
 
     def describe(self):
         """Some lines for people: the model, what asking it will take, and what was fixed."""
@@ -141,14 +148,16 @@ class Case:
         asked = (
             f"model: {suspect.name}, {suspect.classes or 'unknown number of'} classes; "
             f"{suspect.preprocessing.describe()}\n"
-            f"queries: {self.queries - self.aside} ({len(self.originals)} photos x {plan.keys + 1} keys)"
+            f"queries: {self.queries - self.aside} ({self.photos} photos x {plan.keys + 1} keys)"
             + (f" + {self.aside} for Algorithm 1" if self.strangers else "")
             + f"; smallest p that can come out: {self.smallest_p:.2g}"
         )
+        lost = len(self.originals) - self.photos
+        gone = f"\n{lost} photos are left out: their originals are missing or were changed" if lost else ""
         departs = f"; it departs from the committed plan ({'; '.join(self.departs)})" if self.departs else ""
         return (
             f"{asked}\nplan: {judgement.digest}\njudgement {judgement.number} of this model: p is compared with "
-            f"{judgement.alpha:.2g}{departs}"
+            f"{judgement.alpha:.2g}{departs}{gone}"
         )
 
     def run(self, witness_key=None):
@@ -171,7 +180,14 @@ class Case:
                 transcript,
             )
             result, grid, _ = user_audit.judge(
-                self.record, self.plan, self.label, judgement.alpha, order, answers, self.suspect.classes
+                self.record,
+                self.plan,
+                self.label,
+                judgement.alpha,
+                order,
+                answers,
+                self.suspect.classes,
+                judgement.left_out,
             )
             if self.strangers:
                 result["algorithm_1"] = self._beside(photos, order, answers)
@@ -200,7 +216,10 @@ class Case:
         others = strangers_of.ask_out_world(
             world, users, self.record, self.suspect, self.folder / "out_world", self.bank
         )
-        own_queries = [photo.number * (plan.keys + 1) for photo in self.record.photos if photo.published]
+        kept = [number for number, path in enumerate(self.originals) if path is not None]
+        own_queries = [
+            place * (plan.keys + 1) for place, number in enumerate(kept) if self.record.photos[number].published
+        ]
         own = user_audit.in_order(answers, order).rows(own_queries)
         only = plan.answers == "label only"
         found = strangers_of.algorithm_1(
@@ -277,9 +296,10 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
     """
     options = options or Options()
     record = records.read_finished(record_path)
-    originals = records.locate_originals(record, folders, record_path)
+    originals = records.locate_originals(record, folders, record_path, lost=True)
+    left_out = [number for number, path in enumerate(originals) if path is None]
     bank = protect.load_bank(record.settings, data_root)
-    published = int(record.published.sum())
+    published = int(np.delete(record.published, left_out).sum())
     count = options.num_of_non_member_user if out_world else 0
     aside, most = count * published, options.max_queries
     if most is not None and most <= aside:
@@ -289,7 +309,9 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
             advice="lower --num_of_non_member_user, or allow more",
             flag="--max_queries",
         )
-    plan = options.plan(record.plan, len(originals), aside)
+    photos = len(originals) - len(left_out)
+    _refuse_too_few(record, left_out, published)
+    plan = options.plan(record.plan, photos, aside)
     label = resolve_label(plan.label, suspect)
     # Nothing was committed for an early record, so that there is nothing to depart from; its verdict says what it is.
     departs, factor = ([], 1) if isinstance(record, LegacyRecord) else departures(record.plan, plan, suspect.classes)
@@ -301,7 +323,7 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
         raise UserError(f"--out {folder} has another run's or a record's files", advice="choose another folder")
     log = judgements.place_of_log(beside, folder)
     try:
-        _refuse_unreachable(record, plan, len(originals), factor, most and most - aside)
+        _refuse_unreachable(record, plan, photos, factor, most and most - aside)
     except UserError as error:
         if not departs:
             raise
@@ -313,11 +335,23 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
         ) from None
     entries = judgements.read_log(log)
     judgement = judgements.next_judgement(
-        entries, record, plan, suspect, departs, factor, _asking(folder, entries, suspect)
+        entries, record, plan, suspect, departs, factor, _asking(folder, entries, suspect), left_out
     )
     return Case(
         record, originals, suspect, bank, options, plan, label, departs, factor, strangers, folder, log, judgement
     )
+
+
+def _refuse_too_few(record, left_out, published):
+    """Raise UserError where so many originals are gone that nothing can be shown."""
+    if left_out and (not published or len(left_out) > len(record.photos) // 2):
+        names = [record.photos[number].original for number in left_out]
+        raise UserError(
+            f"{len(left_out)} of {len(record.photos)} originals are missing or were changed since they were "
+            f"marked ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})",
+            advice="give the unmarked photos with --originals",
+            flag="--originals",
+        )
 
 
 def _refuse_unreachable(record, plan, photos, factor, max_queries):
@@ -327,7 +361,7 @@ def _refuse_unreachable(record, plan, photos, factor, max_queries):
     """
     exact.plan_grid(
         photos,
-        [(batch.published, batch.photos) for batch in record.batches],
+        [batch.possible for batch in record.batches],
         min(plan.alpha, record.plan.alpha) / 2 / factor,
         plan.keys,
         plan.selections,

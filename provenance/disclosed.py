@@ -121,7 +121,8 @@ def weaknesses(record, where="the record", roots=None, chain=None):
 def _drawn(batch):
     randomness = hashlib.sha256(bytes.fromhex(batch.signature)).hexdigest() if batch.signature else ""
     context = draw.context_of(batch.commit.digest, randomness or draw.PRIVATE_RANDOMNESS)
-    return bytes.fromhex(batch.selections_secret), context, batch.commit.photos, batch.commit.published
+    commit = batch.commit
+    return bytes.fromhex(batch.selections_secret), context, commit.photos, commit.published, commit.groups
 
 
 def _check_batch(batch, before, where):
@@ -130,13 +131,20 @@ def _check_batch(batch, before, where):
         hashlib.sha256(bytes.fromhex(batch.selections_secret)).hexdigest() == commit.selections_sha256
         and batch.originals == sorted(batch.originals)
         and canonical_digest(batch.originals) == commit.originals_sha256
-        and len(batch.originals) == commit.photos >= commit.published == len(batch.marked)
+        and len(batch.originals) == commit.photos >= commit.published >= len(batch.marked) >= 1
+        and (not commit.groups or _is_grouping(commit.groups, commit.photos))
         and commit.previous == [one.commit.digest for one in before]
         and (not before or (commit.plan, commit.settings) == (before[0].commit.plan, before[0].commit.settings))
         and (batch.signature is None) == (commit.beacon is None)
     )
     if not fits:
         raise UserError(f"{where}: a batch of its record does not fit its commitment", advice="somebody changed it")
+    if int(selections_of([_drawn(batch)], 0).sum()) != len(batch.marked):
+        raise UserError(f"{where}: a batch published another number of photos than it drew", "somebody changed it")
+
+
+def _is_grouping(groups, photos):
+    return len(groups) == photos and sorted(set(groups)) == list(range(max(groups) + 1))
 
 
 def _trust(batch, number, where, roots, chain):

@@ -7,7 +7,8 @@ Photos are taken in the order of the SHA-256 of their content, so that names and
 
 Two secrets are derived from one: the evidence shows the selections' and never the marks'.
 
-Public: mark_secret, selection_secret, context_of, mark_key, selection, PRIVATE_RANDOMNESS.
+Public: mark_secret, selection_secret, context_of, mark_key, selection, fitting_groups,
+PRIVATE_RANDOMNESS.
 """
 
 import hashlib
@@ -41,14 +42,38 @@ def mark_key(marks, context, number, audit_seed=""):
     return _hmac(marks, "key", context, number, audit_seed if number else "")
 
 
-def selection(selections, context, number, photos, published, audit_seed=""):
+def selection(selections, context, number, photos, published, audit_seed="", groups=()):
     """bool (photos,): which photos, in the order of their content's SHA-256, are published (number 0), or would have
-    been in the audit's fresh draw `number`."""
+    been in the audit's fresh draw `number`.
+
+    groups: the group of each photo, () for none. Photos of a group are drawn together: groups in random order, each
+    that still fits into `published`. Each group must be smaller than that (see `fitting_groups`).
+    """
     stream = hashlib.shake_256(_hmac(selections, "selection", context, number, audit_seed if number else ""))
-    ranks = np.frombuffer(stream.digest(8 * photos), "<u8")
     chosen = np.zeros(photos, dtype=bool)
-    chosen[np.argsort(ranks, kind="stable")[:published]] = True
+    if not groups:
+        chosen[np.argsort(np.frombuffer(stream.digest(8 * photos), "<u8"), kind="stable")[:published]] = True
+        return chosen
+    sizes, left = np.bincount(groups), published
+    for group in np.argsort(np.frombuffer(stream.digest(8 * len(sizes)), "<u8"), kind="stable"):
+        if sizes[group] <= left:
+            chosen |= np.asarray(groups) == group
+            left -= sizes[group]
     return chosen
+
+
+def fitting_groups(groups, published):
+    """The groups that are drawn together, (): none. Photos of a group that is larger than a quarter of what is
+    published are drawn one by one: groups so large would leave too little to draw.
+    """
+    sizes = np.bincount(groups)
+    if sizes.max() == 1:
+        return ()
+    numbers, fresh = {}, []
+    for place, group in enumerate(groups):
+        large = sizes[group] > max(1, published // 4)
+        fresh.append(numbers.setdefault(("photo", place) if large else ("group", group), len(numbers)))
+    return () if len(numbers) == len(groups) else tuple(fresh)
 
 
 def _hmac(secret, *parts):

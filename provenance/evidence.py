@@ -291,7 +291,8 @@ def check_document(document, answers, where, roots=None, chain=None):
     stated, judgement = judgement, next((entry for entry in log if entry.same_as(judgement)), None)
     if judgement is None or judgement.digest != stated.model_copy(update={"previous": judgement.previous}).digest:
         raise UserError(f"{where}: its judgement is not in its log", advice="somebody changed it")
-    plan, photos = judgement.plan, sum(photos for photos, _ in record.sizes)
+    total = sum(photos for photos, _ in record.sizes)
+    plan, photos = judgement.plan, total - len(set(judgement.left_out))
     departs, factor = ([], 1) if record.early else departures(record.plan, plan, checked.classes)
     fits = {
         "its commitments": judgement.commitments == record.commitments,
@@ -299,6 +300,7 @@ def check_document(document, answers, where, roots=None, chain=None):
         "alpha": judgement.alpha == judgements.share_of_alpha(plan, record.plan, judgement.number, factor)
         and judgement.departures == departs,
         "the label": plan.label == str(checked.label) or (checked.label != AUTO and not plan.label.isdecimal()),
+        "what was left out": all(0 <= number < total for number in judgement.left_out),
         "the number of answers": photos * (plan.keys + 1) == answers
         and photos * (plan.selections + 1) <= MAX_BUNDLE_BYTES,
     }
@@ -316,6 +318,11 @@ def audit_weaknesses(judgement, log, committed, source):
         found.append(
             f"{disclosed.HONEST}, or if the text that was added to the draw came from the other side: "
             f"{judgement.plan.audit_seed[:60]!r}"
+        )
+    if judgement.left_out:
+        found.append(
+            f"{disclosed.HONEST}: {len(judgement.left_out)} photos were left out, whose originals are said to be gone; "
+            "who chooses them after the draw can bring about any result"
         )
     if judgement.departures:
         found.append(

@@ -35,14 +35,18 @@ CACHE_BYTES = 1 << 30
 
 
 class Photos:
-    """Originals by number, at working size: uint8 (H, W, 3). As many as fit into CACHE_BYTES stay in memory."""
+    """Originals by number, at working size: uint8 (H, W, 3). As many as fit into CACHE_BYTES stay in memory.
+
+    kept: numbers of the photos whose originals are there (a path may be None); len: how many these are.
+    """
 
     def __init__(self, paths, input_size):
         self._paths, self.side = list(paths), max(REFERENCE_SIZE, WORKING_FACTOR * max(input_size))
+        self.kept = [number for number, path in enumerate(self._paths) if path is not None]
         self._read = lru_cache(maxsize=max(16, CACHE_BYTES // (4 * self.side**2)))(self._read_one)
 
     def __len__(self):
-        return len(self._paths)
+        return len(self.kept)
 
     def __getitem__(self, number):
         return self._read(int(number))
@@ -62,11 +66,11 @@ def query_order(record, count, audit_seed):
 
 
 def prepared_image(photos, keys, query, record, bank, preprocessing):
-    """The image of query number `query` = photo * len(keys) + key: uint8 (3, h, w), as the model gets it.
-
-    keys: of `record.keys`.
+    """The image of query number `query` = place among the kept photos * len(keys) + key: uint8 (3, h, w), as the model
+    gets it. keys: of `record.keys`.
     """
-    number, key = divmod(int(query), len(keys))
+    place, key = divmod(int(query), len(keys))
+    number = photos.kept[place]
     photo = record.photos[number]
     marked = mark_photo(photos[number], keys[key][photo.batch], number, record.settings.marking(bank))
     return preprocessing.fit(marked)
@@ -155,7 +159,11 @@ def ask_grid(record, photos, suspect, keys, audit_seed, folder, bank=None, trans
     """
     all_keys = record.keys(keys, audit_seed)
     order = query_order(record, len(photos) * len(all_keys), audit_seed)
-    log = AnswerLog(folder, log_settings(record, suspect, keys=keys, audit_seed=audit_seed))
+    lost = sorted(set(range(len(record.photos))) - set(photos.kept))
+    log = AnswerLog(
+        folder,
+        log_settings(record, suspect, keys=keys, audit_seed=audit_seed, **({"left_out": lost} if lost else {})),
+    )
 
     def prepare(places):
         return np.stack(
@@ -165,13 +173,14 @@ def ask_grid(record, photos, suspect, keys, audit_seed, folder, bank=None, trans
     return (order, *ask_all(log, suspect, len(order), prepare, "asking the model", transcript))
 
 
-def judge(record, plan, label, alpha, order, answers, classes):
+def judge(record, plan, label, alpha, order, answers, classes, left_out=()):
     """The exact test on answers in the order asked: (result dict, grid T, labels of the pairs).
 
     record: anything with `selections`, a MarkRecord or what a bundle discloses of one; plan: the `AuditPlan`; label:
     its label as a class number, or AUTO; alpha: what p is compared with.
     """
     selections = record.selections(plan.selections, plan.audit_seed)
+    selections = np.delete(selections, np.asarray(left_out, dtype=int), axis=1)
     answers = in_order(answers, order).limited(plan.answers == "label only", plan.top_k)
     scores, top, missing = scores_of(answers, selections.shape[1], classes, label)
     grid, labels = exact.statistic_grid(scores, selections, label, top)

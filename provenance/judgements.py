@@ -9,8 +9,8 @@ The log lies beside the record as judgements.json, and goes into each evidence b
 those who do not ask again: keys, selections and plan follow from the commitment, so that repeating an audit of the same
 file changes nothing.
 
-Public: Judgement, next_judgement, open_judgement, conclude_judgement, read_log, check_log, share_of_alpha, place_of_log,
-LOG_FILE, NOTHING.
+Public: Judgement, next_judgement, open_judgement, conclude_judgement, read_log, check_log, share_of_alpha,
+place_of_log, LOG_FILE, NOTHING.
 """
 
 import os
@@ -30,7 +30,8 @@ NOTHING = "0" * 64  # what the first entry is bound to
 
 class Judgement(Strict):
     """One plan, fixed before its first query. model: the suspect's identity; asking: how often this model has been
-    asked anew; number: k; alpha: what p is compared with; begun: ISO time; previous: digest of the entry before.
+    asked anew; number: k; alpha: what p is compared with; begun: ISO time; left_out:
+    photos whose originals are gone; previous: digest of the entry before; p_value: what came out, None before.
     """
 
     begun: str
@@ -41,6 +42,7 @@ class Judgement(Strict):
     asking: int = Field(ge=1)
     number: int = Field(ge=1)
     departures: list[str]
+    left_out: list[int] = Field(default=[])
     alpha: float = Field(gt=0, le=0.5)
     previous: Digest
     p_value: float | None = None  # what came out, not part of the digest
@@ -54,7 +56,7 @@ class Judgement(Strict):
         """Whether it is the same plan for the same answers."""
         return all(
             getattr(self, name) == getattr(other, name)
-            for name in ("commitments", "plan", "model", "preprocessing", "asking")
+            for name in ("commitments", "plan", "model", "preprocessing", "asking", "left_out")
         )
 
 
@@ -95,10 +97,11 @@ def _number(before, entry):
     return earlier + len(entry.commitments)
 
 
-def next_judgement(entries, record, plan, suspect, departs, factor, asking, now=None):
+def next_judgement(entries, record, plan, suspect, departs, factor, asking, left_out=(), now=None):
     """The Judgement of a plan: the one that is among the entries of a log already, or the one to come.
 
-    departs, factor: of `plan.departures`; asking: 1 for the first answers of this model; now: ISO time.
+    departs, factor: of `plan.departures`; asking: 1 for the first answers of this model; left_out: numbers of photos
+    whose originals are gone; now: ISO time.
     """
     draft = Judgement(
         begun=now or datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -109,6 +112,7 @@ def next_judgement(entries, record, plan, suspect, departs, factor, asking, now=
         asking=asking,
         number=1,
         departures=departs,
+        left_out=list(left_out),
         alpha=plan.alpha,
         previous=entries[-1].digest if entries else NOTHING,
     )

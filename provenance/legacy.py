@@ -35,6 +35,8 @@ class LegacyBatch(Strict):
     data_folder: str
     marked_folder: str
 
+    possible = property(lambda self: (self.published, self.photos))
+
 
 class LegacyRecord(Strict):
     """One key and one selection for all batches; the same questions can be asked of it as of a `record.MarkRecord`."""

@@ -17,7 +17,7 @@ import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -35,6 +35,7 @@ from kit.progress import Progress
 from provenance import record as records
 from provenance import sheet
 from provenance.commit import NO_BEACON, Public, date, named_round, settle
+from provenance.duplicates import fingerprint, groups_of
 from provenance.legacy import LegacyRecord
 from provenance.photos import MAX_JPEG_SIDE, UnreadablePhoto, encode_photo, find_photos, read_photo, write_photo
 from provenance.plan import AuditPlan
@@ -60,13 +61,15 @@ TOLERATED_SHARE = 1e-3
 @dataclass(frozen=True)
 class Folder:
     """What is in the user's folder. photos: dicts original, original_sha256, height, width, sorted by name;
-    skipped: (name, reason) of what could not be read; duplicates: (name, name of the same photo); ignored: a number."""
+    skipped: (name, reason) of what could not be read; duplicates: (name, name of the same photo); ignored: a number;
+    alike: lists of names of photos that look alike, which are drawn together."""
 
     path: Path
     photos: list
     skipped: list
     duplicates: list
     ignored: int
+    alike: list = field(default_factory=list)
 
     @cached_property
     def _names(self):
@@ -103,7 +106,8 @@ def inspect_folder(path, format="png"):
     def inspect(name):
         try:
             content = (path / name).read_bytes()
-            height, width, _ = read_photo(content).shape
+            pixels = read_photo(content)
+            height, width, _ = pixels.shape
         except UnreadablePhoto as problem:
             return name, str(problem)
         except OSError as problem:
@@ -115,18 +119,21 @@ def inspect_folder(path, format="png"):
             "original_sha256": hashlib.sha256(content).hexdigest(),
             "height": height,
             "width": width,
+            "fingerprint": fingerprint(pixels),
         }
 
     photos, skipped, duplicates, seen = [], list(refused), [], {}
     for found in each(inspect, names, "reading"):
         if isinstance(found, tuple):
             skipped.append(found)
-        elif found["original_sha256"] in seen:
-            # The copy of a published photo in the held-out half would make the halves alike, and the proof weaker.
-            duplicates.append((found["original"], seen[found["original_sha256"]]))
         else:
-            seen[found["original_sha256"]] = found["original"]
-            photos.append(found)
+            seen.setdefault(found["original_sha256"], []).append(found)
+    for same in seen.values():
+        # The copy of a published photo in the held-out half would make the halves alike, and the proof weaker. The
+        # shortest name is kept: "cat.jpg" rather than "cat (copy).jpg".
+        kept = min(same, key=lambda photo: (len(photo["original"]), photo["original"]))
+        photos.append(kept)
+        duplicates += [(photo["original"], kept["original"]) for photo in same if photo is not kept]
     if not photos:
         why = f": {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         raise UserError(
@@ -134,7 +141,17 @@ def inspect_folder(path, format="png"):
             advice="give the folder with the photos as --data_folder",
             flag="--data_folder",
         )
-    return Folder(path, photos, skipped, duplicates, ignored)
+    photos = sorted(photos, key=lambda photo: photo["original"])
+    for photo, group in zip(photos, groups_of([photo.pop("fingerprint") for photo in photos]), strict=True):
+        photo["group"] = group
+    return Folder(path, photos, skipped, sorted(duplicates), ignored, _alike(photos))
+
+
+def _alike(photos):
+    groups = {}
+    for photo in photos:
+        groups.setdefault(photo["group"], []).append(photo["original"])
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def output_names(photos, suffix, taken=()):
@@ -169,6 +186,7 @@ class Job:
     record_folder: Path
     note: str
     public: Public = NO_BEACON
+    keep_originals: bool = True
 
     @property
     def published(self):
@@ -182,8 +200,8 @@ class Job:
         return self.record_folder / "record.json"
 
 
-def places_of(data_folder):
-    """(NAME_marked, NAME_record) beside the data folder."""
+def places_of(data_folder, out=None):
+    """(NAME_marked, NAME_record) beside the data folder, or in the folder `out`, where that can't be written to."""
     folder = Path(data_folder).resolve()
     if not folder.name:
         raise UserError(
@@ -191,18 +209,33 @@ def places_of(data_folder):
             advice="give the folder with the photos",
             flag="--data_folder",
         )
-    return folder.parent / f"{folder.name}_marked", folder.parent / f"{folder.name}_record"
+    place = Path(out).resolve() if out else folder.parent
+    if place == folder or folder in place.parents:
+        raise UserError(f"--out {out} lies in the folder with the photos", "choose another folder", flag="--out")
+    return place / f"{folder.name}_marked", place / f"{folder.name}_record"
 
 
-def open_record(folder, settings, holdout, seed=None, record_file=None, overwrite=False, plan=None, public=NO_BEACON):
+def open_record(
+    folder,
+    settings,
+    holdout,
+    seed=None,
+    record_file=None,
+    overwrite=False,
+    plan=None,
+    public=NO_BEACON,
+    out=None,
+    keep_originals=True,
+):
     """Decide what to do for a `Folder`: start a record, go on with an interrupted one, or extend `record_file`.
 
     settings: `MarkSettings`, or None to take those of record_file; plan: the `AuditPlan` to commit; public: where
-    randomness comes from, a `commit.Public`. Returns a Job; nothing is written yet. Raises UserError where a record or
-    marked photos would be lost.
+    randomness comes from, a `commit.Public`; out: see `places_of`; keep_originals: whether the record's folder gets
+    copies of all originals, because phones and clouds encode their libraries anew. Returns a Job; nothing is written
+    yet. Raises UserError where a record or marked photos would be lost.
     """
-    marked_folder, record_folder = places_of(folder.path)
-    opening = _Opening(folder, holdout, marked_folder, seed, plan, public)
+    marked_folder, record_folder = places_of(folder.path, out)
+    opening = _Opening(folder, holdout, marked_folder, seed, plan, public, keep_originals)
     if record_file is not None:
         path = records.record_file(record_file)
         return opening.further(records.read_record(path), path.resolve().parent, settings)
@@ -285,6 +318,7 @@ class _Opening:
     seed: int | None
     plan: AuditPlan | None
     public: Public
+    keep_originals: bool
 
     def further(self, record, record_folder, settings):
         """A Job for an existing record: to be resumed, made again, or extended."""
@@ -308,9 +342,9 @@ class _Opening:
                     advice="restore them and run it again",
                     command="or give --overwrite for a new draw",
                 )
-            return Job(record, old, folder, self.marked_folder, record_folder, "resumed", self.public)
+            return self._job(record, old, record_folder, "resumed")
         if not new:
-            return Job(record, old, folder, self.marked_folder, record_folder, "same photos", self.public)
+            return self._job(record, old, record_folder, "same photos")
         _refuse_legacy(record, path)
         if self.plan is not None and self.plan != record.plan:
             raise UserError(f"{path} has committed its plan already", advice="leave the flags of the plan out")
@@ -331,7 +365,19 @@ class _Opening:
             redrawn,
         )
         numbers = [*old, *range(first, len(record.photos))]
-        return Job(record, numbers, folder, self.marked_folder, record_folder, note, self.public)
+        return self._job(record, numbers, record_folder, note)
+
+    def _job(self, record, numbers, record_folder, note):
+        return Job(
+            record,
+            numbers,
+            self.folder,
+            self.marked_folder,
+            record_folder,
+            note,
+            self.public,
+            self.keep_originals,
+        )
 
 
 def resolve_settings(chosen, record_file=None, data_root=None):
@@ -477,8 +523,8 @@ def protect(job, bank=None, overwrite=False, thumbnail=None, say=print):
     chosen = [record.photos[number] for number in job.numbers]
     _refuse_foreign_outputs(job, [photo for photo in chosen if photo.published], overwrite)
     for photo in chosen:
-        if not photo.published:
-            with atomic_path(job.record_folder / "held_out" / photo.original) as temporary:
+        if not photo.published or job.keep_originals:
+            with atomic_path(records.copy_of(job.record_folder, photo)) as temporary:
                 temporary.write_bytes(job.folder.content(photo))
     keys = record.keys(0)[0]
     one_big_at_a_time = threading.Lock()
@@ -564,8 +610,7 @@ def _put_away(job):
             path = job.marked_folder / photo.marked
             if path.is_file() and photo.marked_sha256 in (None, files.file_digest(path)):
                 path.unlink()
-        else:
-            (job.record_folder / "held_out" / photo.original).unlink(missing_ok=True)
+        records.copy_of(job.record_folder, photo).unlink(missing_ok=True)
 
 
 def verify(record, originals, marked_folders, bank=None):

@@ -12,7 +12,7 @@ photos were published: it stays private.
 
 Public: MarkRecord, MarkSettings, Batch, Photo, Commitment, BeaconRound, Strict, Digest, RelativePath, new_record,
 commit_batch, draw_batch, finish_batch, changed_batch, published_share, selections_of, record_file, read_record,
-read_finished, write_record, first_problem, locate_originals, private_folder.
+read_finished, write_record, first_problem, copy_of, locate_originals, private_folder.
 """
 
 import hashlib
@@ -35,6 +35,7 @@ from utils import Marking, derive_key
 
 FORMAT = "membershiptracker-record-2"
 COMMITMENT_FORMAT = "membershiptracker-commitment-2"
+COPIES = {True: "originals", False: "held_out"}  # folders beside record.json, by whether a photo is published
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -84,8 +85,10 @@ class BeaconRound(Strict):
 class Commitment(Strict):
     """What is hashed before the draw. All of it may be shown later, but for the secrets that it holds as digests.
 
-    originals_sha256: digest of the sorted list of the originals' SHA-256; previous: commitments of earlier batches of
-    this record; redrawn: commitments that were made here before and thrown away (--overwrite), the oldest first.
+    originals_sha256: digest of the sorted list of the originals' SHA-256; groups: photos of the same number look alike
+    and are drawn together, [] when none do; published: how many are published, or nearly so with groups; previous:
+    commitments of earlier batches of this record; redrawn: commitments that were made here before and thrown away
+    (--overwrite), the oldest first.
     """
 
     format: Literal["membershiptracker-commitment-2"]
@@ -96,6 +99,7 @@ class Commitment(Strict):
     photos: int = Field(ge=1)
     published: int = Field(ge=1)
     originals_sha256: Digest
+    groups: list[int] = Field(default=[])
     marks_sha256: Digest
     selections_sha256: Digest
     beacon: BeaconRound | None
@@ -105,7 +109,7 @@ class Commitment(Strict):
     @property
     def digest(self):
         """The number to post: SHA-256, hex."""
-        return canonical_digest(self.model_dump(mode="json"))
+        return canonical_digest(self.model_dump(mode="json", exclude=None if self.groups else {"groups"}))
 
 
 class Batch(Strict):
@@ -132,6 +136,25 @@ class Batch(Strict):
         if self.commit.beacon is None:
             return draw.PRIVATE_RANDOMNESS
         return hashlib.sha256(bytes.fromhex(self.signature)).hexdigest()
+
+    @property
+    def drawn_photos(self):
+        """bool (photos,): which of them are published, in the order of their numbers."""
+        groups = self.commit.groups
+        return draw.selection(self.secrets[1], self.context, 0, self.photos, self.published, groups=groups)
+
+    @property
+    def possible(self):
+        """(of how many things the draw chooses some, how many there are): photos, or groups that are drawn together."""
+        groups = self.commit.groups
+        return (
+            (self.published, self.photos)
+            if not groups
+            else (
+                max(1, round((max(groups) + 1) * self.published / self.photos)),
+                max(groups) + 1,
+            )
+        )
 
     @property
     def context(self):
@@ -206,7 +229,10 @@ class MarkRecord(Strict):
     def selections(self, count, audit_seed=""):
         """What was published and `count` fresh selections: bool (count + 1, n)."""
         return selections_of(
-            [(batch.secrets[1], batch.context, batch.photos, batch.published) for batch in self.batches],
+            [
+                (batch.secrets[1], batch.context, batch.photos, batch.published, batch.commit.groups)
+                for batch in self.batches
+            ],
             count,
             audit_seed,
         )
@@ -217,13 +243,16 @@ class MarkRecord(Strict):
 
 
 def selections_of(batches, count, audit_seed=""):
-    """bool (count + 1, n) out of (secret of the selections, context, photos, published) of each batch."""
+    """bool (count + 1, n) out of (secret of the selections, context, photos, published, groups) of each batch."""
     return np.concatenate(
         [
             np.stack(
-                [draw.selection(secret, context, number, photos, published, audit_seed) for number in range(count + 1)]
+                [
+                    draw.selection(secret, context, number, photos, published, audit_seed, groups)
+                    for number in range(count + 1)
+                ]
             )
-            for secret, context, photos, published in batches
+            for secret, context, photos, published, groups in batches
         ],
         axis=1,
     )
@@ -239,12 +268,14 @@ def commit_batch(
 ):
     """The record with another batch, committed and not yet drawn.
 
-    photos: dicts original, original_sha256, height, width; holdout in [0, 1): the share that stays private, at least
-    one photo being published; plan: AuditPlan, that of the first batch for further ones; beacon: BeaconRound or None;
-    seed: draws the secret from a number, for experiments; redrawn: commitments thrown away here before; created: ISO
-    time.
+    photos: dicts original, original_sha256, height, width and, if near-duplicates are to be kept together, group;
+    holdout in [0, 1): the share that stays private, at least one photo being published; plan: AuditPlan, that of the
+    first batch for further ones; beacon: BeaconRound or None; seed: draws the secret from a number, for experiments;
+    redrawn: commitments thrown away here before; created: ISO time.
     """
     photos = sorted(photos, key=lambda photo: photo["original_sha256"])
+    groups = [photo.get("group", place) for place, photo in enumerate(photos)]
+    photos = [{name: value for name, value in photo.items() if name != "group"} for photo in photos]
     first, published = len(record.photos), published_share(len(photos), holdout)
     secret = secrets.token_bytes(32) if seed is None else derive_key(seed, "mark record", len(record.batches))
     commit = Commitment(
@@ -256,6 +287,7 @@ def commit_batch(
         photos=len(photos),
         published=published,
         originals_sha256=canonical_digest([photo["original_sha256"] for photo in photos]),
+        groups=list(draw.fitting_groups(_from_zero(groups), published)),
         marks_sha256=hashlib.sha256(draw.mark_secret(secret)).hexdigest(),
         selections_sha256=hashlib.sha256(draw.selection_secret(secret)).hexdigest(),
         beacon=beacon,
@@ -267,6 +299,12 @@ def commit_batch(
     )
     entries = [Photo(number=first + place, batch=len(record.batches), **photo) for place, photo in enumerate(photos)]
     return record.model_copy(update={"batches": [*record.batches, batch], "photos": [*record.photos, *entries]})
+
+
+def _from_zero(numbers):
+    """The same groups, numbered from 0 in the order of their first members."""
+    order = list(dict.fromkeys(numbers))
+    return [order.index(number) for number in numbers]
 
 
 def changed_batch(record, **changes):
@@ -285,7 +323,7 @@ def draw_batch(record, names, signature=None):
         raise ValueError("a signature belongs to a beacon")
     record = changed_batch(record, signature=signature, drawn=True)
     batch = record.batches[-1]
-    chosen = draw.selection(batch.secrets[1], batch.context, 0, batch.photos, batch.published)
+    chosen = batch.drawn_photos
     first = len(record.photos) - batch.photos
     photos = [
         photo
@@ -395,7 +433,7 @@ def _check(record, path):
             continue
         if (batch.signature is None) != (commit.beacon is None):
             refuse("its draw does not fit the beacon that it names")
-        drawn = draw.selection(batch.secrets[1], batch.context, 0, batch.photos, batch.published)
+        drawn = batch.drawn_photos
         if [photo.published for photo in photos] != drawn.tolist():
             refuse("the published photos are not those that its secret draws")
         if batch.finished and any(photo.published and photo.marked_sha256 is None for photo in photos):
@@ -409,13 +447,18 @@ def write_record(path, record):
     path.chmod(0o600)
 
 
-def locate_originals(record, folders, record_path):
+def copy_of(record_folder, photo):
+    """Where a record's folder keeps its copy of an original."""
+    return Path(record_folder) / COPIES[bool(photo.published)] / photo.original
+
+
+def locate_originals(record, folders, record_path, lost=False):
     """Where every original is: a list of paths by number. They are known by their SHA-256, whatever their names.
 
-    folders: where to look; without any, the folders that the record names. The held-out photos beside the record
-    count too. Raises UserError naming what is missing.
+    folders: where to look; without any, the folders that the record names. The copies beside the record count too.
+    lost: whether an original may be missing, None then standing for its path. Raises UserError naming what is missing.
     """
-    beside = record_file(record_path).resolve().parent / "held_out"
+    beside = [record_file(record_path).resolve().parent / name for name in COPIES.values()]
     places = [Path(folder) for folder in folders] or [Path(batch.data_folder) for batch in record.batches]
     missing_folders = [place for place in places if not place.is_dir()]
     if folders and missing_folders:
@@ -424,7 +467,7 @@ def locate_originals(record, folders, record_path):
             advice="give the folder with the unmarked photos",
             flag="--originals",
         )
-    places = [place for place in [*places, beside] if place.is_dir()]
+    places = [place for place in [*places, *beside] if place.is_dir()]
     found = {}
     for photo in record.photos:
         for place in places:
@@ -440,14 +483,14 @@ def locate_originals(record, folders, record_path):
                 if number is not None:
                     found[number] = place / name
     lacking = [photo.original for photo in record.photos if photo.number not in found]
-    if lacking:
+    if lacking and not lost:
         raise UserError(
             f"{len(lacking)} of {len(record.photos)} originals are missing or were changed since they were "
             f"marked ({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''})",
             advice=f"looked in {', '.join(map(str, places)) or 'no folder'}: give the unmarked photos with --originals",
             flag="--originals",
         )
-    return [found[photo.number] for photo in record.photos]
+    return [found.get(photo.number) for photo in record.photos]
 
 
 def private_folder(path):

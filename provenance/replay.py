@@ -50,6 +50,7 @@ def replay(bundle, record_path=None, folders=(), suspect=None, out=None, data_ro
         order,
         answers,
         document.get("classes"),
+        checked.judgement.left_out,
     )
     _refuse_other_result(result, document, bundle)
     rows = [
@@ -113,6 +114,19 @@ def _matching_record(checked, record_path):
     return record
 
 
+def _photos(checked, record, folders, record_path, preprocessing):
+    """The originals that were asked about; those that were left out stay out, though they may be there now."""
+    paths, out = records.locate_originals(record, folders, record_path, lost=True), set(checked.judgement.left_out)
+    lacking = [photo.original for photo, path in zip(record.photos, paths, strict=True) if path is None]
+    if len([number for number, path in enumerate(paths) if path is None and number not in out]):
+        raise UserError(
+            f"{len(lacking)} originals are missing or were changed ({', '.join(lacking[:3])})",
+            advice="give the unmarked photos with --originals",
+            flag="--originals",
+        )
+    return user_audit.Photos([None if number in out else path for number, path in enumerate(paths)], preprocessing.size)
+
+
 def _preprocessing(document):
     try:
         return Preprocessing(
@@ -127,7 +141,7 @@ def _preprocessing(document):
 
 def _questions(checked, document, order, digests, record_path, folders, data_root):
     record, preprocessing = _matching_record(checked, record_path), _preprocessing(document)
-    photos = user_audit.Photos(records.locate_originals(record, folders, record_path), preprocessing.size)
+    photos = _photos(checked, record, folders, record_path, preprocessing)
     bank = protect.load_bank(record.settings, data_root)
     right = user_audit.check_queries(record, photos, preprocessing, checked.judgement.plan, order, digests, bank)
     note = (
@@ -157,7 +171,7 @@ def _ask_again(bundle, checked, document, order, answers, suspect, record_path, 
             advice="give the same flags as then, if they are the model's own",
         )
     record, plan = _matching_record(checked, record_path), checked.judgement.plan
-    photos = user_audit.Photos(records.locate_originals(record, folders, record_path), suspect.preprocessing.size)
+    photos = _photos(checked, record, folders, record_path, suspect.preprocessing)
     folder = Path(out) if out else bundle.parent / f"{bundle.stem}-asked-again"
     bank = protect.load_bank(record.settings, data_root)
     again, _, fresh = user_audit.ask_grid(record, photos, suspect, plan.keys, plan.audit_seed, folder, bank)
@@ -165,7 +179,14 @@ def _ask_again(bundle, checked, document, order, answers, suspect, record_path, 
         raise UserError("the bundle asked in another order than its record gives", advice="somebody changed it")
     apart = _apart(answers, fresh)
     result, _, _ = user_audit.judge(
-        checked.record, plan, checked.label, checked.judgement.alpha, order, fresh, document.get("classes")
+        checked.record,
+        plan,
+        checked.label,
+        checked.judgement.alpha,
+        order,
+        fresh,
+        document.get("classes"),
+        checked.judgement.left_out,
     )
     same = apart <= TOLERATED_SHARE * len(answers)
     return (
