@@ -18,6 +18,7 @@ from kit import cli
 from kit.errors import UserError, run_script
 from provenance import beacon, commit, disclosed, protect
 from provenance import record as records
+from provenance.folder import inspect_folder
 from provenance.plan import AuditPlan
 from provenance.report import show_weaknesses
 
@@ -98,7 +99,7 @@ def main():
         raise UserError("--record has a secret already", advice="leave --seed out")
     public = commit.parse_beacon(args.beacon, args.beacon_chain, args.timestamp, args.timestamp_roots)
     settings, bank = protect.resolve_settings(vars(args), args.record, args.data_root)
-    folder = protect.inspect_folder(args.data_folder, settings.format)
+    folder = inspect_folder(args.data_folder, settings.format)
     job = protect.open_record(
         folder, settings, args.holdout, args.seed, args.record, args.overwrite, plan_of(args), public
     )

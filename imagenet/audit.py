@@ -27,7 +27,7 @@ from kit.errors import UserError
 from kit.files import check_same_settings, read_json, write_json
 from kit.plots import percent
 from kit.progress import Progress
-from provenance import protect
+from provenance.folder import workers
 from provenance.photos import UnreadablePhoto, read_photo
 from suspects import opened
 from suspects.flags import preprocessing_of
@@ -163,11 +163,11 @@ def stream(images, fit):
         except UnreadablePhoto as problem:
             raise UserError(f"{path} {problem}", advice="replace it or remove it from the folder") from None
 
-    pool, waiting = ThreadPoolExecutor(protect.workers()), deque()
+    pool, waiting = ThreadPoolExecutor(workers()), deque()
     try:
         for _, path in images:
             waiting.append(pool.submit(load, path))
-            if len(waiting) > 4 * protect.workers():
+            if len(waiting) > 4 * workers():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

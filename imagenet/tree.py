@@ -25,6 +25,7 @@ from kit.files import check_same_settings, file_digest, read_json, write_json
 from kit.progress import Progress
 from provenance import protect
 from provenance import record as records
+from provenance.folder import workers
 from provenance.photos import UnreadablePhoto, encode_photo, read_photo, write_photo
 
 FITTING = {"jpeg": (".jpg", ".jpeg"), "png": (".png",)}  # names that a marked file of this format may keep
@@ -99,7 +100,7 @@ def mark_users(tree, plan, train, val):
     labels = sorted({user.label for user in plan.users})
     users, unreadable = {}, {}
     bar = Progress(total=len(plan.users), desc="marking", unit="user")
-    pool = ThreadPoolExecutor(protect.workers())
+    pool = ThreadPoolExecutor(workers())
     try:
         for label in labels:
             own, kept = plan.of_class(label), tree.finished_class(label)

@@ -21,7 +21,7 @@ from kit.errors import UserError
 from provenance.evidence import AnswerLog
 from provenance.grid import Photos, ask_all, log_settings
 from provenance.photos import UnreadablePhoto, find_photos, read_photo
-from provenance.protect import each
+from provenance.folder import each
 from utils import Users, clopper_pearson, draw_non_member_users, mark_images, verify_provenance
 
 NEAR_DUPLICATE_BITS = 6  # of a perceptual hash's 64

@@ -23,6 +23,7 @@ from page.panel import Panel
 from page.tabs import power
 from provenance import protect
 from provenance import record as records
+from provenance.folder import inspect_folder
 from provenance.photos import UnreadablePhoto, find_photos, read_photo
 from utils import derive_key
 
@@ -280,7 +281,7 @@ def _mark(job):
     chosen = dict(job.details)
     folder, holdout = Path(chosen.pop("folder")), chosen.pop("holdout")
     settings, bank = protect.resolve_settings(chosen)
-    found = protect.inspect_folder(folder, settings.format)
+    found = inspect_folder(folder, settings.format)
     begun = protect.places_of(folder)[1] / "record.json"
     finished = begun.exists() and records.read_record(begun).finished  # all but the two zips was done
     opened = protect.open_record(found, settings, holdout, record_file=begun if finished else None)

@@ -18,7 +18,7 @@ import utils
 from imagenet import audit as imagenet_audit
 from imagenet.users import find_users
 from kit.files import read_arrays, read_json
-from provenance import protect
+from provenance.folder import workers
 from tests.imagenet.parts import CLASSES, SIDE, write_images
 from tests.parts import ROOT
 
@@ -163,7 +163,7 @@ def test_images_stream_in_order_and_few_are_in_memory():
         for taken, number in enumerate(imagenet_audit.stream(images, lambda image: image)):
             assert number == taken
             most = max(most, len(loaded) - taken)
-    assert len(loaded) == 300 and most <= 5 * protect.workers() + 2
+    assert len(loaded) == 300 and most <= 5 * workers() + 2
 
 
 class _Bomb:
