@@ -15,6 +15,7 @@ from skimage import data as pictures
 
 from benchmarks import common
 from kit import files
+from kit.cli import show_rows
 from kit.errors import UserError, run_script
 from tests.page import world
 
@@ -116,6 +117,11 @@ def shoot(browser, address, originals, run, folder):
         page.context.close()
 
 
+def _said(name, median, seconds):
+    wanted = f", wanted under {BARS[name]:g}" if name in BARS else ""
+    return f"{median:.2f} ({min(seconds):.2f}-{max(seconds):.2f}){wanted}"
+
+
 def main():
     flags = common.parser(__doc__)
     flags.add_argument("--shots", help="folder for pictures of the tabs")
@@ -132,11 +138,7 @@ def main():
         with world.served(root / "work") as (address, _):
             found = measure(browser, address, root, args.rounds)
             medians = {name: statistics.median(values) for name, values in found.items()}
-            for name, value in medians.items():
-                print(
-                    f"{name:<15}{value:.2f} ({min(found[name]):.2f}-{max(found[name]):.2f})"
-                    + (f", wanted under {BARS[name]:g}" if name in BARS else "")
-                )
+            show_rows([(name, _said(name, value, found[name])) for name, value in medians.items()])
             result = {"seconds": found, "median": medians}
             if args.shots:
                 originals, result["verdicts"] = tell_story(browser, address, root)

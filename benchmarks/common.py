@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 import utils
-from kit import environment, files
 from kit.cli import Parser, number
+from kit.environment import hardware_name, software_versions
+from kit.files import write_json
 
 COUNT = number(int, 1)  # an argparse type
 
@@ -70,6 +71,4 @@ def peak_gb():
 def write(args, result, device):
     """Write the JSON file, with the hardware's name, where --out names one."""
     if args.out:
-        files.write_json(
-            args.out, {**result, "hardware": environment.hardware_name(device), "torch": torch.__version__}
-        )
+        write_json(args.out, {**result, "hardware": hardware_name(device), "torch": software_versions()["torch"]})

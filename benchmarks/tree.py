@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
 IMAGENET_FILES, PER_CLASS = 1_281_167, 1_281
 
 

@@ -152,7 +152,7 @@ def main():
                     "rows": rows,
                     "hardware": environment.hardware_name(torch.device("cpu")),
                     "threads": torch.get_num_threads(),
-                    "torch": torch.__version__,
+                    "torch": environment.software_versions()["torch"],
                 },
             )
             args.table = [args.out]
