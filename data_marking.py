@@ -22,6 +22,8 @@ from provenance.folder import inspect_folder
 from provenance.plan import AuditPlan
 from provenance.report import show_weaknesses
 
+MOST_NAMED = 10  # files that are named one by one
+
 
 def make_parser():
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,6 +39,16 @@ def make_parser():
         "--overwrite",
         action="store_true",
         help="replace marked photos; a new draw keeps the old record under another name, and counts it",
+    )
+    output.add_argument(
+        "--out", help="folder for the marked photos and the record, where none can be made beside the photos"
+    )
+    output.add_argument(
+        "--keep_originals",
+        choices=("yes", "no"),
+        default="yes",
+        help="keep copies of all originals with the record, because phones and clouds encode their libraries anew and "
+        "the proof needs them to the byte (default yes; takes as much space as the photos)",
     )
     output.add_argument("--dry_run", action="store_true", help="say what would be done, write nothing")
     secret = parser.add_argument_group("record")
@@ -101,7 +113,16 @@ def main():
     settings, bank = protect.resolve_settings(vars(args), args.record, args.data_root)
     folder = inspect_folder(args.data_folder, settings.format)
     job = protect.open_record(
-        folder, settings, args.holdout, args.seed, args.record, args.overwrite, plan_of(args), public
+        folder,
+        settings,
+        args.holdout,
+        args.seed,
+        args.record,
+        args.overwrite,
+        plan_of(args),
+        public,
+        args.out,
+        args.keep_originals == "yes",
     )
     if args.dry_run:
         return show(folder, job, None, args)
@@ -133,7 +154,10 @@ def show(folder, job, rows, args, record=None):
     if folder.duplicates:
         table.append(("skipped, same file twice", f"{len(folder.duplicates)}, such as {folder.duplicates[0][0]}"))
     if folder.ignored:
-        table.append(("ignored, no photos", folder.ignored))
+        table.append(("ignored, no photos", named(folder.ignored)))
+    if folder.alike:
+        together = ", drawn together" if job.record.batches[-1].commit.groups else ""
+        table.append((f"look alike{together}", named([" = ".join(names) for names in folder.alike], "; ")))
     if rows is None:
         table.append(("dry run", "nothing was written"))
     elif rows:
@@ -158,6 +182,12 @@ def show(folder, job, rows, args, record=None):
         if published == count and not args.record:
             print("note: --holdout 0.5 would give a much stronger proof from the same number of queries")
     return 1 if folder.skipped else 0
+
+
+def named(names, between=", "):
+    """Up to ten names, and how many more there are."""
+    more = f"{between}and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{len(names)}: {between.join(names[:MOST_NAMED])}{more}"
 
 
 def verify(args):

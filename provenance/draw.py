@@ -63,7 +63,7 @@ def selection(selections, context, number, photos, published, audit_seed="", gro
 
 
 def fitting_groups(groups, published):
-    """The groups that are drawn together, (): none. Photos of a group that is larger than a quarter of what is
+    """The groups that are drawn together, (): none. Photos of a group that is larger than half of what is
     published are drawn one by one: groups so large would leave too little to draw.
     """
     sizes = np.bincount(groups)
@@ -71,7 +71,7 @@ def fitting_groups(groups, published):
         return ()
     numbers, fresh = {}, []
     for place, group in enumerate(groups):
-        large = sizes[group] > max(1, published // 4)
+        large = sizes[group] > max(1, published // 2)
         fresh.append(numbers.setdefault(("photo", place) if large else ("group", group), len(numbers)))
     return () if len(numbers) == len(groups) else tuple(fresh)
 

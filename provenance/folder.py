@@ -22,14 +22,14 @@ from provenance.photos import MAX_JPEG_SIDE, UnreadablePhoto, find_photos, read_
 @dataclass(frozen=True)
 class Folder:
     """What is in the user's folder. photos: dicts original, original_sha256, height, width, sorted by name;
-    skipped: (name, reason) of what could not be read; duplicates: (name, name of the same photo); ignored: a number;
+    skipped: (name, reason) of what could not be read; duplicates: (name, name of the same photo); ignored: names;
     alike: lists of names of photos that look alike, which are drawn together."""
 
     path: Path
     photos: list
     skipped: list
     duplicates: list
-    ignored: int
+    ignored: list
     alike: list = field(default_factory=list)
 
     @cached_property

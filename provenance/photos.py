@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageCms
 from dataset.store import MAX_PIXELS
 from kit.errors import UserError
 from kit.files import atomic_path
+from provenance.raw import RAW_SUFFIXES, develop, is_raw
 
 PHOTO_SUFFIXES = frozenset(
     (
@@ -78,15 +79,15 @@ class UnreadablePhoto(Exception):
 
 
 def find_photos(folder):
-    """Find the photos in `folder` and its sub-folders by their suffixes, without opening them.
+    """Find the photos in `folder` and its sub-folders by their suffixes; a file without a known one by its first bytes.
 
     Returns (photos, refused, ignored). photos: sorted list of str, paths below the folder with '/'; refused: sorted
-    list of (path, reason), what can't be taken though it may be a photo; ignored: how many other files there are.
+    list of (path, reason), what can't be taken though it may be a photo; ignored: sorted list of other files.
     Hidden files and what systems leave behind (__MACOSX, Thumbs.db) count nowhere. Links are followed to files inside
     the folder only; a linked folder's photos are found where they lie. Raises UserError when it is no readable folder.
     """
     root = Path(folder)
-    photos, refused, ignored, folders = [], [], 0, [""]
+    photos, refused, ignored, folders = [], [], [], [""]
     while folders:
         below = folders.pop()
         try:
@@ -111,8 +112,8 @@ def find_photos(folder):
             elif kind == "photo":
                 photos.append(path)
             else:
-                ignored += 1
-    return sorted(photos), sorted(refused), ignored
+                ignored.append(os.fsencode(path).decode("utf-8", "backslashreplace"))
+    return sorted(photos), sorted(refused), sorted(ignored)
 
 
 def _is_clutter(name):
@@ -121,10 +122,10 @@ def _is_clutter(name):
 
 def _judge(entry, root):
     """("folder", "photo" or "other", why it is refused or None) of an os.DirEntry."""
-    photo = os.path.splitext(entry.name)[1].lower() in PHOTO_SUFFIXES
+    photo = os.path.splitext(entry.name)[1].lower() in PHOTO_SUFFIXES | RAW_SUFFIXES
     try:
         target = os.path.realpath(entry.path, strict=True) if entry.is_symlink() else None
-        kind = "folder" if entry.is_dir() else "photo" if photo else "other"
+        kind = "folder" if entry.is_dir() else "photo" if photo or _begins_like_one(entry) else "other"
         if kind == "photo" and not entry.is_file():  # opening a named pipe would wait for ever
             return kind, "is not a regular file"
     except OSError as error:
@@ -147,6 +148,15 @@ def _judge(entry, root):
     return kind, None
 
 
+def _begins_like_one(entry):
+    """Whether a file without a known suffix has the first bytes of a photo, such as a JPEG without an extension."""
+    if not entry.is_file() or os.path.splitext(entry.name)[1].lower() in (".txt", ".json", ".xmp", ".mov", ".mp4"):
+        return False
+    with open(entry.path, "rb") as file:
+        head = file.read(64)
+    return any(re.match(magic, head, re.DOTALL) for name, magic, _ in _READERS if name not in ("BMP", "PPM"))
+
+
 def read_photo(source):
     """Decode a photo: upright as its EXIF says, in sRGB as its ICC profile says, transparency laid on white.
 
@@ -156,7 +166,10 @@ def read_photo(source):
     """
     _silence()
     try:
-        image = _opened(source if isinstance(source, bytes) else _file_bytes(source))
+        data = source if isinstance(source, bytes) else _file_bytes(source)
+        if is_raw(data):
+            return _developed(data)
+        image = _opened(data)
         with image:
             image.load()
             _check_size(image)  # HEIF knows the true one only now
@@ -172,6 +185,17 @@ def read_photo(source):
         raise UnreadablePhoto(_too_large(claim[0] if claim else "more pixels")) from None
     except Exception as error:  # Pillow's readers raise nearly anything at a damaged file
         raise UnreadablePhoto(f"is damaged ({_one_line(error)})") from None
+
+
+def _developed(data):
+    try:
+        return np.array(develop(data, MAX_PIXELS))
+    except ImportError:
+        raise UnreadablePhoto(
+            "is a raw photo of a camera, which needs the package rawpy: pip install rawpy; or export it as JPEG"
+        ) from None
+    except ValueError as problem:
+        raise UnreadablePhoto(f"{problem}, above the limit of {MAX_PIXELS // 1_000_000} megapixels") from None
 
 
 def _silence():

@@ -5,8 +5,8 @@ resolve_settings before.
 Nothing in the user's own folder is ever written. The record is on disk before the first marked photo, because whoever
 has published photos under a key that was lost can never prove anything with them.
 
-Public: Folder, Job, inspect_folder, output_names, places_of, open_record, resolve_settings, load_bank, bank_digest,
-mark_photo, quality, shrunk, run, protect, verify, each, workers.
+Public: Job, places_of, open_record, resolve_settings, load_bank, bank_digest, mark_photo, quality, shrunk, run,
+protect, verify.
 """
 
 import hashlib

@@ -19,9 +19,9 @@ from dataset.base import make_splits
 from experiment.flags import data_fingerprint
 from kit.errors import UserError
 from provenance.evidence import AnswerLog
+from provenance.folder import each
 from provenance.grid import Photos, ask_all, log_settings
 from provenance.photos import UnreadablePhoto, find_photos, read_photo
-from provenance.folder import each
 from utils import Users, clopper_pearson, draw_non_member_users, mark_images, verify_provenance
 
 NEAR_DUPLICATE_BITS = 6  # of a perceptual hash's 64

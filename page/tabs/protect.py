@@ -177,7 +177,7 @@ def _take(desk, files, folder, draft):
     unread = [*(own.problems if own else []), *unread]
     words = (
         f"{len(names):,} photo{'' if len(names) == 1 else 's'} found"
-        + (f", {ignored} other file{'' if ignored == 1 else 's'} left out" if ignored else "")
+        + (f", {len(ignored)} other file{'' if len(ignored) == 1 else 's'} left out" if ignored else "")
         + "."
     )
     first = Path(source[0][0]) if source[0] else place

@@ -516,7 +516,7 @@ def test_links(tmp_path):
     for name, target in links.items():
         (folder / name).symlink_to(target)
     photos, refused, ignored = find_photos(folder)
-    assert photos == ["a.jpg", "inside.jpg", "sub/b.jpg", "sub/up.jpg"] and ignored == 2
+    assert photos == ["a.jpg", "inside.jpg", "sub/b.jpg", "sub/up.jpg"] and len(ignored) == 2
     reasons = dict(refused)
     assert list(reasons) == sorted(["out.jpg", "album", "gone.jpg", "circle.jpg", "sub/parent", "again", "hop.jpg"])
     assert all("leaves" in reasons[name] for name in ("out.jpg", "album", "hop.jpg"))
@@ -532,7 +532,7 @@ def test_names_that_are_no_utf8(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
     make(tmp_path / os.fsdecode(b"caf\xe9"), "c.jpg")
     photos, refused, ignored = find_photos(tmp_path)
-    assert photos == [] and ignored == 1 and all("UTF-8" in reason for _, reason in refused)
+    assert photos == [] and len(ignored) == 1 and all("UTF-8" in reason for _, reason in refused)
     assert [path.encode() for path, _ in refused] == [b"\\xff.jpg", b"b\\xe9.png", b"caf\\xe9"]
 
 
