@@ -156,7 +156,7 @@ def show(folder, job, rows, args, record=None):
     if folder.ignored:
         table.append(("ignored, no photos", named(folder.ignored)))
     if folder.alike:
-        together = ", drawn together" if job.record.batches[-1].commit.groups else ""
+        together = ", drawn together" if job.record.batches[-1].grouped else ""
         table.append((f"look alike{together}", named([" = ".join(names) for names in folder.alike], "; ")))
     if rows is None:
         table.append(("dry run", "nothing was written"))

@@ -8,7 +8,7 @@ Public: LegacyRecord, LegacyPublic, read_legacy, public_part, draw_selections, F
 """
 
 import hashlib
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
@@ -36,6 +36,8 @@ class LegacyBatch(Strict):
     marked_folder: str
 
     possible = property(lambda self: (self.published, self.photos))
+    drawn: ClassVar[bool] = True
+    grouped: ClassVar[bool] = False
 
 
 class LegacyRecord(Strict):

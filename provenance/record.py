@@ -129,6 +129,7 @@ class Batch(Strict):
     photos = property(lambda self: self.commit.photos)
     published = property(lambda self: self.commit.published)
     commitment = property(lambda self: self.commit.digest)
+    grouped = property(lambda self: bool(self.commit.groups))
 
     @property
     def randomness(self):
