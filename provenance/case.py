@@ -288,11 +288,12 @@ class Case:
         )
 
 
-def open_case(record_path, folders, suspect, options=None, out_world=None, folder=None, data_root=None):
+def open_case(record_path, folders, suspect, options=None, out_world=None, folder=None, data_root=None, log=None):
     """Plan an audit: a Case. Raises UserError where it can't be carried out, before anything is asked.
 
     folders: where the originals are (see `records.locate_originals`); out_world: an `OutWorld`, or None to leave
-    Algorithm 1 out; folder: for the results, None for one named after the model beside the record.
+    Algorithm 1 out; folder: for the results, None for one named after the model beside the record; log: the file of
+    judgements, None for the one beside the record (a copy of a record has to share the log of the others).
     """
     options = options or Options()
     record = records.read_finished(record_path)
@@ -321,7 +322,7 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
     folder = Path(folder or beside / f"audit-{name}")
     if (folder / "config.json").exists() or (folder / "record.json").exists():
         raise UserError(f"--out {folder} has another run's or a record's files", advice="choose another folder")
-    log = judgements.place_of_log(beside, folder)
+    log = Path(log or judgements.place_of_log(beside, folder))
     try:
         _refuse_unreachable(record, plan, photos, factor, most and most - aside)
     except UserError as error:
