@@ -12,7 +12,7 @@ import gradio as gr
 from PIL import Image
 
 from kit.errors import UserError
-from kit.markup import Raw, element, join
+from kit.markup import Raw, base_style, element, join
 from page.words import of_error, plain
 
 STATES = {
@@ -24,53 +24,40 @@ STATES = {
     "interrupted": "Interrupted",
 }
 
-CSS = """
-.mt { line-height: 1.55; overflow-wrap: anywhere; color: var(--body-text-color); }
-.mt h3 { font-size: 1rem; font-weight: 700; margin: 1.2rem 0 .4rem; }
+# Below .mt alone, because Gradio's own components are beside it: the base in Gradio's colours, then what is the page's.
+CSS = base_style(".mt")
+CSS += """
+.mt { --ink: var(--body-text-color); --soft: var(--body-text-color-subdued); --line: var(--border-color-primary);
+      --tint: var(--background-fill-secondary); --link: var(--link-text-color);
+      --pair: 17rem; --card: 8.5rem; --edge: 4rem; line-height: 1.55; overflow-wrap: anywhere; color: var(--ink); }
 .mt h2 { font-size: 1.1rem; font-weight: 700; margin: 1.2rem 0 .4rem; }
-.mt p, .mt ul, .mt ol { margin: .5rem 0; max-width: 46rem; }
+.mt h3 { font-size: 1rem; font-weight: 700; margin: 1.2rem 0 .4rem; }
 .mt ul, .mt ol { padding-left: 1.3rem; list-style: disc; }
 .mt ol { list-style: decimal; }
-.mt .soft, .mt figcaption, .mt caption { color: var(--body-text-color-subdued); }
-.mt a { color: var(--link-text-color); text-decoration: underline; }
-.mt .box { border: 1px solid var(--border-color-primary); border-left-width: .6rem; border-radius: .4rem;
-           background: var(--background-fill-secondary); padding: .7rem 1rem; margin: .8rem 0; }
+.mt a { text-decoration: underline; }
+.mt .box { border: 1px solid var(--line); border-left-width: .6rem; border-radius: .4rem; background: var(--tint);
+           padding: .7rem 1rem; margin: .8rem 0; }
 .mt .bad { border-left-color: #b42318; } .mt .good { border-left-color: #1a6b3c; }
 .mt .warn { border-left-color: #b25e09; } .mt .info { border-left-color: #0b5cad; }
 .mt .verdict { font-size: 1.15rem; }
-.mt .button { display: inline-block; border: 1px solid var(--border-color-primary); border-radius: .4rem;
-              padding: .55rem 1rem; margin: .25rem .5rem .25rem 0; font-weight: 600; text-decoration: none;
+.mt .button { display: inline-block; border: 1px solid var(--line); border-radius: .4rem; padding: .55rem 1rem;
+              margin: .25rem .5rem .25rem 0; font-weight: 600; text-decoration: none;
               background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color); }
-.mt .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); gap: 1rem; }
-.mt figure { margin: .5rem 0; min-width: 0; } .mt figure img { max-width: 100%; height: auto; border-radius: .3rem; }
+.mt figure { margin: .5rem 0; }
 .mt figure.plot img { background: #ffffff; }
 .mt .pair img { width: 100%; max-height: 70vh; object-fit: contain; }
-.mt dl { display: grid; grid-template-columns: minmax(9rem, max-content) 1fr; gap: .25rem 1.2rem; margin: .6rem 0; }
-.mt dt { color: var(--body-text-color-subdued); } .mt dd { margin: 0; min-width: 0; }
-.mt .scroll { overflow-x: auto; margin: .8rem 0; }
-.mt table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-.mt caption { text-align: left; padding-bottom: .4rem; }
-.mt caption span { display: block; max-width: min(46rem, calc(100vw - 4rem)); }
-.mt th, .mt td { padding: .35rem .9rem .35rem 0 !important; text-align: left; vertical-align: top;
-                 overflow-wrap: normal; border: 0 solid var(--border-color-primary); border-bottom-width: 1px; }
-.mt thead th { border-bottom-width: 2px; } .mt tr.near { background: var(--background-fill-secondary); }
+.mt th, .mt td { padding: .35rem .9rem .35rem 0 !important; } /* Gradio's own comes later */
+.mt tr.near { background: var(--tint); }
 .mt code { font-size: .9em; word-break: break-all; }
 .mt progress { width: 100%; height: 1.2rem; }
-.mt .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .8rem; padding: 0;
-             list-style: none; max-width: none; }
-.mt .cards li { border: 1px solid var(--border-color-primary); border-radius: .4rem; padding: .6rem; margin: 0;
-                font-size: .85rem; background: var(--background-fill-secondary); }
-.mt .cards img { width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated; margin-bottom: .4rem; }
-.mt .cards strong, .mt .cards span { display: block; }
-.mt iframe { width: 100%; height: 80vh; border: 1px solid var(--border-color-primary); border-radius: .4rem; }
-.mt :focus-visible, a:focus-visible, button:focus-visible { outline: 3px solid #0b5cad; outline-offset: 2px; }
+.mt iframe { width: 100%; height: 80vh; border: 1px solid var(--line); border-radius: .4rem; }
+a:focus-visible, button:focus-visible { outline: 3px solid #0b5cad; outline-offset: 2px; }
 /* A file field inside a button, which screen readers can't tell apart; the cross and the field itself do the same. */
 button.icon-button:has(input[type=file]) { display: none; }
 button[role=tab].selected { color: #0b5cad !important; }
 .dark button[role=tab].selected { color: #8ec1ff !important; }
 button { transition: none !important; }
-@media (max-width: 34rem) { .mt dl { grid-template-columns: 1fr; gap: 0; } .mt dd { margin-bottom: .5rem; }
-  .gradio-container main { padding: .5rem !important; } }
+@media (max-width: 34rem) { .gradio-container main { padding: .5rem !important; } }
 """
 
 
