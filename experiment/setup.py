@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 import utils
-from countermeasures import Countermeasure, parse
+from countermeasures import parse
+from countermeasures.base import Countermeasure
 from dataset import load_outlier_bank
 from dataset.base import ImageData, Splits, make_splits
 from kit import files
