@@ -45,7 +45,7 @@ class Judgement(Strict):
     left_out: list[int] = Field(default=[])
     alpha: float = Field(gt=0, le=0.5)
     previous: Digest
-    p_value: float | None = None  # what came out, not part of the digest
+    p_value: float | None = Field(default=None, gt=0, le=1)  # what came out, not part of the digest
 
     @property
     def digest(self):
