@@ -5,7 +5,7 @@ photograph the middle of a crop lies in: 99 classes. Neighbouring ninths look al
 memorise much of what it is trained on, as on the paper's data sets; easy images leave membership nothing to show.
 
 Needs both packages installed (their code is not imported) and Pillow.
-Public: RECIPE, load, PHOTOS, open_photo.
+Public: RECIPE, load, PHOTOS, Photo, open_photo, crop_photo, deviation.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Pixels: image files decoded to uint8 tensors, kept in memory, read on demand, or cached on disk.
 
-Needs Pillow. Public: MemoryStore, FileStore, ImageFile, open_images, decode_images, MAX_PIXELS.
+Needs Pillow. Public: MemoryStore, FileStore, ImageFile, open_images, decode_images, decode_image, MAX_PIXELS.
 
 A store has `len()`, `image_shape` = (3, H, W), and `store[indices]`, a new uint8 CPU tensor (n, 3, H, W) in the order
 of `indices`: a 1-D integer tensor, array or list, in which repeats are allowed and negative numbers are not.

@@ -7,6 +7,8 @@ turn these answers into one number a user, low for members; the best on the runs
 and everything is reported for the runs of --claim.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
@@ -138,14 +140,14 @@ def main():
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     device, found = utils.choose_device(args.device), {}
-    if common.Path(args.choose[0]).resolve() in [common.Path(folder).resolve() for folder in args.claim]:
+    if Path(args.choose[0]).resolve() in [Path(folder).resolve() for folder in args.claim]:
         raise UserError("a run of --choose is among those of --claim", advice="the claim would be about the choice")
     for part, folders in (("choose", args.choose), ("claim", args.claim)):
         rows = []
         for folder in folders:
             answers, settings = answers_of(folder, args.data_root, args.keys, device)
             rows += [
-                {"run": common.Path(folder).name, "countermeasure": settings["countermeasure"], **row}
+                {"run": Path(folder).name, "countermeasure": settings["countermeasure"], **row}
                 for row in judge(answers)
             ]
             print(f"{part}: {folder}", flush=True)
@@ -183,14 +185,14 @@ def conclude(args, found, device):
         ],
         rows,
     )
-    out = common.Path(args.out)
+    out = Path(args.out)
     common.write_study(
         out,
         {
             "settings": {
                 "keys": args.keys,
-                "choose": [common.Path(run).name for run in args.choose],
-                "claim": [common.Path(run).name for run in args.claim],
+                "choose": [Path(run).name for run in args.choose],
+                "claim": [Path(run).name for run in args.claim],
             },
             "chosen": chosen,
             **tables,

@@ -20,6 +20,7 @@ from kit.errors import run_script
 from kit.tables import markdown
 from networks import build_network
 from studies import common
+from suspects.suspect import Answers
 
 ALPHAS = (0.05, 0.01, 0.001)
 CASES = {
@@ -130,7 +131,7 @@ def audit(model, kind, number, photos, theirs):
     for case, options in CASES.items():
         own = published if options.get("alone") else None
         grid = answers.values.reshape(photos, -1, answers.values.shape[1])
-        part = answers if own is None else common.Answers(grid[own].reshape(-1, grid.shape[2]))
+        part = answers if own is None else Answers(grid[own].reshape(-1, grid.shape[2]))
         found[case] = common.exact_p(
             part,
             record,

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import utils
 from attacks import exact
 from experiment import training
 from kit import environment, files
@@ -49,8 +50,8 @@ def grids(loss, scaled, selections):
 def signals(answers, label, photos):
     """(cross-entropy, logit-scaled loss) of a grid, each (photos, keys)."""
     logits = torch.from_numpy(answers.values)
-    found = common.utils.sample_signals(logits, torch.full((len(logits),), int(label)))
-    return tuple(found[name].numpy().reshape(photos, -1) for name in common.utils.SIGNALS)
+    found = utils.sample_signals(logits, torch.full((len(logits),), int(label)))
+    return tuple(found[name].numpy().reshape(photos, -1) for name in utils.SIGNALS)
 
 
 def cases(record, loss, scaled, settings):
