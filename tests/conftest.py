@@ -13,12 +13,15 @@ from kit.errors import run_script
 from tests.parts import SMALL, THREADS, call
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # the last lines of all
 def pytest_terminal_summary(terminalreporter):
     """What was skipped and why, one line for each reason; an unseen skip looks like a passed test."""
+    result = yield
     skipped = {(report.nodeid, report.longrepr[-1]) for report in terminalreporter.stats.get("skipped", ())}
     reasons = Counter(reason.removeprefix("Skipped: ") for _, reason in skipped)
     for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])):
         terminalreporter.write_line(f"skipped {count}: {' '.join(reason.split())}")
+    return result
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,25 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from kit import files
-from page import look
 from page.tabs import audit
 from tests.parts import ROOT
-
-
-def test_messages_speak_of_fields():
-    assert look.plain("--max_queries allows 5; give --keys 3 or a larger --alpha") == (
-        "“Most queries” allows 5; give keys 3 or a larger “Accept a wrong accusation in at most”"
-    )
-    source = "".join(path.read_text() for path in (ROOT / "page").glob("*.py") if path.name != "look.py")
-    for name in set(look.FLAGS.values()):
-        assert f'"{name.strip("“”")}' in source, f"{name} is no field of the page"
-
-
-def test_paths_with_dashes_stay_as_they_are():
-    assert look.plain("/home/me/my--photos_2024 can't be opened") == "/home/me/my--photos_2024 can't be opened"
-    assert look.plain("another process is working in /x; wait for it, or choose another --save_tag or --out") == (
-        "another process is working in /x; wait for it"
-    )
 
 
 def test_runs_are_found_and_only_offered_reports_are_shown(tmp_path, finished_run):

@@ -52,7 +52,7 @@ def test_nobody_comes_in_without_the_token(tmp_path):
             assert sent.status_code == status, sent.text
         # A second page in the same folder would give two answers to one question.
         second = call("app.py", "--work_folder", tmp_path / "work", "--port", "0", "--no_browser")
-        assert second.returncode == 2 and "another process is working" in second.stderr
+        assert second.returncode == 75 and "another process is working" in second.stderr
 
 
 def test_the_browser_is_started_with_a_file_of_ones_own(tmp_path):

@@ -67,7 +67,7 @@ def test_configs_in_the_repository_are_valid_and_every_field_is_documented():
     assert {"digits", "cifar10", "cifar10-quick", "purchase100", "agnews"} <= {file.stem for file in files}
     for file in files:
         configuration.load(file)
-    table = (ROOT / "configs" / "README.md").read_text()
+    table = (ROOT / "privacy" / "README.md").read_text()
     for section in (configuration.Run, configuration.Audit, configuration.Train, configuration.Data):
         for name in section.model_fields:
             assert f"`{name}`" in table, name

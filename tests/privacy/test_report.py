@@ -261,7 +261,7 @@ def test_a_report_that_fails_leaves_the_old_one(written, tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report.page, "render", fail)
+    monkeypatch.setattr(report.html, "render", fail)
     with pytest.raises(KeyboardInterrupt):
         report.write_report(tmp_path, signals, few, {**context, "dataset": "another"})
     assert (tmp_path / "report.html").read_bytes() == before[tmp_path / "report.html"]
