@@ -211,7 +211,7 @@ class _Opening:
             )
         known = {photo.original_sha256: photo.number for photo in record.photos}
         new = [photo for photo in folder.photos if photo["original_sha256"] not in known]
-        old = [known[photo["original_sha256"]] for photo in folder.photos if photo["original_sha256"] in known]
+        old = sorted(known[photo["original_sha256"]] for photo in folder.photos if photo["original_sha256"] in known)
         if not record.finished:
             last = len(record.batches) - 1
             if new or {photo.number for photo in record.photos if photo.batch == last} - set(old):
