@@ -132,7 +132,6 @@ def _check_batch(batch, before, where):
         and batch.originals == sorted(batch.originals)
         and canonical_digest(batch.originals) == commit.originals_sha256
         and len(batch.originals) == commit.photos >= commit.published >= len(batch.marked) >= 1
-        and (not commit.groups or _is_grouping(commit.groups, commit.photos))
         and commit.previous == [one.commit.digest for one in before]
         and (not before or (commit.plan, commit.settings) == (before[0].commit.plan, before[0].commit.settings))
         and (batch.signature is None) == (commit.beacon is None)
@@ -141,10 +140,6 @@ def _check_batch(batch, before, where):
         raise UserError(f"{where}: a batch of its record does not fit its commitment", advice="somebody changed it")
     if int(selections_of([_drawn(batch)], 0).sum()) != len(batch.marked):
         raise UserError(f"{where}: a batch published another number of photos than it drew", "somebody changed it")
-
-
-def _is_grouping(groups, photos):
-    return len(groups) == photos and sorted(set(groups)) == list(range(max(groups) + 1))
 
 
 def _trust(batch, number, where, roots, chain):

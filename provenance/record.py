@@ -106,6 +106,14 @@ class Commitment(Strict):
     previous: list[Digest]
     redrawn: list[Digest]
 
+    @model_validator(mode="after")
+    def _groups_are_numbered(self):
+        # Before anything is counted by them: a number of 10^12 would fill the memory.
+        groups = set(self.groups)
+        if groups and (len(self.groups) != self.photos or (min(groups), max(groups)) != (0, len(groups) - 1)):
+            raise ValueError("its groups are not numbered from 0, one for each photo")
+        return self
+
     @property
     def digest(self):
         """The number to post: SHA-256, hex."""
