@@ -3,16 +3,18 @@
 import hashlib
 import json
 import shutil
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from networks import build_network
+from provenance import record as records
 from suspects import opened
-from suspects.answering import _FileSuspect
+from suspects.answering import FileSuspect
 from tests.parts import call
-from tests.provenance.parts import GRID, PHOTOS, picture, save, tree, wavy_picture
+from tests.provenance.parts import COMMITTED, GRID, PHOTOS, picture, save, tree, wavy_picture
 
 
 @pytest.fixture
@@ -26,7 +28,14 @@ def photos(tmp_path):
 
 @pytest.fixture
 def mark(script):
-    return lambda folder, *flags: script("data_marking", "--data_folder", folder, *flags)
+    """data_marking.py without a network: mark(folder, *flags) -> code, out, err."""
+    return lambda folder, *flags: script("data_marking", "--data_folder", folder, "--beacon", "none", *flags)
+
+
+@pytest.fixture
+def one_day(monkeypatch):
+    """Commitments are all made at one moment, so that a draw from a seed is the same draw."""
+    monkeypatch.setattr(records, "datetime", SimpleNamespace(now=lambda _: datetime(2030, 1, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +46,18 @@ def world(tmp_path_factory):
     for number in range(PHOTOS):
         save(originals / f"{number:02}.png", wavy_picture(number))
     before = tree(originals)
-    done = call("data_marking.py", "--data_folder", originals, "--holdout", "0.5", "--seed", "11")
+    done = call(
+        "data_marking.py",
+        "--data_folder",
+        originals,
+        "--holdout",
+        "0.5",
+        "--seed",
+        "11",
+        "--beacon",
+        "none",
+        *COMMITTED,
+    )
     assert done.returncode == 0, done.stderr
     for label, name in enumerate(("ant", "bee", "cat", "dog")):
         for number in range(24 if name == "cat" else 32):
@@ -91,10 +111,16 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def audit(script, world):
+def record(world, tmp_path):
+    """The user's record in a folder of its own, where judgements are logged."""
+    return shutil.copytree(world.record.parent, tmp_path / "user_record") / "record.json"
+
+
+@pytest.fixture
+def audit(script, world, record):
     """Audit the trained model: audit(out, *flags) -> code, out, err, result."""
 
-    def run(out, *flags, record=world.record, originals=world.originals, checkpoint=world.run, grid=GRID):
+    def run(out, *flags, record=record, originals=world.originals, checkpoint=world.run, grid=GRID):
         done = script(
             "eval",
             "--record",
@@ -116,26 +142,25 @@ def audit(script, world):
 
 @pytest.fixture(scope="module")
 def verdict_folder(world):
-    """The finished audit with default flags, in a process of its own. Tests must not change it."""
-    out = world.root / "verdict"
+    """The finished audit as it was committed, in a process of its own. Tests must not change it."""
+    out, record = world.root / "verdict", shutil.copytree(world.record.parent, world.root / "verdict_record")
     done = call(
         "eval.py",
         "--record",
-        world.record,
+        record,
         "--originals",
         world.originals,
         "--checkpoint",
         world.run,
         *GRID,
-        "--label",
-        "2",
         "--query_batch",
         "16",
         "--out",
         out,
     )
     assert done.returncode == 0, done.stderr
-    return SimpleNamespace(folder=out, out=done.stdout, result=json.loads((out / "result.json").read_text()))
+    result = json.loads((out / "result.json").read_text())
+    return SimpleNamespace(folder=out, out=done.stdout, result=result, log=record / "judgements.json")
 
 
 # --- the verdict ---
@@ -168,7 +193,7 @@ def innocent(tmp_path):
 def asked(monkeypatch):
     """Every image that the local model is asked about, as SHA-256; `after` batches an interruption."""
     state = SimpleNamespace(images=[], after=None)
-    real = _FileSuspect.ask
+    real = FileSuspect.ask
 
     def ask(self, images):
         if not state.opening:
@@ -188,6 +213,6 @@ def asked(monkeypatch):
         finally:
             state.opening = False
 
-    monkeypatch.setattr(_FileSuspect, "ask", ask)
+    monkeypatch.setattr(FileSuspect, "ask", ask)
     monkeypatch.setattr(opened, "open_model", open_model)
     return state

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image
 
+from kit.files import canonical_digest
+from provenance import draw
 from provenance import record as records
 
 SETTINGS = records.MarkSettings(
@@ -67,42 +70,52 @@ def rewritten(folder, change, commit=True):
     """Change the record's JSON; `commit` also makes its commitments anew, as a forger would."""
     content = loaded(folder)
     change(content)
-    if commit:
-        record = records.MarkRecord.model_construct(
-            **{
-                **content,
-                "settings": records.MarkSettings.model_construct(**content["settings"]),
-                "batches": [records.Batch.model_construct(**batch) for batch in content["batches"]],
-                "photos": [records.Photo.model_construct(**photo) for photo in content["photos"]],
-            }
-        )
-        content["commitments"] = [records.commitment_of(record, n + 1) for n in range(len(content["commitments"]))]
-    record_of(folder).write_text(json.dumps(content))
+    record_of(folder).write_text(json.dumps(recommitted(content) if commit else content))
 
 
-def make_record(*batches, seed=1):
-    """A finished record of batches (photos, hold-out), without any photo on disk."""
-    record = records.new_record(SETTINGS, seed)
+def recommitted(content):
+    """A record's JSON whose commitments are those of what it says now; what can't be committed is left as it is."""
+    before = []
+    for number, batch in enumerate(content["batches"]):
+        photos = [photo["original_sha256"] for photo in content["photos"] if photo["batch"] == number]
+        batch["commit"].update(settings=content["settings"], originals_sha256=canonical_digest(photos), previous=before)
+        with suppress(ValueError):
+            secret = bytes.fromhex(batch["secret"])
+            batch["commit"].update(
+                marks_sha256=hashlib.sha256(draw.mark_secret(secret)).hexdigest(),
+                selections_sha256=hashlib.sha256(draw.selection_secret(secret)).hexdigest(),
+            )
+        before = [*before, canonical_digest(batch["commit"])]
+    return content
+
+
+def photo_entries(names):
+    """Photos as `records.commit_batch` takes them, without any on disk: each has its name as content."""
+    return [
+        {"original": name, "height": 8, "width": 8, "original_sha256": hashlib.sha256(name.encode()).hexdigest()}
+        for name in names
+    ]
+
+
+def make_record(*batches, seed=1, plan=None, finish=True):
+    """A record of batches (photos, hold-out) that needed no beacon, without any photo on disk."""
+    record = records.new_record(SETTINGS)
     for count, holdout in batches:
         first = len(record.photos)
-        photos = [
-            {
-                "original": f"{first + n}.png",
-                "height": 8,
-                "width": 8,
-                "original_sha256": hashlib.sha256(b"%d" % (first + n)).hexdigest(),
-            }
-            for n in range(count)
-        ]
-        record = records.add_batch(record, photos, holdout, "in", "out", [photo["original"] for photo in photos])
-        record = records.finish_batch(record, {p.number: "0" * 64 for p in record.photos if p.published})
+        entries = photo_entries([f"{first + number}.png" for number in range(count)])
+        record = records.commit_batch(record, entries, holdout, "in", "out", plan, seed=seed, created="some day")
+        record = records.draw_batch(record, {photo.number: photo.original for photo in record.photos})
+        if finish:
+            record = records.finish_batch(record, {p.number: "0" * 64 for p in record.photos if p.published})
     return record
 
 
 # --- an audit from end to end ---
 
-PHOTOS, KEYS, SELECTIONS, QUERIES = 16, 4, 199, 80
-GRID = ("--keys", str(KEYS), "--selections", str(SELECTIONS), "--device", "cpu")
+PHOTOS, KEYS, SELECTIONS, QUERIES = 16, 4, 999, 80
+# With an alpha so large that departures from the plan still leave something; most audits choose a smaller one.
+COMMITTED = ("--label", "2", "--keys", str(KEYS), "--selections", str(SELECTIONS), "--alpha", "0.5")
+GRID = ("--alpha", "0.001", "--device", "cpu")
 
 
 def wavy_picture(seed, size=32):

@@ -20,9 +20,9 @@ from PIL import Image, ImageCms, features
 
 from kit.errors import UserError
 from provenance.photos import UnreadablePhoto, encode_photo, find_photos, read_photo, write_photo
+from tests.parts import ROOT
 from tests.provenance.hostile_photos import heif, hostile_files, photo, pillow_heif, png, saved, tiff, tiff_tags
 
-ROOT = Path(__file__).resolve().parent.parent
 needs_heif = pytest.mark.skipif(pillow_heif is None, reason="pillow-heif is not installed")
 
 KINDS = [("PNG", mode) for mode in ("1", "L", "LA", "P", "P clear", "RGB", "RGBA", "I;16")]
@@ -291,8 +291,7 @@ file = io.BytesIO()
 Image.new("RGB", (8, 8)).save(file, "JPEG")
 read_photo(file.getvalue())
 assert "pillow_heif" not in sys.modules, "loaded for a JPEG"
-sys.path.insert(0, "tests")
-import hostile_photos
+from tests.provenance import hostile_photos
 files, slowest = {}, (0, "")
 for name, data in hostile_photos.hostile_files().items():
     start = time.perf_counter()

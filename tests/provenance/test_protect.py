@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import stat
 import unicodedata
 
@@ -15,6 +16,7 @@ from PIL import Image, ImageCms
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from provenance import protect
+from provenance import record as records
 from provenance.photos import read_photo
 from tests.provenance.hostile_photos import png
 from tests.provenance.parts import (
@@ -40,8 +42,11 @@ def test_names_places_and_untouched_originals(photos, mark):
     assert {path.name for path in photos.parent.iterdir()} == {"user", "user_marked", "user_record"}
     assert set(tree(marked_of(photos))) == {"a.png", "b.png", "c.png", "d.png", "trip/a.png", "trip/e.png"}
     stored = loaded(photos)
-    assert stored["evidence"] is True and stored["seed"] is None and len(stored["key"]) == 64
-    assert stored["commitments"][0] in done.out and "post" in done.out
+    (batch,) = stored["batches"]
+    assert batch["commit"]["evidence"] is True and batch["seed"] is None and len(batch["secret"]) == 64
+    commitment = records.read_record(record_of(photos)).commitments[0]
+    assert commitment in done.out and "post" in done.out.lower()
+    assert commitment in (record_of(photos).parent / "commitment.txt").read_text()
     for photo in stored["photos"]:
         assert photo["original_sha256"] == hashlib.sha256((photos / photo["original"]).read_bytes()).hexdigest()
         assert photo["marked_sha256"] == hashlib.sha256((marked_of(photos) / photo["marked"]).read_bytes()).hexdigest()
@@ -51,13 +56,11 @@ def test_names_places_and_untouched_originals(photos, mark):
 
 def test_small_photos_get_the_marks_of_the_paper_exactly(photos, mark):
     assert mark(photos, "--noise_norm", "6").code == 0
-    stored = loaded(photos)
-    for photo in stored["photos"]:
+    (key,) = records.read_record(record_of(photos)).keys(0)[0]
+    for photo in loaded(photos)["photos"]:
         original = torch.from_numpy(read_photo(photos / photo["original"])).permute(2, 0, 1)[None]
         expected = (
-            mark_images(original, bytes.fromhex(stored["key"]), [0], [photo["number"]], Marking(0.7, "perlin", 6.0))[0]
-            .permute(1, 2, 0)
-            .numpy()
+            mark_images(original, key, [0], [photo["number"]], Marking(0.7, "perlin", 6.0))[0].permute(1, 2, 0).numpy()
         )
         with Image.open(marked_of(photos) / photo["marked"]) as image:
             assert image.mode == "RGB" and np.array_equal(np.asarray(image), expected)
@@ -307,7 +310,7 @@ def test_output_names_of_batches_never_meet(first, second):
 
 
 def test_a_second_key_gives_other_stripes_and_one_key_the_same(tmp_path, mark):
-    """Stripes alone on flat grey: rows show the key's colours, for every photo and for photos added later."""
+    """Stripes alone on flat grey: rows show the key's colours, for a whole batch, and others for a later one."""
     folder, rows = tmp_path / "user", []
     for number in range(3):
         save(folder / f"{number}.png", np.full((32, 10 + number, 3), 100, np.uint8))
@@ -320,19 +323,23 @@ def test_a_second_key_gives_other_stripes_and_one_key_the_same(tmp_path, mark):
     assert (rows[0] != rows[1]).any(axis=1).sum() >= 16
     save(folder / "later.png", np.full((32, 5, 3), 100, np.uint8))
     assert mark(folder, "--record", record_of(folder)).code == 0
-    assert np.array_equal(read_photo(marked_of(folder) / "later.png")[:, 0], rows[1])
+    assert (read_photo(marked_of(folder) / "later.png")[:, 0] != rows[1]).any(axis=1).sum() >= 16
+    assert all(np.array_equal(read_photo(marked_of(folder) / f"{n}.png")[:, 0], rows[1]) for n in range(3))
 
 
-def test_seed_is_reproducible_and_no_evidence(photos, mark):
-    keys, files = [], []
-    for flags in (("--seed", "5"), ("--seed", "5"), ("--seed", "6"), (), ()):
-        assert mark(photos, *flags, "--holdout", "0.5", "--overwrite").code == 0
-        stored = loaded(photos)
-        assert stored["evidence"] is (flags == ())
-        keys.append((stored["key"], stored["selection_key"]))
-        files.append(contents(marked_of(photos)))
-    assert keys[0] == keys[1] and files[0] == files[1]
-    assert len({half for key in keys for half in key}) == 8 and files[0] != files[2] and files[3] != files[4]
+def test_seed_is_reproducible_and_no_evidence(photos, mark, one_day):
+    """Together with what a commitment has beside the secret: when it was made, and how often before."""
+    secrets, files = [], []
+    for number, flags in enumerate((("--seed", "5"), ("--seed", "5"), ("--seed", "6"), (), ())):
+        copy = shutil.copytree(photos, photos.parent / f"{number}" / "user")
+        done = mark(copy, *flags, "--holdout", "0.5")
+        assert done.code == 0 and ("this is no evidence" in done.out) is bool(flags)
+        (batch,) = loaded(copy)["batches"]
+        assert batch["commit"]["evidence"] is (flags == ())
+        secrets.append(batch["secret"])
+        files.append(contents(marked_of(copy)))
+    assert secrets[0] == secrets[1] and files[0] == files[1]
+    assert len(set(secrets)) == 4 and files[0] != files[2] and files[3] != files[4]
 
 
 def test_the_same_command_twice_gives_the_same_bytes(photos, mark):
@@ -411,7 +418,7 @@ def test_overwrite_of_a_damaged_record_leaves_no_old_mark(tmp_path, mark):
 # --- hold-out ---
 
 
-def test_holdout_publishes_exactly_half(tmp_path, mark):
+def test_holdout_publishes_exactly_half(tmp_path, mark, one_day):
     folder, selections = tmp_path / "user", []
     for number in range(8):
         save(folder / f"sub{number % 2}" / f"{number}.png", picture(number))

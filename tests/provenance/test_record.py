@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from provenance import record as records
 from provenance.photos import read_photo
 from tests.parts import call
 from tests.provenance.parts import (
-    SETTINGS,
     contents,
     loaded,
+    make_record,
     marked_of,
     picture,
     record_of,
@@ -33,29 +34,9 @@ from tests.provenance.parts import (
 from utils import Marking
 
 
-def dummy_record(count, holdout, seed=None, finish=True):
-    photos = [
-        {
-            "original": f"{number}.png",
-            "original_sha256": hashlib.sha256(b"%d" % number).hexdigest(),
-            "height": 9,
-            "width": 9,
-        }
-        for number in range(count)
-    ]
-    record = records.add_batch(
-        records.new_record(SETTINGS, seed), photos, holdout, "in", "out", [f"{number}.png" for number in range(count)]
-    )
-    return (
-        records.finish_batch(record, {photo.number: "0" * 64 for photo in record.photos if photo.published})
-        if finish
-        else record
-    )
-
-
 def test_every_photo_is_published_about_half_of_the_time():
-    """400 keys: by name, by place or with a bias for the first photos would show; the halves are exact."""
-    chosen = np.stack([dummy_record(10, 0.5, seed, finish=False).published for seed in range(400)])
+    """400 secrets: by name, by place or with a bias for the first photos would show; the halves are exact."""
+    chosen = np.stack([make_record((10, 0.5), seed=seed, finish=False).published for seed in range(400)])
     assert (chosen.sum(axis=1) == 5).all()
     assert (np.abs(chosen.mean(axis=0) - 0.5) < 4 * 0.025).all()  # 4 standard deviations
     together = (chosen.T.astype(float) @ chosen / 400)[~np.eye(10, dtype=bool)]
@@ -67,40 +48,45 @@ def test_every_photo_is_published_about_half_of_the_time():
     [(1, 0.5, 1), (1, 0.9, 1), (2, 0.5, 1), (10, 0.0, 10), (10, 0.3, 7), (7, 0.9, 1), (50, 0.5, 25)],
 )
 def test_how_many_are_published(count, holdout, published):
-    record = dummy_record(count, holdout)
+    record = make_record((count, holdout), seed=None)
     assert record.published.sum() == record.batches[0].published == published
     assert [photo.marked is not None for photo in record.photos] == record.published.tolist()
 
 
 def test_the_selection_has_a_secret_of_its_own():
-    """The key of the selection is shown in an evidence bundle: the key of the marks must not follow from it."""
-    record = dummy_record(4, 0.5)
-    assert record.key != record.selection_key
-    assert records.derive_key(7, "x") and dummy_record(4, 0.5, 7).key != dummy_record(4, 0.5, 7).selection_key
+    """The selections' secret is shown in an evidence bundle: the key of the marks must not follow from it."""
+    for seed in (None, 7):
+        batch = make_record((4, 0.5), seed=seed).batches[0]
+        marks, selections = batch.secrets
+        assert len({marks, selections, bytes.fromhex(batch.secret)}) == 3
+        assert hashlib.sha256(marks).hexdigest() == batch.commit.marks_sha256
+        assert hashlib.sha256(selections).hexdigest() == batch.commit.selections_sha256
 
 
 # --- further photos ---
 
 
-def test_further_photos_under_the_same_key(photos, mark):
+def test_further_photos_in_a_batch_of_their_own(photos, mark):
     assert mark(photos, "--holdout", "0.5").code == 0
     first, marks = loaded(photos), tree(marked_of(photos))
+    posted = records.read_record(record_of(photos)).commitments[0]
     for number in range(4):
         save(photos / f"later{number}.png", picture(50 + number))
     done = mark(photos, "--record", record_of(photos), "--holdout", "0.5")
     assert done.code == 0, done.err
     second = loaded(photos)
-    assert second["key"] == first["key"] and second["selection_key"] == first["selection_key"]
-    assert second["photos"][:6] == first["photos"] and second["commitments"][0] == first["commitments"][0]
-    assert len(second["commitments"]) == 2 and len(set(second["commitments"])) == 2
-    assert second["commitments"][1] in done.out
-    assert [(batch["photos"], batch["published"]) for batch in second["batches"]] == [(6, 3), (4, 2)]
+    assert second["photos"][:6] == first["photos"] and second["batches"][0] == first["batches"][0]
+    assert second["batches"][1]["secret"] != first["batches"][0]["secret"]
+    assert second["batches"][1]["commit"]["previous"] == [posted]
+    record = records.read_record(record_of(photos))
+    assert record.commitments[0] == posted != record.commitments[1] and record.commitments[1] in done.out
+    assert record.commitments[1] in (record_of(photos).parent / "commitment.txt").read_text()
+    assert [(batch.photos, batch.published) for batch in record.batches] == [(6, 3), (4, 2)]
     assert {name: content for name, (content, _) in tree(marked_of(photos)).items() if name in marks} == {
         name: content for name, (content, _) in marks.items()
     }
-    record = records.read_record(record_of(photos))
-    assert records.commitment_of(record, 1) == first["commitments"][0]
-    assert (records.draw_selections(record.selection_key, record.batches, 1)[0] == record.published).all()
+    assert (record.selections(1)[0] == record.published).all()
+    assert len(set(record.keys(0)[0])) == 2, "a key for each batch"
     numbers = [photo.number for photo in record.photos]
     assert numbers == list(range(10)), "a number used twice would give two photos the same noise"
 
@@ -129,6 +115,7 @@ def mark_verify(mark, photos, *flags):
 def test_the_record_may_be_named_by_its_folder(photos, mark):
     """The held-out copies lie beside record.json. Wrong: looked for beside the folder, when that is what was given."""
     assert mark(photos, "--holdout", "0.5").code == 0
+    shutil.rmtree(record_of(photos).parent / "originals")
     for copy in (record_of(photos).parent / "held_out").rglob("*.*"):
         (photos / copy.relative_to(record_of(photos).parent / "held_out")).unlink()
     for name in (record_of(photos), record_of(photos).parent):
@@ -156,10 +143,10 @@ def test_a_killed_run_goes_on_with_the_same_key(tmp_path, mark):
     folder = tmp_path / "user"
     for number in range(10):
         save(folder / f"{number}.png", picture(number))
-    done = call("data_marking.py", "--data_folder", folder, "--holdout", "0.5", code=KILLED)
+    done = call("data_marking.py", "--data_folder", folder, "--holdout", "0.5", "--beacon", "none", code=KILLED)
     assert done.returncode == -signal.SIGKILL, done.stderr
     half, before = loaded(folder), contents(marked_of(folder))
-    assert half["commitments"] == [] and len(before) == 3
+    assert half["batches"][0]["drawn"] and not half["batches"][0]["finished"] and len(before) == 3
     refused(mark(folder, "--verify", record_of(folder)), "interrupted")
     refused(mark(folder, "--holdout", "0.5", "--seed", "3"), "--seed")
     refused(mark(folder, "--holdout", "0.5", "--noise_norm", "4"), "noise_norm")
@@ -169,7 +156,7 @@ def test_a_killed_run_goes_on_with_the_same_key(tmp_path, mark):
     done = mark(folder, "--holdout", "0.5")
     assert done.code == 0, done.err
     whole, files = loaded(folder), contents(marked_of(folder))
-    assert (whole["key"], whole["selection_key"]) == (half["key"], half["selection_key"])
+    assert {**whole["batches"][0], "finished": False} == half["batches"][0]
     assert [photo["published"] for photo in whole["photos"]] == [photo["published"] for photo in half["photos"]]
     assert {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} == {
         photo["marked"]: photo["marked_sha256"] for photo in whole["photos"] if photo["published"]
@@ -186,7 +173,7 @@ def test_a_resumed_run_does_not_silently_keep_another_holdout(photos, mark, monk
     with monkeypatch.context() as patch:
         patch.setattr(protect, "encode_photo", fail)
         assert mark(photos).code == 130
-    assert loaded(photos)["commitments"] == []
+    assert not loaded(photos)["batches"][0]["finished"]
     refused(mark(photos, "--holdout", "0.5"), "holdout")
 
 
@@ -214,16 +201,23 @@ def leaves(value, path=()):
 def altered(value):
     if isinstance(value, bool):
         return not value
+    if isinstance(value, list):
+        return ["0" * 64]
     if isinstance(value, str):
         return ("0" if value[:1] != "0" else "1") + value[1:] if len(value) == 64 else value + "x"
     return 3 if value is None else value + 1 if isinstance(value, int) else value / 2
 
 
+# What a record says beside what it proves: where files were, and with what they were made.
+DECIDES_NOTHING = ("software", "data_folder", "original", "height", "width")
+
+
 def test_every_altered_field_is_noticed(photos, mark):
+    """By whoever reads the record; or, where a digest of a file or a fresh draw would have to be known, by --verify."""
     assert mark(photos, "--holdout", "0.5").code == 0
-    original, unnoticed = loaded(photos), []
+    original, unread, unnoticed = loaded(photos), [], []
     places = [path for path, _ in leaves(original)]
-    assert len(places) > 6 * 8 + 20
+    assert len(places) > 6 * 8 + 40
     for path in places:
         content = json.loads(json.dumps(original))
         part = content
@@ -233,10 +227,16 @@ def test_every_altered_field_is_noticed(photos, mark):
         record_of(photos).write_text(json.dumps(content))
         try:
             records.read_record(record_of(photos))
-            unnoticed.append(path)
         except UserError as error:
             assert "\n" not in str(error)
-    assert unnoticed == []
+            continue
+        unread.append(path)
+        done = mark_verify(mark, photos)
+        assert "Traceback" not in done.err
+        if done.code == 0:
+            unnoticed.append(path)
+    assert {path[-1] if path[0] != "software" else "software" for path in unnoticed} == set(DECIDES_NOTHING)
+    assert not any("secret" in path or "published" in path or path[-1] == "previous" for path in unread)
     content = json.loads(json.dumps(original))
     content["photos"][0]["published"], content["photos"][1]["published"] = True, False
     content["photos"][2]["published"], content["photos"][3]["published"] = True, False
@@ -262,17 +262,27 @@ def test_names_that_leave_their_folder(photos, mark, field, name):
     [
         lambda content: content.update(more=1),
         lambda content: content["photos"][0].update(more=1),
-        lambda content: content.update(format="membershiptracker-record-2"),
-        lambda content: content.update(key=content["key"][:-2]),
+        lambda content: content.update(format="membershiptracker-record-3"),
+        lambda content: content["batches"][0].update(secret=content["batches"][0]["secret"][:-2]),
         lambda content: content.update(photos=[]),
         lambda content: content["photos"][0].update(number=1),
         lambda content: content["photos"][0].update(batch=1),
         lambda content: content["photos"].reverse(),
         lambda content: content["settings"].update(noise_norm=-1),
-        lambda content: content["batches"][0].update(published=5),
+        lambda content: content["batches"][0]["commit"].update(published=5),
+        lambda content: content["batches"][0]["commit"].update(photos=7),
+        lambda content: content["batches"][0]["commit"].update(format="membershiptracker-commitment-3"),
+        lambda content: content["batches"][0]["commit"].update(groups=[10**12] * 6),
+        lambda content: content["batches"][0]["commit"].update(groups=[-1] * 6),
+        lambda content: content["batches"][0]["commit"].update(groups=[0] * 5),
+        lambda content: content["batches"][0]["commit"].update(evidence=False),
+        lambda content: content["batches"][0]["commit"]["plan"].update(alpha=0.9),
         lambda content: content["photos"][0].update(height=0),
         lambda content: content["settings"].update(noise_injection_type="pink"),
-        lambda content: content["commitments"].append("0" * 64),
+        lambda content: content["batches"][0].update(signature="0" * 96),
+        lambda content: content["batches"][0].update(drawn=False),
+        lambda content: content["batches"].append(content["batches"][0]),
+        lambda content: content.update(batches=[]),
     ],
 )
 def test_records_that_can_not_be(photos, mark, change):
@@ -282,9 +292,10 @@ def test_records_that_can_not_be(photos, mark, change):
     refused(mark_verify(mark, photos), "record.json")
 
 
-def test_a_selection_that_does_not_follow_from_its_key(photos, mark):
+def test_a_selection_that_does_not_follow_from_its_secret(photos, mark):
     """A forger who publishes the photos of his choice and writes them into the record, with a commitment that fits."""
     assert mark(photos, "--holdout", "0.5").code == 0
+    record = records.read_record(record_of(photos))
 
     def swap(content):
         public = next(photo for photo in content["photos"] if photo["published"])
@@ -295,21 +306,21 @@ def test_a_selection_that_does_not_follow_from_its_key(photos, mark):
         original = read_photo(photos / private["original"])
         save(
             marked_of(photos) / private["marked"],
-            protect.mark_photo(original, bytes.fromhex(content["key"]), private["number"], Marking()),
+            protect.mark_photo(original, record.key_of(record.photos[0]), private["number"], Marking()),
         )
         private["marked_sha256"] = file_digest(marked_of(photos) / private["marked"])
 
     rewritten(photos, swap)
-    done = mark_verify(mark, photos)
-    assert done.code != 0, done.out
+    refused(mark_verify(mark, photos), "not those that its secret draws")
 
 
 def test_a_published_photo_without_a_file(photos, mark):
     """A finished record whose published photo names no marked file: one line, no traceback."""
     assert mark(photos).code == 0
-    rewritten(photos, lambda content: content["photos"][0].update(marked=None, marked_sha256=None))
-    done = mark_verify(mark, photos)
-    assert done.code in (1, 2) and "Traceback" not in done.err
+    for change in ({"marked": None, "marked_sha256": None}, {"marked_sha256": None}):
+        rewritten(photos, lambda content, change=change: content["photos"][0].update(change))
+        done = mark_verify(mark, photos)
+        assert done.code in (1, 2) and "Traceback" not in done.err
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 1}', b"[" * 100_000, b"NaN"])
@@ -332,23 +343,12 @@ def test_a_truncated_record(photos, mark):
     assert "delete" not in done.err  # it is all that the user can prove anything with
 
 
-def test_the_public_part_gives_nothing_away():
-    record = dummy_record(6, 0.5)
-    public = json.dumps(records.public_part(record, 1))
-    assert record.key not in public and record.selection_key not in public and ".png" not in public
-    assert not any(photo.original_sha256 in public for photo in record.photos)
-    flipped = record.model_copy(
-        update={
-            "photos": [
-                *record.photos[:-1],
-                record.photos[-1].model_copy(update={"published": not record.photos[-1].published}),
-            ]
-        }
-    )
-    assert records.commitment_of(flipped, 1) != records.commitment_of(record, 1)
-
-
 # --- --verify ---
+
+
+def without_copies(photos):
+    for name in ("originals", "held_out"):
+        shutil.rmtree(record_of(photos).parent / name, ignore_errors=True)
 
 
 def test_verify(photos, mark, tmp_path):
@@ -356,10 +356,12 @@ def test_verify(photos, mark, tmp_path):
     before = tree(tmp_path)
     done = mark_verify(mark, photos)
     assert done.code == 0 and "right" in done.out and done.err == "" and tree(tmp_path) == before
-    assert loaded(photos)["commitments"][0] in done.out
+    assert records.read_record(record_of(photos)).commitments[0] in done.out
     for number, path in enumerate(sorted(photos.rglob("*.*"))):  # renamed and moved: known by their content
         path.rename(photos / f"IMG_{number}{path.suffix}")
     photos.rename(tmp_path / "elsewhere")
+    assert mark_verify(mark, photos).code == 0, "the record keeps copies"
+    without_copies(photos)
     refused(mark_verify(mark, photos), "--originals")
     assert mark_verify(mark, photos, "--originals", tmp_path / "elsewhere").code == 0
     marked_of(photos).rename(tmp_path / "web")
@@ -382,15 +384,17 @@ def test_verify_names_a_marked_file_that_was_changed(photos, mark, flags):
 def test_verify_names_an_original_that_was_changed(photos, mark):
     assert mark(photos).code == 0
     save(photos / "trip" / "a.png", picture(77))
+    assert mark_verify(mark, photos).code == 0, "the record's own copy is still the photo"
+    without_copies(photos)
     done = mark_verify(mark, photos)
     assert done.code in (1, 2) and "trip/a.png" in done.err
 
 
 @pytest.mark.parametrize("flags", [(), ("--format", "jpeg")])
 def test_verify_notices_marks_of_another_key(photos, mark, flags):
-    """A record with fitting hashes and commitments, but a key that did not mark these pixels."""
+    """A record with fitting hashes and commitments, but a secret that did not mark these pixels."""
     assert mark(photos, *flags).code == 0
-    rewritten(photos, lambda content: content.update(key="ab" * 32))
+    rewritten(photos, lambda content: content["batches"][0].update(secret="ab" * 32))
     done = mark_verify(mark, photos)
     assert done.code == 1 and done.err.count("wrong:") == 6 and "key" in done.err
 
@@ -453,12 +457,12 @@ def test_large_photos_through_the_script(tmp_path, mark):
     for number in range(3):
         save(folder / f"{number}.jpg", picture(number, 448, 600), quality=90)
     assert mark(folder, "--seed", "3", "--img_blending_ratio", "1").code == 0
-    alike, key = [], bytes.fromhex(loaded(folder)["key"])
-    for number in range(3):
-        original, marked = read_photo(folder / f"{number}.jpg"), read_photo(marked_of(folder) / f"{number}.png")
+    alike, record = [], records.read_record(record_of(folder))
+    for photo in record.photos:
+        original, marked = read_photo(folder / photo.original), read_photo(marked_of(folder) / photo.marked)
         assert marked.shape == original.shape
-        small = shrunk(original, 300, 224)
-        expected = protect.mark_photo(small.round().astype(np.uint8), key, number, Marking(1.0)) - small
+        small, key = shrunk(original, 300, 224), record.key_of(photo)
+        expected = protect.mark_photo(small.round().astype(np.uint8), key, photo.number, Marking(1.0)) - small
         alike.append(correlation(shrunk(marked, 300, 224) - small, expected))
     assert np.median(alike) > 0.7, alike
     assert mark_verify(mark, folder).code == 0
