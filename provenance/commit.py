@@ -98,7 +98,7 @@ def _to_post(batch):
     named, commit = batch.commit.beacon, batch.commit
     wait = (
         f"drawn by round {named.round} of the beacon {named.chain[:16]}..., which comes out at "
-        f"{datetime.fromtimestamp(_moment(batch), timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+        f"{datetime.fromtimestamp(_moment(batch), timezone.utc):%Y-%m-%d %H:%M:%S} UTC: post it before then"
         if named
         else "drawn without public randomness"
     )

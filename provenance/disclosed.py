@@ -202,7 +202,13 @@ def _check_beacon(named, signature, where, chain):
 
 def _redraws(batches):
     count = max(len(batch.commit.redrawn) for batch in batches)
-    return [f"{count} earlier draw{'s' if count > 1 else ''} over this folder were thrown away"] if count else []
+    return (
+        [
+            f"{count} earlier draw{'s' if count > 1 else ''} over this folder {'were' if count > 1 else 'was'} thrown away"
+        ]
+        if count
+        else []
+    )
 
 
 def _check_legacy(content, where):

@@ -16,7 +16,7 @@ from PIL import Image
 from attacks import exact
 from dataset import load_dataset
 from dataset.base import make_splits
-from experiment.flags import data_fingerprint
+from experiment.settings import data_fingerprint
 from kit.errors import UserError
 from provenance.evidence import AnswerLog
 from provenance.folder import each
