@@ -1,11 +1,9 @@
 """Which weights are kept, and training that was killed: it goes on to the same bits."""
 
 import inspect
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 import utils
 from kit.errors import UserError
 from kit.files import load_model, save_model
+from tests.parts import ROOT, environment
 from tests.training_parts import (
     CPU,
     RAW,
@@ -341,24 +340,26 @@ def test_momentum_zero_can_be_resumed(tmp_path, clock, kill_in):
 def test_a_process_killed_while_it_writes_its_progress(tmp_path):
     """SIGKILL in the middle of the second save, in a process of its own; what it leaves is the first save, whole."""
     code = """
-import os, signal, sys, torch
-sys.path[:0] = [sys.argv[1], sys.argv[2]]
-torch.set_num_threads(int(sys.argv[4]))
-import runs, utils, test_training as t
-utils.PROGRESS_SECONDS, saves, write = -1, [], runs.save_file
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import utils
+from kit import files
+from tests import training_parts as t
+utils.PROGRESS_SECONDS, saves, write = -1, [], files.save_file
 def half(tensors, path, metadata):
     write(tensors, path, metadata)
     saves.append(path)
     if len(saves) == 2:
         os.truncate(path, os.path.getsize(path) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-runs.save_file = half
-t.straight_run(t.Path(sys.argv[3]), t.quick(epoch=4))
+files.save_file = half
+t.straight_run(Path(sys.argv[2]), t.quick(epoch=4))
 """
-    path, here = tmp_path / "p.safetensors", Path(__file__).parent
+    path = tmp_path / "p.safetensors"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(here.parent), str(here), str(path), str(torch.get_num_threads())],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", code, str(ROOT), str(path)],
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,

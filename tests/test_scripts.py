@@ -1,4 +1,4 @@
-"""End-to-end: train.py, eval.py and tables.py as people call them, with the input that people really give."""
+"""End-to-end: train.py, eval.py and paper.tables as people call them, with the input that people really give."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import utils
-from tests.parts import ROOT, SMALL, call
+from tests.parts import ROOT, SMALL, call, environment
 
 RUN_FILES = {
     "config.json",
@@ -107,14 +107,14 @@ def test_same_arguments_same_bits_other_seed_other_run(finished_run, tmp_path, s
 def training_process(*arguments):
     """train.py, in the middle of training: it saves its progress after every epoch, and has done so for one."""
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import runs, train, utils; utils.PROGRESS_SECONDS = 0\n"
-        "runs.run_script(train.main)"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train, utils; utils.PROGRESS_SECONDS = 0\n"
+        "from kit.errors import run_script; run_script(train.main)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment(),
         stderr=subprocess.PIPE,
     )
     progress = Path(arguments[-1]) / "model.progress.safetensors"
@@ -388,11 +388,11 @@ ORIGINAL_FLAGS = """
     --num_of_multiTarget_diffCls --num_of_multiTarget_sameCls --instance_mi""".split()  # noqa: SIM905
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "tables"])
+@pytest.mark.parametrize("name", ["train.py", "eval.py", "paper.tables"])
 def test_help_names_every_flag(name):
-    done = call(f"{name}.py", "--help")
+    done = call(name, "--help")
     assert done.returncode == 0 and "usage" in done.stdout
-    if name != "tables":
+    if name != "paper.tables":
         for flag in ORIGINAL_FLAGS:
             assert flag in done.stdout
 
@@ -403,7 +403,7 @@ def test_importing_modules_reseeds_nothing():
     code = (
         "import random, numpy as np, sklearn.metrics, torch\n"
         "random.seed(5); np.random.seed(5); torch.manual_seed(5)\n"
-        "import utils, experiment, report, train, eval, tables, networks, dataset\n"
+        "import utils, experiment.report, experiment.training, train, eval, paper.tables, networks, dataset\n"
         "got = random.random(), np.random.rand(), torch.rand(1).item()\n"
         "random.seed(5); np.random.seed(5); torch.manual_seed(5)\n"
         "assert got == (random.random(), np.random.rand(), torch.rand(1).item())"

@@ -1,7 +1,6 @@
 """Each competing method from end to end, and the script that compares them."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import pytest
 import utils
 from baselines import twin_marks
 from tests.baselines.parts import TINY
-from tests.parts import ROOT
+from tests.parts import ROOT, environment
 
 CASES = {
     "mislabeled": ("--samples", "2", "3", "--poisons", "2"),
@@ -99,20 +98,17 @@ def test_bad_input_is_one_line(method, flags, message, tmp_path, outlier_folder,
 @pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
 def test_comparison_script_runs_what_is_asked_for(tmp_path, work):
     """One method; flags in EXTRA win over those of QUICK; the table of conclusions comes last."""
-    environment = {
-        **os.environ,
-        "QUICK": "1",
-        "METHODS": "lira",
-        "SEEDS": "2",
-        "RES_FOLDER": str(tmp_path / "res"),
-        "WORK": str(work),
-        "PYTHON": sys.executable,
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "EXTRA": f"{' '.join(TINY)} --models 6 --train_size 150",
-    }
+    variables = environment(
+        QUICK="1",
+        METHODS="lira",
+        SEEDS="2",
+        RES_FOLDER=str(tmp_path / "res"),
+        WORK=str(work),
+        PYTHON=sys.executable,
+        EXTRA=f"{' '.join(TINY)} --models 6 --train_size 150",
+    )
     done = subprocess.run(
-        ["bash", str(ROOT / "comparison.sh")], env=environment, capture_output=True, text=True, timeout=600, check=False
+        ["bash", str(ROOT / "comparison.sh")], env=variables, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "res" / "comparison"

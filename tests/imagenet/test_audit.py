@@ -20,7 +20,7 @@ from imagenet.users import find_users
 from kit.files import read_arrays, read_json
 from provenance.folder import workers
 from tests.imagenet.parts import CLASSES, SIDE, write_images
-from tests.parts import ROOT
+from tests.parts import ROOT, environment
 
 
 def audit(script, tree, checkpoint, out, *flags, **replaced):
@@ -256,19 +256,17 @@ def test_bad_input_of_audit_is_one_line(script, prepared, checkpoint, tmp_path, 
 
 def test_the_sweep_names_what_is_missing_and_prints_a_table(script, prepared, checkpoint, tmp_path):
     shutil.copy(checkpoint, tmp_path / "resnet18-3.pth")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "DATA": str(tmp_path),
-        "NETS": "resnet18",
-        "SAMPLES": "3 2",
-        "RES_FOLDER": str(tmp_path / "res"),
-        "TREE_3": str(prepared[1]),
-        "PYTHON": sys.executable,
-        "EXTRA": f"--device cpu --input_size {SIDE} --resize {SIDE}",
-    }
+    variables = environment(
+        DATA=str(tmp_path),
+        NETS="resnet18",
+        SAMPLES="3 2",
+        RES_FOLDER=str(tmp_path / "res"),
+        TREE_3=str(prepared[1]),
+        PYTHON=sys.executable,
+        EXTRA=f"--device cpu --input_size {SIDE} --resize {SIDE}",
+    )
     done = subprocess.run(
-        ["bash", str(ROOT / "imagenet-eval.sh")], env=environment, capture_output=True, text=True, check=False
+        ["bash", str(ROOT / "imagenet-eval.sh")], env=variables, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert done.stderr.startswith("not finished: resnet18-2 (") and done.stderr.count("\n") == 1

@@ -1,7 +1,6 @@
 """One training in several processes gives what one process gives, but for rounding."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kit import distributed
-from tests.parts import ROOT, SMALL
+from tests.parts import ROOT, SMALL, environment
 
 TORCHRUN = [
     sys.executable,
@@ -27,7 +26,6 @@ import os, sys
 import torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
 from kit import distributed
-torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=int(sys.argv[3]), world_size=int(sys.argv[4]))
 team = distributed.Team(dist.get_rank(), dist.get_world_size())
 torch.manual_seed(0)
@@ -63,7 +61,7 @@ def _trained(folder, size):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, ROOT, folder / f"store{size}", str(rank), str(size), out],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env=environment(),
         )
         for rank in range(size)
     ]
@@ -91,12 +89,11 @@ def test_batch_norm_is_given_back_afterwards():
 def test_torchrun_gives_the_result_of_one_process(tmp_path):
     """The same run of train.py by one process and by torchrun with two: same draws, weights alike, one set of files."""
     flags = [*SMALL, "--precision", "float32", "--lr", "0.01"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     starts = {"alone": [sys.executable], "together": TORCHRUN}
     for name, start in starts.items():
         done = subprocess.run(
             [*start, str(ROOT / "train.py"), *flags, "--out", tmp_path / name],
-            env=environment,
+            env=environment(),
             capture_output=True,
             text=True,
             timeout=300,
@@ -124,7 +121,7 @@ def test_a_follower_that_fails_ends_the_run(tmp_path):
     """Wrong: the leader waits for ever for a process that died of bad input."""
     done = subprocess.run(
         [*TORCHRUN, str(ROOT / "train.py"), *SMALL, "--target_user_cls", "4000", "--out", tmp_path / "bad"],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,

@@ -26,7 +26,7 @@ import pytest
 from kit.errors import UserError
 from kit.files import lock_folder
 from launch import guard, local, on_ray
-from tests.parts import ROOT, SMALL, THREADS
+from tests.parts import ROOT, SMALL, environment
 
 DEADLINE = 300  # seconds for anything that happens at once on an idle machine
 
@@ -126,14 +126,14 @@ def until(condition):
         time.sleep(0.05)
 
 
-def open_launcher(folder, commands, *flags, **environment):
+def open_launcher(folder, commands, *flags, **variables):
     return subprocess.Popen(
         [sys.executable, "-m", "launch", *started(folder, commands, *flags)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": THREADS, **environment},
+        env=environment(**variables),
     )
 
 
@@ -215,7 +215,7 @@ def test_what_is_not_known_to_be_finished_is_left_to_train(folder, script):
 
 
 @pytest.mark.parametrize(
-    ("lines", "environment", "word"),
+    ("lines", "variables", "word"),
     [
         (["python train.py --save_tag 'open"], {}, "line 2"),
         ([], {}, "no command"),
@@ -226,9 +226,9 @@ def test_what_is_not_known_to_be_finished_is_left_to_train(folder, script):
         (["true"], {"LAUNCHER": "ray"}, "pip install ray"),
     ],
 )
-def test_bad_input_is_one_line(folder, script, monkeypatch, lines, environment, word):
+def test_bad_input_is_one_line(folder, script, monkeypatch, lines, variables, word):
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
-    for name, value in environment.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     done = script("launch.pool", *started(folder, lines))
     assert done.code == 2 and len(done.err.strip().splitlines()) == 1 and word in done.err
@@ -330,22 +330,20 @@ esac
 SWEPT = ("multiTarget-1", "multiTarget-2", "multiTarget-clean")  # the runs of `multi-target.sh 1 2`
 
 
-def sweep(folder, script, *arguments, res="res", start_new_session=False, stdout=subprocess.PIPE, **environment):
+def sweep(folder, script, *arguments, res="res", start_new_session=False, stdout=subprocess.PIPE, **variables):
     return subprocess.Popen(
         ["bash", str(ROOT / script), *arguments],
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=start_new_session,
-        env={
-            **os.environ,
-            "PYTHON": str(folder / "python"),
-            "QUICK": "1",
-            "RES_FOLDER": str(folder / res),
-            "CKPT_FOLDER": str(folder / "ckpt"),
-            "OMP_NUM_THREADS": THREADS,
-            **environment,
-        },
+        env=environment(
+            PYTHON=str(folder / "python"),
+            QUICK="1",
+            RES_FOLDER=str(folder / res),
+            CKPT_FOLDER=str(folder / "ckpt"),
+            **variables,
+        ),
     )
 
 

@@ -1,7 +1,6 @@
 """A page in a process of its own and what people bring to it, for the tests of the page."""
 
 import contextlib
-import os
 import re
 import shutil
 import signal
@@ -15,7 +14,7 @@ from PIL import Image
 
 from dataset import load_dataset
 from experiment import training
-from tests.parts import ROOT
+from tests.parts import ROOT, environment
 
 PHOTOS, STRANGERS = 60, 300
 
@@ -39,10 +38,9 @@ def served(work, *flags):
         "--no_browser",
         *map(str, flags),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with (
         open(Path(work).with_suffix(".log"), "w+") as log,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as page,
+        subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True) as page,
     ):
         try:
             address = re.search(r"http\S+", page.stdout.readline())

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from privacy import config as configuration
 from privacy import pipeline, signals, training
-from tests.parts import ROOT
+from tests.parts import ROOT, environment
 from tests.privacy.parts import (
     config_of,
     copy_of,
@@ -111,7 +111,6 @@ def test_killed_while_training_images(tmp_path):
     assert sorted(file.name for file in folder.glob("model_*")) == ["model_0.safetensors", "model_1.progress"]
     config = configuration.load(tmp_path / "a.yaml")
     before = (folder / "model_0.safetensors").stat().st_mtime_ns
-    torch.set_num_threads(1)
     pipeline.run(config, "signals")
     assert (folder / "model_0.safetensors").stat().st_mtime_ns == before
     fresh = configuration.load(
@@ -132,7 +131,7 @@ def run_killed(*arguments, code):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=environment(),
         check=False,
     )
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, features
 
 from kit.errors import UserError
 from provenance.photos import UnreadablePhoto, encode_photo, find_photos, read_photo, write_photo
-from tests.parts import ROOT
+from tests.parts import ROOT, environment
 from tests.provenance.hostile_photos import heif, hostile_files, photo, pillow_heif, png, saved, tiff, tiff_tags
 
 needs_heif = pytest.mark.skipif(pillow_heif is None, reason="pillow-heif is not installed")
@@ -309,11 +309,10 @@ if sys.platform == "linux":
         peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 print(json.dumps({"files": files, "slowest": slowest, "peak": peak}))
 """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env=environment,
+        env=environment(PYTHONPATH=str(ROOT)),
         capture_output=True,
         text=True,
         timeout=120,
