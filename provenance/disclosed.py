@@ -202,13 +202,8 @@ def _check_beacon(named, signature, where, chain):
 
 def _redraws(batches):
     count = max(len(batch.commit.redrawn) for batch in batches)
-    return (
-        [
-            f"{count} earlier draw{'s' if count > 1 else ''} over this folder {'were' if count > 1 else 'was'} thrown away"
-        ]
-        if count
-        else []
-    )
+    what = "1 earlier draw over this folder was" if count == 1 else f"{count} earlier draws over this folder were"
+    return [f"{what} thrown away"] if count else []
 
 
 def _check_legacy(content, where):
