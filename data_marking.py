@@ -176,8 +176,8 @@ def show(folder, job, rows, args, record=None):
     if rows is not None:
         show_weaknesses(disclosed.weaknesses(record, job.record_path, args.timestamp_roots, job.public.chain))
         print(
-            "If the commitment is not posted yet, do it at once, where its date can be checked later (a public post, an\n"
-            "e-mail to several people, a time-stamping service): it reveals nothing, and has to be older than the draw."
+            "If the commitment is not posted yet, do it at once, where its date can be checked later (a public post,\n"
+            "an e-mail to several people, a time-stamping service): it reveals nothing, and has to be older than the draw."
         )
         if published == count and not args.record:
             print("note: --holdout 0.5 would give a much stronger proof from the same number of queries")
