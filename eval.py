@@ -11,121 +11,134 @@ every model; exit code 0 whatever the verdict (with --strict 1 where something i
 inside it, and --data_root has to be given again.
 """
 
-import textwrap
-from pathlib import Path
-
-from dataset import load_dataset
-from experiment import flags, folder, report, setup
-from experiment.audit import ask_users, conclude
-from experiment.flags import resolve_settings, tagged_paths, with_stored
-from experiment.training import load_trained
-from kit import cli, files
 from kit.errors import UserError, run_script
-from provenance import beacon, case, replay, strangers, witness
-from provenance import record as records
-from provenance.report import show_verdict, show_weaknesses
-from suspects.flags import add_preprocessing_flags, preprocessing_of
-from utils import choose_device
+
+RECORD, CHECK, MODEL, RUN = "audit of a record", "check of evidence", "model under audit", "audit of a run"
+# Of the flags of a run, those that mean something for a record as well; and what others are called there.
+SHARED = ("--dataset", "--data_root", "--image_size", "--num_of_non_member_user", "--out")
+INSTEAD = {"--batch_size": "--query_batch", "--exact_keys": "--keys", "--seed": "--audit_seed"}
 
 
 def make_parser():
-    parser = flags.make_parser(__doc__)
-    parser.add_argument("--checkpoint", help="the model: run folder, file, or address of a server")
-    number = cli.number
+    from experiment.flags import add_run_flags
+    from kit import cli
+    from suspects.flags import add_preprocessing_flags
+
+    usage = "%(prog)s [--record RECORD | --replay BUNDLE] --checkpoint MODEL [more flags]"
+    parser, number = cli.Parser(__doc__, usage=usage), cli.number
     user = parser.add_argument_group(
-        "verdict for one user", "What is not given is as it was committed before the draw."
+        RECORD, "Was a model trained on my photos? What is not given is as it was fixed when they were marked."
     )
-    user.add_argument("--record", help="record.json of data_marking.py")
-    user.add_argument("--originals", nargs="+", default=[], help="folders with the unmarked photos")
-    user.add_argument("--label", help="the photos' class: number, name, or auto (what the model says most often)")
-    user.add_argument("--keys", type=number(int, 0), help="other patterns to compare with (fresh keys L)")
-    user.add_argument("--selections", type=number(int, 0), help="other halves to compare with (fresh selections m)")
-    user.add_argument("--alpha", type=number(float, above=0, high=0.5), help="accused wrongly at most this often")
-    user.add_argument("--max_queries", type=number(int, 1), help="plan the grid for at most so many queries")
-    user.add_argument("--audit_seed", help="a text that the other side adds to the draw of the audit")
-    user.add_argument("--label_only", action="store_true", help="look at the top class alone")
-    user.add_argument("--top_k", type=number(int, 1), help="look at the k largest probabilities alone")
-    user.add_argument("--non_member_folder", help="strangers' images: adds Algorithm 1's verdict (or give --dataset)")
-    user.add_argument("--publication", action="append", default=[], help="where the photos were published, repeatable")
-    user.add_argument("--witness", metavar="KEYFILE", help="sign all requests and replies with this Ed25519 key")
-    user.add_argument("--dry_run", action="store_true", help="say how many queries would be asked, ask none")
-    check = parser.add_argument_group("check of somebody else's evidence")
-    check.add_argument(
+    add = user.add_argument
+    add("--record", help="record.json of data_marking.py (default: none, and a run of train.py is audited)")
+    add("--originals", nargs="+", default=[], help="folders with the unmarked photos (default: where they were)")
+    add(
+        "--label",
+        help="what the photos show, as the model calls it: name or number of the class, or auto, what it says most "
+        "often (default: as fixed, auto)",
+    )
+    add("--keys", type=number(int, 0), help="other patterns to compare with (fresh keys; default: as fixed, 19)")
+    add(
+        "--selections",
+        type=number(int, 0),
+        help="other halves of the photos to compare with (fresh selections; default: as fixed, 999)",
+    )
+    add(
+        "--alpha",
+        type=number(float, above=0, high=0.5),
+        help="an innocent model is accused at most this often (default: as fixed, 0.001)",
+    )
+    add("--max_queries", type=number(int, 1), help="show the model at most so many pictures (default: no limit)")
+    add("--audit_seed", help="a text that the other side adds to the draw of the comparisons (default: none)")
+    add("--label_only", action="store_true", help="look at the model's first answer alone (default: as fixed, at all)")
+    add(
+        "--top_k",
+        type=number(int, 1),
+        help="look at its first k answers and how sure it is of each (default: as fixed, at all)",
+    )
+    add(
+        "--non_member_folder",
+        help="strangers' photos: adds the paper's own comparison, Algorithm 1, as --dataset does (default: none)",
+    )
+    add("--publication", action="append", default=[], help="where they were published, repeatable (default: not said)")
+    add("--witness", metavar="KEYFILE", help="sign what was asked and answered with this Ed25519 key (default: don't)")
+    add("--dry_run", action="store_true", help="say how many pictures would be shown, show none (default: show them)")
+    check = parser.add_argument_group(CHECK, "Is somebody else's evidence right?")
+    add = check.add_argument
+    add(
         "--replay",
         metavar="BUNDLE",
-        help="check an evidence bundle; with --record and --originals also "
-        "what was asked, with --checkpoint also what was answered",
+        help="the evidence; with --record and --originals also what was asked is checked, with --checkpoint also what "
+        "was answered (default: nothing is checked)",
     )
-    check.add_argument("--strict", action="store_true", help="exit code 1 unless nothing is left to be believed")
-    check.add_argument("--beacon_chain", metavar="FILE", help="facts of another beacon than drand's quicknet (JSON)")
-    check.add_argument("--timestamp_roots", metavar="FILE", help="certificates of the time-stamping authority (PEM)")
-    model = parser.add_argument_group("model under audit")
+    add(
+        "--strict",
+        action="store_true",
+        help="exit code 1 unless nothing is left to be believed; for --record, too (default: 0 if it is right)",
+    )
+    add("--beacon_chain", metavar="FILE", help="facts of the public beacon, JSON (default: drand's quicknet)")
+    add(
+        "--timestamp_roots",
+        metavar="FILE",
+        help="certificates of the time-stamping authority, PEM (default: those that are known here)",
+    )
+    model = parser.add_argument_group(
+        MODEL, "How it is asked; by default as it says itself. A file of weights alone needs --net_type."
+    )
+    add = model.add_argument
+    add("--checkpoint", help="run folder, file, or address of a server (default: the run that its flags name)")
     add_preprocessing_flags(model)
-    model.add_argument("--query_batch", type=number(int, 1, 4096), default=64, help="images a query (default 64)")
-    model.add_argument("--header", action="append", default=[], help="'Name: $VARIABLE' for the server, repeatable")
-    model.add_argument("--rate_limit", type=number(float, above=0), help="requests a second")
-    model.add_argument("--timeout", type=number(float, above=0), default=30.0, help="seconds to wait for an answer")
-    model.add_argument("--retries", type=number(int, 0, 100), default=6, help="of a request that failed")
+    add("--query_batch", type=number(int, 1, 4096), default=64, help="pictures a question (default 64)")
+    add("--header", action="append", default=[], help="'Name: $VARIABLE' for the server, repeatable (default: none)")
+    add("--rate_limit", type=number(float, above=0), help="questions a second (default: no limit)")
+    add("--timeout", type=number(float, above=0), default=30.0, help="seconds to wait for an answer (default 30)")
+    add("--retries", type=number(int, 0, 100), default=6, help="of a question that failed (default 6)")
+    run = parser.add_argument_group(
+        RUN,
+        "What a run of train.py gives away, asked again. The settings of its training come from inside\n"
+        "it; those that are given find it, or are compared with them.",
+    )
+    add_run_flags(lambda name: model if name == "model" else run)
     return parser
 
 
 def main():
-    args = make_parser().parse_args()
+    parser = make_parser()
+    args = parser.parse_args()
+    check_flags(parser, args)
     if args.replay:
         return check_evidence(args)
     if args.record:
         return audit_user(args)
-    return audit_run(args)
+    from experiment.run import audit_again
+
+    return audit_again(args)
 
 
-def audit_run(args):
-    """The audit of train.py again, with the same or other audit settings."""
-    device = choose_device(args.device)
-    model = find_model(args)
-    precision = None if args.precision == "auto" else args.precision
-    query, record = load_trained(model.model, device, precision=precision)
-    stored = record["settings"]
-    data = load_dataset(stored["dataset"], args.data_root, stored["image_size"])
-    args = with_stored(args, {**stored_audit(model), **stored})
-    training, audit = resolve_settings(args, data, device)
-    files.check_same_settings(stored, training, model.model, but=("device", "precision", "pretrained_weights"))
-    paths = folder.RunPaths.of_folder(args.out or model.folder / "eval")
-    if paths.config.exists():
+def check_flags(parser, args):
+    """Raise UserError for a flag of the other kind of audit, which would be ignored."""
+    from kit.cli import given_flags
+
+    if not (args.record or args.replay):
+        if others := given_flags(parser, args, RECORD):
+            raise UserError(f"{others[0]} is for the audit of a record", advice="give --record, or leave it out")
+        return
+    others = [flag for flag in given_flags(parser, args, RUN) if flag not in SHARED]
+    if others:
+        instead = INSTEAD.get(others[0])
         raise UserError(
-            f"--out {paths.folder} is the folder of a training run, whose results would be lost",
-            advice="choose another one",
+            f"{others[0]} is for runs of train.py",
+            advice=f"use {instead}" if instead else "leave it out: the record knows how its photos were marked",
+            flag=others[0],
         )
-    experiment = setup.prepare(stored, audit, data, args.data_root)
-    setup.check_marks(experiment, model)
-    with paths.lock():
-        paths.result.unlink(missing_ok=True)  # it would not fit the new losses, if this audit is interrupted
-        answers = ask_users(experiment, query, audit, paths, device)
-        result = conclude(experiment, query, record, answers, device)
-        report.draw(experiment, answers, result, paths)
-        files.write_json(paths.result, result)
-    report.show(result, paths)
-
-
-def stored_audit(model):
-    """The audit settings that the run was made with, for the flags that are not given now."""
-    return files.read_json(model.config).get("audit") or {} if model.config.exists() else {}
-
-
-def find_model(args):
-    """The files of the run that --checkpoint, or the flags of its training, name."""
-    if args.checkpoint is None:
-        data = load_dataset(args.dataset or "cifar100", args.data_root, args.image_size)
-        return tagged_paths(args, data.name, args.net_type or data.recipe.net_type)
-    path = Path(args.checkpoint)
-    if path.is_dir():
-        return folder.RunPaths.existing(path)
-    # A model in a folder of many models gets a folder of its own for the results.
-    own = folder.RunPaths.of_folder(path.parent)
-    return own if own.config.exists() and own.model == path else folder.RunPaths(path.with_suffix(""), path)
 
 
 def audit_user(args):
     """The exact verdict for one user's record, and Algorithm 1's beside it where there is an out-world."""
+    from provenance import case, witness
+    from provenance import record as records
+    from provenance.report import show_verdict
+
     records.read_finished(args.record)  # before a model is opened, or a server asked
     suspect = open_suspect(args)
     given = {name: getattr(args, name, None) for name in case.Options.__dataclass_fields__}
@@ -145,6 +158,10 @@ def audit_user(args):
 
 def open_suspect(args):
     """The model that --checkpoint names."""
+    from provenance import case
+    from suspects.flags import preprocessing_of
+    from utils import choose_device
+
     server = {"headers": args.header, "rate_limit": args.rate_limit, "timeout": args.timeout, "retries": args.retries}
     return case.open_suspect(
         args.checkpoint,
@@ -159,6 +176,8 @@ def open_suspect(args):
 
 def find_out_world(args, suspect):
     """Strangers' images: --non_member_folder, or the images of --dataset that the model was not trained on."""
+    from provenance import strangers
+
     if args.non_member_folder:
         return strangers.out_world_of_folder(args.non_member_folder, suspect)
     if args.dataset is None:
@@ -170,6 +189,13 @@ def check_evidence(args):
     """Check an evidence bundle; with --record and --originals also the questions, with --checkpoint also the
     answers.
     """
+    import textwrap
+    from pathlib import Path
+
+    from kit import cli, files
+    from provenance import beacon, replay
+    from provenance.report import show_weaknesses
+
     chain = beacon.read_chain(args.beacon_chain) if args.beacon_chain else None
     suspect = open_suspect(args) if args.checkpoint else None
     found = replay.replay(

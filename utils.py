@@ -33,6 +33,7 @@ from kit import noise as fields
 from kit.distributed import ALONE
 from kit.errors import UserError
 from kit.files import check_same_settings, load_model, save_model
+from kit.names import NOISE_TYPES
 from kit.noise import perlin_octaves  # noqa: F401  (part of marking, kept where it is computed)
 from kit.progress import Progress
 
@@ -57,7 +58,6 @@ STRIPE_COLORS = {
 STRIPES = 16
 # Larger images carry the mark that a copy scaled to this many pixels would, since training scales them down to it.
 REFERENCE_SIZE = 224
-NOISE_TYPES = ("perlin", "uniform", "gabor", "none")
 
 # The generator of Co et al. (CCS'19): whole numbers, the upper end excluded.
 PERIOD_PIXELS, OCTAVES, FREQ_SINE = (30, 60), (1, 5), (20, 60)

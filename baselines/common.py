@@ -21,7 +21,8 @@ import torch
 
 import utils
 from dataset import load_dataset
-from experiment.flags import make_parser, resolve_settings
+from experiment.flags import make_parser
+from experiment.settings import resolve_settings
 from experiment.setup import Experiment, marked_images, prepare
 from experiment.training import train_on
 from kit import files, plots, tables

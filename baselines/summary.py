@@ -8,7 +8,6 @@ Clopper-Pearson interval; other figures are means, with the range over seeds.
 Public: collect, pool, judge.
 """
 
-import argparse
 import operator
 from pathlib import Path
 
@@ -147,7 +146,7 @@ def to_text(method, results, rows, judged):
 
 
 def main():
-    flags = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = Parser(__doc__)
     flags.add_argument("--folder", required=True, help="where the results of comparison.sh are")
     flags.add_argument("--out", help="folder of the tables (default: the same folder)")
     args = flags.parse_args()

@@ -2,19 +2,14 @@
 
 Public: dataset_names, load_dataset, load_outlier_bank, recipe. `dataset.base` has the types and make_splits,
 `dataset.store` the pixels, `dataset.folders` class folders, `dataset.archives` unpacking. Downloads, unpacked archives
-and the cache of decoded images land in this folder, where git ignores them.
+and the cache of decoded images land in this folder, where git ignores them. Torch is imported with the first data set:
+a command line only wants the names.
 """
 
 import difflib
 import importlib
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from dataset import folders
-from dataset.base import ImageData, Recipe
-from dataset.store import open_images
 from kit.errors import UserError
 
 # Each is a module of this package with RECIPE and load(data_root, image_size).
@@ -22,18 +17,18 @@ _NAMES = ("cifar10", "cifar100", "tinyimagenet", "celeba", "artbench", "imagefol
 _BANKS = ("tinyimagenet", "celeba")
 
 
-def dataset_names() -> list[str]:
+def dataset_names():
     """The names that load_dataset knows."""
     return list(_NAMES)
 
 
-def recipe(name) -> Recipe:
-    """The default recipe of a data set, without loading it. `imagefolder` adapts its own to the images when loaded."""
+def recipe(name):
+    """The default `base.Recipe` of a data set, without loading it; `imagefolder` adapts its own to the images."""
     return _module(name).RECIPE
 
 
-def load_dataset(name, data_root=None, image_size=None) -> ImageData:
-    """Load and check a data set.
+def load_dataset(name, data_root=None, image_size=None):
+    """Load and check a data set: a `base.ImageData`.
 
     Args: name, one of dataset_names(); data_root, where its folder or archive lies (default: dataset/; for imagefolder
     the folder itself; photos needs none); image_size, the side of the images in pixels (default: the data set's own).
@@ -42,13 +37,18 @@ def load_dataset(name, data_root=None, image_size=None) -> ImageData:
     return _module(name).load(data_root, image_size)
 
 
-def load_outlier_bank(source, height, width, data_root=None, limit=2000) -> torch.Tensor:
+def load_outlier_bank(source, height, width, data_root=None, limit=2000):
     """Images of another data set, to be blended in as outlier features (the paper's Appendix C.1.3).
 
     Args: source, 'tinyimagenet', 'celeba' (searched below `data_root`, then below dataset/) or the path of a folder,
     searched recursively; height and width in pixels; limit, the most images to take, spread evenly over all.
     Returns uint8 (B, 3, height, width), sorted by relative path. Raises UserError.
     """
+    import numpy as np
+
+    from dataset import folders
+    from dataset.store import open_images
+
     if min(height, width, limit) < 1:
         raise ValueError(f"height {height}, width {width} and limit {limit} must be positive")
     root = _bank_folder(str(source), data_root)
@@ -62,8 +62,10 @@ def load_outlier_bank(source, height, width, data_root=None, limit=2000) -> torc
 
 def _bank_folder(source, data_root):
     if source in _BANKS:
+        from dataset.folders import DEFAULT_ROOT
+
         bank = importlib.import_module(f"dataset.{source}")
-        roots = [Path(root) for root in (data_root, folders.DEFAULT_ROOT) if root is not None]
+        roots = [Path(root) for root in (data_root, DEFAULT_ROOT) if root is not None]
         found = [root for root in roots if (root / bank.FOLDER).exists() or (root / bank.ARCHIVE).exists()]
         return bank.folder((found or roots)[0])
     if not Path(source).is_dir():

@@ -24,6 +24,7 @@ from dataset import load_dataset, load_outlier_bank
 from dataset.base import make_splits
 from detection import detectors
 from experiment import flags
+from experiment.settings import data_fingerprint
 from kit import cli, environment, files, plots, tables
 from kit.errors import UserError, run_script
 from kit.progress import Progress
@@ -342,7 +343,7 @@ def settings_of(args, data, network, bank):
     )
     return {
         "dataset": data.name,
-        "data": flags.data_fingerprint(data),
+        "data": data_fingerprint(data),
         "train_size": args.train_size or data.recipe.train_size,
         "features": f"{network.identity['net_type']} {network.identity['sha256'][:16]}",
         "pictures": None if bank is None else hashlib.sha256(bank.numpy().tobytes()).hexdigest()[:16],

@@ -81,7 +81,7 @@ class Audit:
 def ask_users(experiment, query, settings, paths, device):
     """Score target users, as many innocent control users, and the out-world; writes losses.npz.
 
-    settings: the audit dict of `flags.resolve_settings`.
+    settings: the audit dict of `settings.resolve_settings`.
     """
     started, data, users = time.monotonic(), experiment.data, experiment.groups
     # Targets are marked on the CPU, where their published images were made: the same bits. The others where it is fast.

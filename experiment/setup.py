@@ -45,7 +45,7 @@ class Experiment:
 
 
 def prepare(settings, audit_settings, data, data_root=None):
-    """Split the data and choose all users (see `audit.GROUPS`). The settings are the dicts of `flags.resolve_settings`.
+    """Split the data and choose all users (see `audit.GROUPS`); the settings are those of `settings.resolve_settings`.
 
     Control users are marked in the same way as target users and have the same classes where the data allow it, but the
     model never sees their images: what is said of them shows whether the innocent are accused. All are drawn here, so

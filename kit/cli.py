@@ -1,6 +1,6 @@
 """Command lines: flags that are wrong are one line on stderr, and the table that a script prints last.
 
-Public: Parser, number, show_rows.
+Public: Parser, number, given_flags, show_rows.
 """
 
 import argparse
@@ -10,7 +10,11 @@ from kit.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but bad flags are UserErrors: one line, exit code 2."""
+    """argparse, but bad flags are UserErrors (one line, exit code 2), and a description keeps its lines."""
+
+    def __init__(self, description=None, **settings):
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, **settings)
 
     def error(self, message):
         raise UserError(f"{message}", advice=f"run {self.prog} --help for the list of flags")
@@ -37,6 +41,14 @@ def number(kind, low=None, high=None, above=None):
 
     parse.__name__ = kind.__name__
     return parse
+
+
+def given_flags(parser, args, title):
+    """Flags of the group with this title that have another value than their default, in the order of --help."""
+    group = next(group for group in parser._action_groups if group.title == title)
+    return [
+        action.option_strings[-1] for action in group._group_actions if getattr(args, action.dest) != action.default
+    ]
 
 
 def show_rows(rows, width=None):

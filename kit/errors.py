@@ -8,6 +8,9 @@ import importlib
 import os
 import signal
 import sys
+from contextlib import suppress
+
+INTERRUPTED = "interrupted; start the same command again to go on where it stopped"
 
 
 class UserError(Exception):
@@ -42,14 +45,17 @@ def run_script(main):
     """Run `main()` as a command: bad input, a full disk and Ctrl-C end in one line on stderr, never in a traceback.
 
     main's result is the exit code: 0 (or None) done, 1 done but for what was named. Others: 2 bad input or no room on
-    the disk, 75 another process is working there, 130 interrupted (by Ctrl-C or a polite kill).
+    the disk, 75 another process is working there, 130 interrupted (by Ctrl-C or a polite kill). A script imports this
+    function alone at its top, and whatever takes time inside main, so that all of that ends in one line as well.
     """
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for jobs in the background
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         if code := main():
             sys.exit(code)
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted; start the same command again to go on where it stopped", 130))
+        sys.exit(_fail(INTERRUPTED, 130))
     except BrokenPipeError:  # `train.py | head`: whoever read the table has enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what Python flushes at exit)
         sys.exit(0)
@@ -57,6 +63,21 @@ def run_script(main):
         if (known := explained(error)) is None:
             raise
         sys.exit(_fail(str(known), known.exit_code))
+
+
+def _interrupt(_, frame):
+    """Signal handler: KeyboardInterrupt, but during an import the process ends at once.
+
+    Nothing is open then that needs closing, and an exception in the middle of somebody else's module may be swallowed,
+    printed, or come out as an ImportError.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib._bootstrap"):
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+            os._exit(_fail(INTERRUPTED, 130))
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def explained(error):

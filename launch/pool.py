@@ -66,7 +66,7 @@ def _make_parser():
         # An empty variable counts as none: `JOBS= bash single-target.sh`.
         parser.add_argument(name, default=os.environ.get(variable) or default, **settings)
 
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("commands", nargs="?", default="-", help="file with one command a line (default: stdin)")
     flag("--launcher", "LAUNCHER", "local", type=launcher, help="local or ray (default $LAUNCHER, else local)")
     flag("--jobs", "JOBS", "1", type=cli.number(int, 1), help="local: runs at once (default $JOBS, else 1)")
@@ -139,7 +139,7 @@ def _make_run(words, logs):
 def _paths_of(words):
     """RunPaths of a train.py command; None for other commands, and for flags that train.py will refuse."""
     from dataset import recipe
-    from experiment import flags
+    from experiment import flags, settings
 
     place = next((place for place, word in enumerate(words) if Path(word).name == "train.py"), None)
     if place is None:
@@ -147,7 +147,7 @@ def _paths_of(words):
     try:
         args = flags.make_parser("").parse_args(words[place + 1 :])
         dataset = args.dataset or "cifar100"
-        return flags.run_paths(args, dataset, args.net_type or recipe(dataset).net_type)
+        return settings.run_paths(args, dataset, args.net_type or recipe(dataset).net_type)
     except (UserError, SystemExit):
         return None
 

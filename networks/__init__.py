@@ -1,16 +1,14 @@
 """Networks by name: one file per architecture, and this registry.
 
 Public: build_network, network_names, count_parameters. Every file `<name>.py` has `build(num_classes, ...)` and is
-imported when its network is asked for, because torchvision takes a second to import. Weights are drawn from torch's
-global generator alone and importing draws nothing, so seeding torch before build_network fixes the network.
+imported when its network is asked for, because torch and torchvision take seconds to import, and a command line only
+wants the names. Weights are drawn from torch's global generator alone and importing draws nothing, so seeding torch
+before build_network fixes the network.
 """
 
 import difflib
 import importlib
 import re
-from pathlib import Path
-
-from torch import nn
 
 from kit.errors import UnknownNetwork, UserError
 
@@ -31,9 +29,7 @@ def network_names() -> list[str]:
     return list(_NAMES)
 
 
-def build_network(
-    net_type: str, num_classes: int, image_size: int = 32, weights: str | Path | None = None
-) -> nn.Module:
+def build_network(net_type, num_classes, image_size=32, weights=None):
     """Build a network of the paper's Appendix A, in training mode, on the CPU, in float32.
 
     Args: net_type, one of network_names() or a WideResNet such as `wideresnet-16-4`, in any case; num_classes, at least
@@ -63,7 +59,7 @@ def build_network(
     return importlib.import_module(f"networks.{name}").build(num_classes, **arguments)
 
 
-def count_parameters(model: nn.Module) -> int:
+def count_parameters(model):
     """The number of trainable values. Batch normalisation's running statistics aren't among them, as in papers."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 

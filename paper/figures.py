@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 
 from dataset import photos
-from experiment import flags, report
+from experiment import report
 from experiment.audit import Audit
 from experiment.folder import RunPaths
 from kit import cli, plots
@@ -194,7 +194,7 @@ NEEDED_RUNS = {"5": 1, "10": 1, "17": 2}
 
 
 def main():
-    parser = cli.Parser(description=__doc__, formatter_class=flags.argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("figure", nargs="?", default="marking", choices=list(FIGURES))
     parser.add_argument("--out", help="the picture to write (default: results/marking.png, or figure-N.png)")
     parser.add_argument("--res_folder", default="./saved_res", help="where the runs of a sweep are")

@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 
 from dataset import recipe
-from experiment import flags
 from kit import cli, files
 from kit.errors import UserError, run_script
 from kit.tables import markdown
@@ -156,7 +155,7 @@ def to_markdown(frame):
 
 
 def main():
-    parser = cli.Parser(description=__doc__, formatter_class=flags.argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("sweep", choices=sorted(SWEEPS))
     parser.add_argument("--res_folder", default="./saved_res", help="where the runs are")
     parser.add_argument("--out", help="folder of the tables (default: the same folder)")

@@ -13,7 +13,7 @@ import torch
 
 from attacks import membership
 from dataset import dataset_names, load_dataset, tabular
-from experiment.flags import data_fingerprint
+from experiment.settings import data_fingerprint
 from kit.errors import UserError, optional
 from utils import Marking, derive_key, draw_target_users, key_generator, mark_images
 

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 import utils
 from dataset import load_dataset
-from experiment import flags, setup
+from experiment import flags, settings, setup
 from experiment.audit import ask_users
 from experiment.folder import RunPaths
 from experiment.training import train, training_job
@@ -76,7 +76,7 @@ def run(way, seed, folder):
     precision = "bfloat16" if way == "ours" else "float32"
     args = flags.make_parser(__doc__).parse_args([*FLAGS, "--seed", str(seed), "--precision", precision])
     data, device = load_dataset("photos"), torch.device("cpu")
-    training, audit = flags.resolve_settings(args, data, device)
+    training, audit = settings.resolve_settings(args, data, device)
     experiment = setup.prepare(training, audit, data)
     paths = RunPaths.of_folder(Path(folder) / f"{way}-{seed}")
     model, started = setup.build_model(experiment), time.monotonic()

@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 import utils
 from dataset import load_dataset
-from experiment import flags, setup, training
+from experiment import setup, training
 from experiment.audit import exact_losses
 from experiment.folder import RunPaths
 from kit import cli, files, plots
@@ -131,7 +131,7 @@ def summarize(frame):
 
 
 def main():
-    parser = cli.Parser(description=__doc__, formatter_class=flags.argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--choose", nargs="+", required=True, help="run folders on which the statistic is chosen")
     parser.add_argument("--claim", nargs="+", required=True, help="other run folders, for which it is reported")
     parser.add_argument("--data_root", help="folder of the data set")
