@@ -7,27 +7,18 @@ the photos held out, a contact sheet, result.json). The photos themselves are ne
 EXIF or GPS data. Exit code 1: some files could not be marked; they are named.
 """
 
-import argparse
 import sys
 
-import numpy as np
-import torch
-
-from experiment.flags import add_marking_flags
-from kit import cli
 from kit.errors import UserError, run_script
-from provenance import beacon, commit, disclosed, protect
-from provenance import record as records
-from provenance.folder import inspect_folder
-from provenance.plan import AuditPlan
-from provenance.report import show_weaknesses
 
 MOST_NAMED = 10  # files that are named one by one
 
 
 def make_parser():
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    number = cli.number
+    from experiment.flags import add_marking_flags
+    from kit import cli
+
+    parser, number = cli.Parser(__doc__), cli.number
     parser.add_argument("--data_folder", help="folder with the photos, searched with its sub-folders")
     marking = parser.add_argument_group("data marking")
     add_marking_flags(marking)
@@ -100,6 +91,8 @@ def make_parser():
 
 def main():
     args = make_parser().parse_args()
+    import torch
+
     torch.set_num_threads(1)  # photos are spread over the cores, one each
     if args.verify:
         return verify(args)
@@ -109,6 +102,9 @@ def main():
         )
     if args.record and args.seed is not None:
         raise UserError("--record has a secret already", advice="leave --seed out")
+    from provenance import commit, protect
+    from provenance.folder import inspect_folder
+
     public = commit.parse_beacon(args.beacon, args.beacon_chain, args.timestamp, args.timestamp_roots)
     settings, bank = protect.resolve_settings(vars(args), args.record, args.data_root)
     folder = inspect_folder(args.data_folder, settings.format)
@@ -132,6 +128,8 @@ def main():
 
 def plan_of(args):
     """The AuditPlan of the flags, None where none of them was given."""
+    from provenance.plan import AuditPlan
+
     chosen = {name: getattr(args, name) for name in ("label", "top_k", "keys", "selections", "alpha")}
     if args.label_only:
         chosen["answers"] = "label only"
@@ -142,6 +140,12 @@ def plan_of(args):
 
 def show(folder, job, rows, args, record=None):
     """The short table at the end; returns the exit code."""
+    import numpy as np
+
+    from kit.cli import show_rows
+    from provenance import disclosed
+    from provenance.report import show_weaknesses
+
     for name, reason in folder.skipped:
         print(f"skipped: {name}: {reason}", file=sys.stderr)
     count, published = len(job.numbers), job.published
@@ -172,12 +176,13 @@ def show(folder, job, rows, args, record=None):
         table.append(("contact sheet", job.record_folder / "contact_sheet.png"))
     if rows is not None:
         table += [("record, keep it secret", job.record_path), ("commitment", record.commitments[-1])]
-    cli.show_rows(table)
+    show_rows(table)
     if rows is not None:
         show_weaknesses(disclosed.weaknesses(record, job.record_path, args.timestamp_roots, job.public.chain))
         print(
-            "If the commitment is not posted yet, do it at once, where its date can be checked later (a public post,\n"
-            "an e-mail to several people, a time-stamping service): it reveals nothing, and has to be older than the draw."
+            "If the commitment is not posted yet, do it at once, where its date can be checked later (a public\n"
+            "post, an e-mail to several people, a time-stamping service): it reveals nothing, and has to be older\n"
+            "than the draw."
         )
         if published == count and not args.record:
             print("note: --holdout 0.5 would give a much stronger proof from the same number of queries")
@@ -192,6 +197,11 @@ def named(names, between=", "):
 
 def verify(args):
     """Check a record against the originals and the marked files; exit code 1 when something does not fit."""
+    from kit.cli import show_rows
+    from provenance import beacon, disclosed, protect
+    from provenance import record as records
+    from provenance.report import show_weaknesses
+
     record = records.read_record(args.verify)
     if not record.finished:
         raise UserError(f"{args.verify} is of an interrupted run", advice="give the same command as then again, first")
@@ -204,7 +214,7 @@ def verify(args):
         print(f"wrong: {row['name']}: {row['problem']}", file=sys.stderr)
     exact = sum(row["differing"] == 0 for row in rows)
     chain = beacon.read_chain(args.beacon_chain) if args.beacon_chain else None
-    cli.show_rows(
+    show_rows(
         [
             ("commitment", f"{record.commitments[-1]} (opened by this record)"),
             ("draw", "key and published photos follow from it"),
