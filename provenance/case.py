@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from attacks import exact
 from kit import environment, files
@@ -59,7 +60,12 @@ class Options:
         if self.keys is None and self.max_queries is not None and photos * (wanted + 1) > self.max_queries - aside:
             fitting = [keys for keys in KEY_CHOICES if photos * (keys + 1) <= self.max_queries - aside]
             changes["keys"] = max(fitting, default=0)
-        return AuditPlan.model_validate({**committed.model_dump(), **changes})
+        try:
+            return AuditPlan.model_validate({**committed.model_dump(), **changes})
+        except ValidationError as error:
+            raise UserError(
+                f"no audit can be planned so: {records.first_problem(error)}", "correct that flag"
+            ) from None
 
 
 def open_suspect(
@@ -167,6 +173,10 @@ class Case:
         """
         photos = user_audit.Photos(self.originals, self.suspect.preprocessing.size)
         with files.lock_folder(self.folder):
+            # A folder with other answers is refused before its plan is changed and a judgement counted.
+            user_audit.open_answers(
+                self.record, photos, self.suspect, self.plan.keys, self.plan.audit_seed, self.folder
+            )
             judgement = self._fix_plan()
             transcript = witness.Transcript(self.folder, witness_key, judgement.digest) if witness_key else None
             order, digests, answers = user_audit.ask_grid(
@@ -194,6 +204,8 @@ class Case:
             signed = transcript.sign() if transcript else None
             with self._locked_log():
                 log = judgements.conclude_judgement(self.log, judgement, result["p_value"])
+            # As the log has it now, so that the same audit again leaves the same files.
+            judgement = next(entry for entry in log if entry.digest == judgement.digest)
             self._put_away(judgement)
             self._write(photos.side, result, judgement, log, grid, order, digests, answers, signed)
         return files.read_json(self.folder / "result.json")
@@ -202,9 +214,8 @@ class Case:
         """Write the plan into the log and the folder, before anything is asked: the Judgement."""
         with self._locked_log():
             judgement, _ = judgements.open_judgement(self.log, self.judgement)
-        files.write_json(
-            self.folder / PLAN_FILE, {**judgement.model_dump(mode="json"), "plan_sha256": judgement.digest}
-        )
+        plan = judgement.model_dump(mode="json", exclude={"p_value"})  # what was fixed, and not what came out
+        files.write_json(self.folder / PLAN_FILE, {**plan, "plan_sha256": judgement.digest})
         return judgement
 
     def _locked_log(self):
@@ -242,7 +253,10 @@ class Case:
     def _put_away(self, judgement):
         """Keep what an earlier judgement left in the folder, under names with its number."""
         result = self.folder / "result.json"
-        before = files.read_json(result)["judgement"]["number"] if result.exists() else judgement.number
+        if not result.exists():
+            return
+        # An early version's result has no judgement.
+        before = files.read_json(result).get("judgement", {}).get("number", 0)
         if before != judgement.number:
             for name in ("result.json", "grid.png", "evidence.zip"):
                 old = self.folder / name
@@ -371,8 +385,22 @@ def _refuse_unreachable(record, plan, photos, factor, max_queries):
 
 
 def _asking(folder, entries, suspect):
-    """How often this model has been asked anew, this time included; stored answers are the same asking."""
+    """How often this model has been asked anew, this time included; what goes on in its folder is the same asking.
+
+    Raises UserError where the folder has a plan that is not in the log.
+    """
     stored = folder / PLAN_FILE
-    if stored.exists() and (folder / evidence.ANSWER_FILE).exists():
-        return int(files.read_json(stored)["asking"])
-    return max((entry.asking for entry in entries if entry.model == suspect.identity), default=0) + 1
+    if stored.exists():
+        plan = files.read_json(stored, "put back an undamaged copy")
+        digest = plan.get("plan_sha256") if isinstance(plan, dict) else None
+        known = next((entry for entry in entries if entry.digest == digest), None)
+        if known is None:
+            raise UserError(
+                f"the plan in {stored} is not in the log of judgements: something was deleted there",
+                advice="put back the whole log, beside the record",
+                command="or choose another --out, which asks anew",
+            )
+        if judgements.same_model(known.model, suspect.identity):
+            return known.asking
+    asked = [entry.asking for entry in entries if judgements.same_model(entry.model, suspect.identity)]
+    return max(asked, default=0) + 1

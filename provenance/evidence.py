@@ -331,13 +331,15 @@ def audit_weaknesses(judgement, log, committed, source):
         )
     if judgement.number > 1:
         before = [
-            f"{entry.p_value:.2g}" for entry in log if entry.model == judgement.model and entry.p_value is not None
+            f"{entry.p_value:.2g}"
+            for entry in log
+            if entry.p_value is not None and judgements.same_model(entry.model, judgement.model)
         ]
         found.append(
             f"this is judgement {judgement.number} of this model: alpha was divided by {2**judgement.number} (what "
             f"came out of all of them: p {', '.join(before)})"
         )
-    others = len({str(entry.model) for entry in log}) - 1
+    others = len({str(entry.model.get("sha256") or entry.model) for entry in log}) - 1
     if others:
         found.append(f"{others} other model{'s' if others > 1 else ''} were audited with this record")
     if "flags" in source:

@@ -4,8 +4,8 @@ ask_grid queries the model for every (photo, key) pair in an order that the secr
 answers drift treats no key in a special way; ask_out_world does the same for Algorithm 1's strangers; judge and
 algorithm_1 turn answers into verdicts; check_queries rebuilds every image that was sent.
 
-Public: Photos, query_order, prepared_image, digests_of, ask_all, ask_grid, in_order, log_settings, judge, scores_of,
-check_queries.
+Public: Photos, query_order, prepared_image, digests_of, ask_all, open_answers, ask_grid, in_order, log_settings, judge,
+scores_of, check_queries.
 """
 
 import hashlib
@@ -152,6 +152,13 @@ def log_settings(record, suspect, **more):
     }
 
 
+def open_answers(record, photos, suspect, keys, audit_seed, folder):
+    """The AnswerLog of a grid in `folder`. Raises UserError where the folder has answers to other questions."""
+    left_out = sorted(set(range(len(record.photos))) - set(photos.kept))
+    settings = {"keys": keys, "audit_seed": audit_seed, "left_out": left_out or None}
+    return AnswerLog(folder, log_settings(record, suspect, **settings))
+
+
 def ask_grid(record, photos, suspect, keys, audit_seed, folder, bank=None, transcript=None):
     """Query the model for all photos under the user's own and `keys` fresh keys; resumes from `folder`.
 
@@ -159,11 +166,7 @@ def ask_grid(record, photos, suspect, keys, audit_seed, folder, bank=None, trans
     """
     all_keys = record.keys(keys, audit_seed)
     order = query_order(record, len(photos) * len(all_keys), audit_seed)
-    lost = sorted(set(range(len(record.photos))) - set(photos.kept))
-    log = AnswerLog(
-        folder,
-        log_settings(record, suspect, keys=keys, audit_seed=audit_seed, **({"left_out": lost} if lost else {})),
-    )
+    log = open_answers(record, photos, suspect, keys, audit_seed, folder)
 
     def prepare(places):
         return np.stack(

@@ -9,10 +9,11 @@ The log lies beside the record as judgements.json, and goes into each evidence b
 those who do not ask again: keys, selections and plan follow from the commitment, so that repeating an audit of the same
 file changes nothing.
 
-Public: Judgement, next_judgement, open_judgement, conclude_judgement, read_log, check_log, share_of_alpha,
+Public: Judgement, next_judgement, open_judgement, conclude_judgement, read_log, check_log, same_model, share_of_alpha,
 place_of_log, LOG_FILE, NOTHING.
 """
 
+import math
 import os
 from datetime import datetime, timezone
 from pathlib import Path
@@ -60,10 +61,15 @@ class Judgement(Strict):
         )
 
 
+def same_model(one, other):
+    """Whether two identities are of one model: a file's is its SHA-256, as another name makes no other model."""
+    return one["sha256"] == other.get("sha256") if one.get("sha256") else one == other
+
+
 def share_of_alpha(plan, committed, number, factor):
     """What p of a judgement is compared with: alpha / 2^number / factor. A larger alpha than the committed one is not
     taken."""
-    return min(plan.alpha, committed.alpha) / 2**number / factor
+    return math.ldexp(min(plan.alpha, committed.alpha), -number) / factor
 
 
 def read_log(path):
@@ -93,7 +99,7 @@ def check_log(content, where, alone=False):
 
 def _number(before, entry):
     """k of an entry: judgements of the same model so far, this one, and batches after the first."""
-    earlier = sum(one.model == entry.model for one in before)
+    earlier = sum(same_model(one.model, entry.model) for one in before)
     return earlier + len(entry.commitments)
 
 
