@@ -8,19 +8,14 @@ FOLDER/USER/CLASS/IMAGES, or FOLDER/CLASS/IMAGES, where each class is one user. 
 and result.json to --out; a finished audit with the same settings is only shown again.
 """
 
-import argparse
-
-from experiment.folder import RunPaths
-from imagenet import audit
-from kit import cli
-from kit.errors import UserError, run_script
-from kit.files import read_json
-from suspects.flags import add_preprocessing_flags
+from kit.errors import run_script
 
 
 def make_parser():
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    number = cli.number
+    from kit import cli
+    from suspects.flags import add_preprocessing_flags
+
+    parser, number = cli.Parser(__doc__), cli.number
     model = parser.add_argument_group("model")
     model.add_argument("--resume_path", required=True, help="checkpoint: .pth, .safetensors, .onnx, or a run folder")
     model.add_argument(
@@ -57,20 +52,9 @@ def make_parser():
 
 def main():
     args = make_parser().parse_args()
-    users = audit.audited_users(args)
-    validation = audit.find_validation(args.val_set_data_folder)
-    suspect = audit.open_suspect(args)
-    numbers = audit.class_numbers(args, suspect, validation)
-    audit.check_labels(users, validation, numbers)
-    settings = audit.resolve_settings(args, suspect, users, numbers)
-    paths = RunPaths.of_folder(args.out)
-    if (paths.folder / "config.json").exists() or (paths.folder / "manifest.json").exists():
-        raise UserError(f"--out {paths.folder} holds a run or a tree", advice="choose another folder")
-    with paths.lock():
-        if not audit.is_finished(paths, settings):
-            paths.result.unlink(missing_ok=True)  # it would not fit the new losses, if this audit is interrupted
-            audit.conclude(suspect, users, validation, numbers, settings, paths)
-    audit.show(read_json(paths.result), paths)
+    from imagenet.audit import run_audit
+
+    run_audit(args)
 
 
 if __name__ == "__main__":

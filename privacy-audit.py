@@ -7,20 +7,20 @@ below the config's run.log_dir; the same command goes on where an interrupted on
 train several models at once. configs/README.md lists every field.
 """
 
-import argparse
-
-from kit import cli, tables
 from kit.errors import run_script
-from privacy import config as configuration
-from privacy import pipeline
 
 WIDTH = 30  # of an attack's name
 
 
 def main():
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from kit import cli
+    from privacy import STAGES
+
+    parser = cli.Parser(__doc__)
     parser.add_argument("--cf", default="configs/digits.yaml", help="the YAML file (default configs/digits.yaml)")
-    parser.add_argument("--stop_after", choices=pipeline.STAGES, default="report", help="the last stage to run")
+    parser.add_argument(
+        "--stop_after", choices=STAGES, default="report", help="the last stage to run (default report, all of them)"
+    )
     parser.add_argument(
         "--train_model",
         type=cli.number(int, 0),
@@ -28,6 +28,9 @@ def main():
         help="train this one model, if it is missing, and nothing else: for `python -m launch`",
     )
     args = parser.parse_args()
+    from privacy import config as configuration
+    from privacy import pipeline
+
     config = configuration.load(args.cf)
     if args.train_model is not None:
         pipeline.train_only(config, args.train_model)
@@ -38,6 +41,8 @@ def main():
 
 def show(results, clock, folder):
     """Print every attack's rates over all targets, and where the rest is."""
+    from kit import cli, tables
+
     if results:
         rates = [point["fpr"] for point in results["attacks"][0]["pooled"]["tpr_at_fpr"]]
         lines = [["attack", "AUC (95 % interval)", *(f"TPR@{100 * fpr:g}%FPR" for fpr in rates)]]

@@ -2,8 +2,7 @@
 
 The settings are flags of imagenet-audit.py; `args` is what its parser returns.
 
-Public: audited_users, find_validation, open_suspect, class_numbers, check_labels, resolve_settings, is_finished,
-conclude, show; stream, ask (for one's own audits); judge, GROUPS.
+Public: run_audit; stream, ask (for one's own audits); judge, GROUPS.
 """
 
 import hashlib
@@ -19,6 +18,7 @@ import torch
 import utils
 from experiment import report
 from experiment.audit import Audit
+from experiment.folder import RunPaths
 from imagenet.plan import list_source
 from imagenet.users import find_users, read_manifest
 from kit.cli import show_rows
@@ -34,6 +34,24 @@ from suspects.flags import preprocessing_of
 
 GROUPS = {"target": "member", "non_member": "non_member"}  # what plots and losses.npz call them, and the manifest
 UNCHANGED = ("device", "batch_size")  # settings that a finished audit may differ in
+
+
+def run_audit(args):
+    """Audit, or show again what was found with the same settings."""
+    users = audited_users(args)
+    validation = find_validation(args.val_set_data_folder)
+    suspect = open_suspect(args)
+    numbers = class_numbers(args, suspect, validation)
+    check_labels(users, validation, numbers)
+    settings = resolve_settings(args, suspect, users, numbers)
+    paths = RunPaths.of_folder(args.out)
+    if (paths.folder / "config.json").exists() or (paths.folder / "manifest.json").exists():
+        raise UserError(f"--out {paths.folder} holds a run or a tree", advice="choose another folder")
+    with paths.lock():
+        if not is_finished(paths, settings):
+            paths.result.unlink(missing_ok=True)  # it would not fit the new losses, if this audit is interrupted
+            conclude(suspect, users, validation, numbers, settings, paths)
+    show(read_json(paths.result), paths)
 
 
 def audited_users(args):

@@ -8,7 +8,7 @@ with the next class.
 1.28 million untouched files are as many links `../../source/CLASS/FILE`, TREE/source being the one link that leaves
 the tree. They are short on purpose: ext4 keeps targets below 60 bytes in the inode, longer ones cost 4 KB each.
 
-Public: Tree, check_places, output_name, mark_users, link_tree, publish, finish, FITTING.
+Public: Tree, check_places, output_name, mark_users, link_tree, publish, finish.
 """
 
 import errno
@@ -28,7 +28,7 @@ from provenance import record as records
 from provenance.folder import workers
 from provenance.photos import UnreadablePhoto, encode_photo, read_photo, write_photo
 
-FITTING = {"jpeg": (".jpg", ".jpeg"), "png": (".png",)}  # names that a marked file of this format may keep
+_FITTING = {"jpeg": (".jpg", ".jpeg"), "png": (".png",)}  # names that a marked file of this format may keep
 PARTIAL = ".partial"
 
 
@@ -83,8 +83,8 @@ def check_places(data_root, out):
 
 def output_name(name, names, format):
     """The name of an image's marked file: its own, where the suffix fits the format and no other file has it."""
-    suffix = FITTING[format][0]
-    if os.path.splitext(name)[1].lower() in FITTING[format]:
+    suffix = _FITTING[format][0]
+    if os.path.splitext(name)[1].lower() in _FITTING[format]:
         return name
     marked = name + suffix
     while marked in names:

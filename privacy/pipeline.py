@@ -1,6 +1,6 @@
 """The stages of privacy-audit.py, joined by the files below <log_dir>: data, models, signals, audit, report.
 
-Public: run, train_only, Clock, STAGES.
+Public: run, train_only, Clock.
 """
 
 import difflib
@@ -15,10 +15,8 @@ import utils
 from kit import files
 from kit.environment import hardware_name, software_versions
 from kit.errors import UserError
-from privacy import data, models, signals, training
+from privacy import STAGES, data, models, signals, training
 from privacy.config import QUERIES
-
-STAGES = ("data", "models", "signals", "audit", "report")
 
 
 class Clock:
@@ -202,9 +200,9 @@ class _Numbered:
     def __init__(self, stored, queries):
         self._stored, self._queries = stored, queries
 
-    def answers(self, records, rows, query):
+    def signals(self, records, rows, query):
         place = query if isinstance(query, int) else self._queries.index(query)
-        return self._stored.answers(records, rows, place)
+        return self._stored.signals(records, rows, place)
 
 
 def _population_rows(path, covered):

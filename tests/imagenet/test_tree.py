@@ -1,6 +1,5 @@
 """imagenet-prepare.py: the data's own files but for the marked ones, and the same bits from every call."""
 
-import importlib
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import torchvision
 from PIL import Image
 
 import utils
+from imagenet import prepare as imagenet_prepare
 from imagenet import tree
 from imagenet.tree import output_name
 from imagenet.users import find_users, read_manifest
@@ -110,7 +110,7 @@ def test_nothing_outside_of_the_tree_is_written(script, source, tmp_path):
 @pytest.mark.parametrize("stop", ["_mark_class", "_link_class", "publish", "write_json"])
 def test_an_interrupted_call_goes_on_to_the_same_bits(script, source, tmp_path, monkeypatch, stop):
     assert prepare(script, source, tmp_path / "whole").code == 0
-    place = importlib.import_module("imagenet-prepare") if stop == "publish" else tree
+    place = imagenet_prepare if stop == "publish" else tree
     real, calls = getattr(place, stop), []
 
     def interrupted(*arguments):
@@ -139,8 +139,7 @@ def test_an_interrupted_call_goes_on_to_the_same_bits(script, source, tmp_path, 
 
 def test_an_interrupted_call_with_other_settings_is_refused(script, source, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        place = importlib.import_module("imagenet-prepare")
-        patch.setattr(place, "link_tree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(imagenet_prepare, "link_tree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert prepare(script, source, tmp_path / "tree").code == 130
     refused = prepare(script, source, tmp_path / "tree", seed=4)
     assert refused.code == 2 and "seed is 3 there and 4 here" in refused.err
