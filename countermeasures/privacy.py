@@ -121,7 +121,7 @@ class SELENA(Countermeasure):
             out = torch.from_numpy((unseen == number).any(axis=1))
             model = job.new_model()
             job.fit(model, job.images[~out], job.labels[~out], f"selena-{number}", validation=None)
-            soft[out] += job.answers(model, job.images[out]).softmax(1) / self.left_out
+            soft[out] += job.logits(model, job.images[out]).softmax(1) / self.left_out
         return job.fit(job.model, labels=soft)
 
 

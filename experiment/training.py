@@ -118,7 +118,7 @@ class TrainingJob:
         rows = self.experiment.clean
         return self.experiment.data.images[rows], self.experiment.data.labels[rows]
 
-    def answers(self, model, images):
+    def logits(self, model, images):
         """A model's float32 logits for images, on the CPU."""
         query = utils.make_query(model, self.recipe, self.device)
         return torch.cat([query(part).cpu() for part in images.split(batch_size_of(self.experiment.data))])

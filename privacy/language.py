@@ -68,7 +68,7 @@ class LanguageModel:
         self._model, self._device = model.to(device).eval(), device
 
     @torch.inference_mode()
-    def answers(self, records, rows, query="identity"):
+    def signals(self, records, rows, query="identity"):
         """Signals of rows int64 (n,): see the module."""
         tokens = records.inputs[torch.as_tensor(rows)].to(self._device)
         losses, right = token_losses(self._model, tokens)

@@ -126,7 +126,7 @@ class Network:
         else:
             self._query = _table_query(model, mean, std, device)
 
-    def answers(self, records, rows, query="identity"):
+    def signals(self, records, rows, query="identity"):
         """Signals of rows int64 (n,): see the module."""
         rows = torch.as_tensor(rows)
         inputs = records.inputs[rows]
@@ -156,7 +156,7 @@ class Suspected:
             )
         self._suspect = suspect
 
-    def answers(self, records, rows, query="identity"):
+    def signals(self, records, rows, query="identity"):
         """Signals of rows int64 (n,): see the module."""
         rows, suspect = torch.as_tensor(rows), self._suspect
         pixels = augmented(records.inputs[rows], query)
@@ -205,7 +205,7 @@ class StoredLogits:
         self._place[self.rows] = np.arange(len(self.rows))
         self.queries = len(self._logits)
 
-    def answers(self, records, rows, query=0):
+    def signals(self, records, rows, query=0):
         """Signals of rows int64 (n,), of stored query number `query`: see the module."""
         places = self._place[np.asarray(rows)]
         if (places < 0).any():
@@ -236,7 +236,7 @@ def augmented(images, query):
 
 def ask(model, records, rows, query, batch_size):
     """All rows, in batches: {signal: float64 (len(rows),)} on the CPU."""
-    parts = [model.answers(records, part, query) for part in np.split(rows, range(batch_size, len(rows), batch_size))]
+    parts = [model.signals(records, part, query) for part in np.split(rows, range(batch_size, len(rows), batch_size))]
     return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
 

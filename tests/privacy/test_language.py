@@ -55,7 +55,7 @@ def test_text_signals_are_means_over_next_tokens():
             return SimpleNamespace(logits=logits)
 
     records = SimpleNamespace(inputs=torch.tensor([[1, 0, 2], [1, 1, data.PAD]]))
-    found = LanguageModel(Fixed(), torch.device("cpu")).answers(records, np.arange(2))
+    found = LanguageModel(Fixed(), torch.device("cpu")).signals(records, np.arange(2))
     first = math.log(math.exp(2) + 2)
     second = math.log(2 + math.e)
     assert found["cross_entropy"].tolist() == pytest.approx([(first - 2 + second - 1) / 2, first])
