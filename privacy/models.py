@@ -2,7 +2,7 @@
 
 Public: build, is_users_own, Recipe, Network, Suspected, StoredLogits, ask, augmented, open_outside.
 `language.LanguageModel` is the one for tokens.
-A model is anything with `answers(records, rows, query)`: the signals of `utils.sample_signals` for those rows, float64
+A model is anything with `signals(records, rows, query)`: the signals of `utils.sample_signals` for those rows, float64
 (n,) on the CPU, each record looked at as `query` says (see `config.QUERIES`).
 """
 
