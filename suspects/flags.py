@@ -5,7 +5,7 @@ Public: add_preprocessing_flags, preprocessing_of.
 
 from kit.cli import number
 from kit.errors import UserError
-from suspects.suspect import INTERPOLATIONS
+from kit.names import INTERPOLATIONS
 
 
 def add_preprocessing_flags(parser):
@@ -21,7 +21,7 @@ def add_preprocessing_flags(parser):
     add("--mean", nargs=3, type=number(float), help="of each channel, where white is 1")
     add("--std", nargs=3, type=number(float, above=0))
     add("--white", type=number(float, above=0), help="what white is before --mean and --std (default 1)")
-    add("--interpolation", choices=tuple(INTERPOLATIONS))
+    add("--interpolation", choices=INTERPOLATIONS)
 
 
 def preprocessing_of(args):
