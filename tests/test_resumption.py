@@ -11,6 +11,9 @@ import pytest
 import torch
 
 import utils
+from dataset import base
+from experiment import setup, training
+from experiment.folder import RunPaths
 from kit.errors import UserError
 from kit.files import load_model, save_model
 from tests.parts import ROOT, environment
@@ -154,8 +157,6 @@ class SpyStore:
 @pytest.mark.parametrize("val_portion", [0.0, 0.2])
 def test_the_training_stage_never_opens_an_image_outside_the_training_set(val_portion, tmp_path):
     """Defect 11 from the outside: neither test images nor other non-members are read while the model is made."""
-    stages = pytest.importorskip("experiment", exc_type=ImportError)
-    base = pytest.importorskip("dataset.base")
     images, labels = data(120, 32, seed=2)
     store = SpyStore(images)
     recipe = base.Recipe("smallnet", 60, 1, 0.05, 20, 0.9, 5e-4, val_portion, 3, 10, (0,), "train")
@@ -184,11 +185,9 @@ def test_the_training_stage_never_opens_an_image_outside_the_training_set(val_po
         "precision": "float32",
         "device": "cpu",
     }
-    chosen = stages.prepare(settings, {"num_of_non_member_user": 10}, ours)
+    chosen = setup.prepare(settings, {"num_of_non_member_user": 10}, ours)
     store.asked.clear()
-    from experiment.folder import RunPaths
-
-    stages.train(chosen, stages.build_model(chosen), RunPaths.of_folder(tmp_path / "run"), CPU)
+    training.train(chosen, setup.build_model(chosen), RunPaths.of_folder(tmp_path / "run"), CPU)
     allowed = set(chosen.splits.train.tolist()) | set(chosen.splits.val.tolist())
     assert store.asked == allowed
     assert not store.asked & set(chosen.splits.test.tolist())
