@@ -6,17 +6,16 @@ anybody but to a model server that you name yourself, and counts nothing. Its ad
 Needs: pip install -r requirements/app.txt
 """
 
-import argparse
 import os
 from pathlib import Path
 
-from kit import cli
 from kit.errors import UserError, optional, run_script
 
 
 def make_parser():
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    number = cli.number
+    from kit import cli
+
+    parser, number = cli.Parser(__doc__), cli.number
     parser.add_argument(
         "--work_folder",
         default=str(Path.home() / "MembershipTracker"),
