@@ -11,7 +11,7 @@ attack    the attacks of `attacks/`, every model as target in turn
 risk      beyond single records: groups, users, ranges, shares, epsilon
 report    tables and curves; html: the page
 pipeline  the stages, joined by their files
-Public: STAGES, what --stop_after may name.
+Public: STAGES (what --stop_after may name).
 """
 
 STAGES = ("data", "models", "signals", "audit", "report")
