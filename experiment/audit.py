@@ -4,7 +4,6 @@ Public: Audit, ask_users, exact_losses, exact_p_values, conclude.
 """
 
 import json
-import platform
 import time
 from dataclasses import dataclass, field
 
@@ -15,7 +14,7 @@ import utils
 from attacks.exact import p_value, random_selections, score, statistic_grid
 from experiment.setup import batch_size_of
 from kit import files
-from kit.environment import hardware_name
+from kit.environment import hardware_name, software_versions
 from kit.errors import UserError
 
 GROUPS = ("target", "control", "non_member")
@@ -178,7 +177,7 @@ def conclude(experiment, query, record, answers, device):
         "countermeasure": record.get("countermeasure") or {},
         "seconds": {"train": record["train_seconds"], "audit": answers.seconds},
         "hardware": {"train": record["hardware"], "audit": hardware_name(device)},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": software_versions(),
     }
 
 
