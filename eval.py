@@ -15,7 +15,7 @@ from kit.errors import UserError, run_script
 
 RECORD, CHECK, MODEL, RUN = "audit of a record", "check of evidence", "model under audit", "audit of a run"
 # Of the flags of a run, those that mean something for a record as well; and what others are called there.
-SHARED = ("--dataset", "--data_root", "--image_size", "--num_of_non_member_user", "--out")
+SHARED = ("--dataset", "--data_root", "--image_size", "--num_of_non_member_user", "--verdict_fpr", "--out")
 INSTEAD = {"--batch_size": "--query_batch", "--exact_keys": "--keys", "--seed": "--audit_seed"}
 
 

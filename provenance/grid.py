@@ -22,7 +22,7 @@ from provenance.evidence import AnswerLog
 from provenance.photos import UnreadablePhoto, read_photo
 from provenance.protect import mark_photo, shrunk
 from suspects.answering import pattern
-from suspects.suspect import joined, no_answers
+from suspects.suspect import Answers, joined, no_answers
 from utils import (
     REFERENCE_SIZE,
     key_generator,
@@ -85,9 +85,9 @@ class _Patient:
     """Asks a suspect so that single images without an answer do not end the audit.
 
     A batch that fails is split, down to the single image, as long as the model still answers about something else: an
-    image that it has answered before, or a neutral pattern. An image that still fails has no answer (see
-    Answers.missing): it counts as the worst score, for every pair alike. A model that answers nothing at all is not
-    there, and the audit goes on another time.
+    image that it has answered before, or a neutral pattern. What is no number is asked for once more. An image that
+    still fails has no answer (see Answers.missing): it counts as the worst score, for every pair alike. A model that
+    answers nothing at all is not there, and the audit goes on another time.
     """
 
     def __init__(self, suspect):
@@ -96,7 +96,7 @@ class _Patient:
     def ask(self, images):
         """Answers for uint8 images (n, 3, h, w), some of them perhaps missing."""
         try:
-            answers = self._suspect.ask(images)
+            answers = self._once_more(images, self._suspect.ask(images))
         except UserError:
             try:
                 form = self._suspect.ask(self._probe)
@@ -112,6 +112,18 @@ class _Patient:
         if len(there):
             self._probe = images[there[:1]]
         return answers
+
+    def _once_more(self, images, first):
+        """The answers, with a second try for those that are missing: of the whole batch, as rounding depends on it."""
+        if not first.missing.any():
+            return first
+        second, gone = self._suspect.ask(images), first.missing
+        pairs = ((first.values, second.values), (first.classes, second.classes))
+        if any(
+            (one is None) != (other is None) or (one is not None and one.shape != other.shape) for one, other in pairs
+        ):
+            return first
+        return Answers(*(None if one is None else np.where(gone[:, None], other, one) for one, other in pairs))
 
 
 def ask_all(log, suspect, count, prepare, label, transcript=None):
