@@ -40,8 +40,6 @@ def test_a_server_gives_the_local_verdict_bit_for_bit(audit, serving, verdict_fo
     with running(app) as server:
         done = audit(
             tmp_path / "out",
-            "--label",
-            "2",
             "--query_batch",
             "16",
             "--timeout",
@@ -70,14 +68,16 @@ def test_a_server_that_dies_in_between(audit, serving, verdict_folder, tmp_path)
         lambda images: local.ask(images).values,
         input_shape=[-1, 3, 32, 32],
         datatype="UINT8",
-        faults=[None, None, 500, 500],
+        faults=[None, None, 500, 500, 500, 500],  # a batch, and a picture that was answered before
     )
     with running(app) as server:
-        flags = ("--label", "2", "--query_batch", "16", "--retries", "1")
+        flags = ("--query_batch", "16", "--retries", "1")
         refused(audit(tmp_path / "out", *flags, checkpoint=server.url), "500")
+        plan = (tmp_path / "out" / "plan.json").read_bytes()
         done = audit(tmp_path / "out", *flags, checkpoint=server.url)
         log = list(server.log)
     assert done.code == 0 and done.result["p_value"] == verdict_folder.result["p_value"]
+    assert (tmp_path / "out" / "plan.json").read_bytes() == plan and done.result["alpha"] == 0.0005, "one judgement"
     answered = [text for entry in log if entry["answered"] for text in entry["digests"]]
     assert len(answered) == len(set(answered)) == QUERIES
     refusals = [text for entry in log if entry["fault"] == 500 for text in entry["digests"]]

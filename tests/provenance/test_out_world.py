@@ -21,8 +21,6 @@ def test_algorithm_1(audit, world, verdict_folder, tmp_path):
     (strangers / "broken.png").write_bytes(b"no picture")
     done = audit(
         tmp_path / "out",
-        "--label",
-        "2",
         "--non_member_folder",
         strangers,
         "--num_of_non_member_user",
@@ -37,7 +35,8 @@ def test_algorithm_1(audit, world, verdict_folder, tmp_path):
     assert done.result["p_value"] == verdict_folder.result["p_value"]
     _, order, _, answers = evidence.read_bundle(tmp_path / "out" / "evidence.zip")
     record = records.read_record(world.record)
-    rows = user_audit.rows_of(answers, order, [n * (KEYS + 1) for n in np.flatnonzero(record.published)]).values
+    own = [number * (KEYS + 1) for number in np.flatnonzero(record.published)]
+    rows = user_audit.in_order(answers, order).rows(own).values
     assert found["mean_loss"] == pytest.approx(-log_softmax(rows.astype(float), axis=1)[:, 2].mean(), rel=1e-5)
     assert found["used"] is True and found["mean_loss"] < found["threshold"] and found["near_duplicates"] == 0
     assert found["fpr_at_user"] == found["below_user"] / 20 and found["non_member_users"] == 20
@@ -74,8 +73,6 @@ def test_too_few_strangers(audit, asked, tmp_path, count):
 def test_non_members_of_the_models_own_data_set(audit, world, tmp_path):
     done = audit(
         tmp_path / "out",
-        "--label",
-        "2",
         "--dataset",
         "imagefolder",
         "--data_root",
@@ -90,16 +87,19 @@ def test_non_members_of_the_models_own_data_set(audit, world, tmp_path):
 # --- without a hold-out ---
 
 
-def test_no_holdout_needs_one_over_alpha_keys(audit, script, world, tmp_path):
-    folder = tmp_path / "few"
-    for number in range(2):
-        save(folder / f"{number}.png", wavy_picture(number))
-    assert script("data_marking", "--data_folder", folder).code == 0
-    where = {"record": tmp_path / "few_record", "originals": folder, "grid": ("--device", "cpu")}
+def test_no_holdout_needs_two_over_alpha_keys(audit, script, tmp_path):
+    """As many as the first judgement needs, which is made at alpha / 2."""
+    for name, flags in (("few", ()), ("fewer", ("--alpha", "0.05"))):
+        for number in range(2):
+            save(tmp_path / name / f"{number}.png", wavy_picture(number))
+        done = script("data_marking", "--data_folder", tmp_path / name, "--beacon", "none", *flags)
+        assert done.code == 0 and "--holdout 0.5 would give a much stronger proof" in done.out
+    where = {"record": tmp_path / "few_record", "originals": tmp_path / "few", "grid": ("--device", "cpu")}
     done = audit(tmp_path / "out", "--dry_run", **where)
-    assert done.code == 0 and "queries: 2000 " in done.out
-    refused(audit(tmp_path / "out", "--selections", "9", **where), "--selections")
-    refused(audit(tmp_path / "out", "--keys", "18", "--alpha", "0.05", **where), "19")
-    done = audit(tmp_path / "out", "--alpha", "0.05", **where)
-    assert done.code == 0 and done.result["pairs"] == 20 and done.result["queries"] == 40
-    assert done.result["evidence"] is True
+    assert done.code == 0 and "queries: 4000 " in done.out
+    refused(audit(tmp_path / "out", "--selections", "9", **where), "selections")
+    refused(audit(tmp_path / "out", "--keys", "1998", **where), "1998 keys instead of 1999")
+    where = {"record": tmp_path / "fewer_record", "originals": tmp_path / "fewer", "grid": ("--device", "cpu")}
+    done = audit(tmp_path / "out", **where)
+    assert done.code == 0 and done.result["pairs"] == 40 and done.result["queries"] == 80
+    assert done.result["alpha"] == 0.025 == 1 / 40 and done.result["evidence"] is True
