@@ -44,6 +44,7 @@ bench: $(VENV)/ready-dev
 	$(RUN) -m benchmarks.audit --out results/bench-audit.json
 	$(RUN) -m benchmarks.tree --files 50000 --out results/bench-tree.json
 	$(RUN) -m benchmarks.rmia --out results/bench-rmia.json
+	$(RUN) -m benchmarks.help --out results/bench-help.json
 
 lock:
 	@command -v uv >/dev/null || { echo "make lock needs uv: pip install uv"; exit 2; }

@@ -65,6 +65,39 @@ def test_interrupts_are_one_line_and_exit_code_130(ended):
     assert ended(lambda: os.kill(os.getpid(), signal.SIGTERM) or signal.pause())[0] == 130
 
 
+def test_an_interrupt_during_an_import_cannot_be_swallowed(tmp_path):
+    """Foreign modules catch everything while they are imported, and make other exceptions of it."""
+    (tmp_path / "greedy.py").write_text(
+        "import time\n"
+        "print('importing', flush=True)\n"
+        "while True:\n"
+        "    try:\n        time.sleep(60)\n"
+        "    except BaseException:\n        pass\n"
+    )
+    code = "from kit.errors import run_script\ndef main():\n    import greedy\nrun_script(main)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    try:
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert error.startswith("error: interrupted") and error.count("\n") == 1
+
+
+def test_ctrl_c_stays_ignored_where_it_was(ended):
+    """A shell starts jobs in the background with Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert ended(lambda: os.kill(os.getpid(), signal.SIGINT)) == (0, [])
+
+
 @pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT"])
 def test_a_full_disk_is_one_line_and_exit_code_2(number, ended):
     """A full quota is a full disk. The line names the place."""
