@@ -50,11 +50,11 @@ def make_parser():
     )
     add("--max_queries", type=number(int, 1), help="show the model at most so many pictures (default: no limit)")
     add("--audit_seed", help="a text that the other side adds to the draw of the comparisons (default: none)")
-    add("--label_only", action="store_true", help="look at the model's first answer alone (default: as fixed, at all)")
+    add("--label_only", action="store_true", help="use its first answer alone (default: as fixed, all it says)")
     add(
         "--top_k",
         type=number(int, 1),
-        help="look at its first k answers and how sure it is of each (default: as fixed, at all)",
+        help="use its first k answers and how sure it is of each (default: as fixed, all it says)",
     )
     add(
         "--non_member_folder",
