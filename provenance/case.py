@@ -198,6 +198,7 @@ class Case:
                 answers,
                 self.suspect.classes,
                 judgement.left_out,
+                judgement.price,
             )
             if self.strangers:
                 result["algorithm_1"] = self._beside(photos, order, answers)

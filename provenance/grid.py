@@ -188,11 +188,12 @@ def ask_grid(record, photos, suspect, keys, audit_seed, folder, bank=None, trans
     return (order, *ask_all(log, suspect, len(order), prepare, "asking the model", transcript))
 
 
-def judge(record, plan, label, alpha, order, answers, classes, left_out=()):
+def judge(record, plan, label, alpha, order, answers, classes, left_out=(), price=1):
     """The exact test on answers in the order asked: (result dict, grid T, labels of the pairs).
 
     record: anything with `selections`, a MarkRecord or what a bundle discloses of one; plan: the `AuditPlan`; label:
-    its label as a class number, or AUTO; alpha: what p is compared with.
+    its label as a class number, or AUTO; alpha: what p is compared with; left_out: numbers of photos that were not
+    asked about; price: of `Judgement.price`, by which the sentences multiply p.
     """
     selections = record.selections(plan.selections, plan.audit_seed)
     selections = np.delete(selections, np.asarray(left_out, dtype=int), axis=1)
@@ -206,6 +207,7 @@ def judge(record, plan, label, alpha, order, answers, classes, left_out=()):
         "p_value": p,
         "alpha": alpha,
         "detected": p <= alpha,
+        "p_adjusted": min(1.0, p * price),
         "statistic": float(grid[0, 0]),
         "statistic_of_others": {f"{share} %": float(np.percentile(others, share)) for share in (0, 1, 5, 50, 95)}
         if len(others)
@@ -219,7 +221,7 @@ def judge(record, plan, label, alpha, order, answers, classes, left_out=()):
         "refusal_p_value": exact.refusal_p_value(missing, selections),
         "photos": selections.shape[1],
         "published": published,
-        "sentences": exact.sentences(p, alpha, published, key_p, plan.keys),
+        "sentences": exact.sentences(min(1.0, p * price), alpha * price, published, key_p, plan.keys),
     }
     return result, grid, labels
 

@@ -49,6 +49,13 @@ class Judgement(Strict):
     p_value: float | None = Field(default=None, gt=0, le=1)  # what came out, not part of the digest
 
     @property
+    def price(self):
+        """By how much alpha was divided beyond what a first and planned judgement has: what p is multiplied with, so
+        that it speaks for all that could have been judged in its place.
+        """
+        return max(1.0, self.plan.alpha / 2 / self.alpha)
+
+    @property
     def digest(self):
         """SHA-256, hex."""
         return canonical_digest(self.model_dump(mode="json", exclude={"p_value"}))
