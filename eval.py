@@ -71,7 +71,6 @@ def make_parser():
         help="the evidence; with --record and --originals also what was asked is checked, with --checkpoint also what "
         "was answered (default: nothing is checked)",
     )
-    add("--witness_key", metavar="HEX", help="public key of the witness whom you know (default: its own word)")
     add(
         "--strict",
         action="store_true",
@@ -208,7 +207,6 @@ def check_evidence(args):
         args.data_root,
         roots=args.timestamp_roots,
         chain=chain,
-        witness_key=args.witness_key,
     )
     show_weaknesses(found.weaknesses)
     cli.show_rows(found.rows, 14)

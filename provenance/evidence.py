@@ -277,7 +277,7 @@ class Checked:
 def check_document(document, answers, where, roots=None, chain=None):
     """The Checked document of a bundle whose commitments, draw, plan and sizes fit together. Raises UserError.
 
-    answers: the bundle's Answers; roots, chain: see `disclosed.check`.
+    answers: how many the bundle has; roots, chain: see `disclosed.check`.
     """
     try:
         checked = _Document.model_validate(document)
@@ -293,31 +293,21 @@ def check_document(document, answers, where, roots=None, chain=None):
         raise UserError(f"{where}: its judgement is not in its log", advice="somebody changed it")
     total = sum(photos for photos, _ in record.sizes)
     plan, photos = judgement.plan, total - len(set(judgement.left_out))
-    # A class by its name: which number it has, only the model can say (see replay.py).
-    named = not plan.label.isdecimal()
     departs, factor = ([], 1) if record.early else departures(record.plan, plan, checked.classes)
     fits = {
         "its commitments": judgement.commitments == record.commitments,
         "the model": judgement.model == checked.model,
         "alpha": judgement.alpha == judgements.share_of_alpha(plan, record.plan, judgement.number, factor)
         and judgement.departures == departs,
-        "the label": plan.label == str(checked.label) or (AUTO not in (plan.label, checked.label) and named),
-        # Fewer classes would make a chosen label cheaper.
-        "the number of classes": answers.classes is not None or checked.classes == answers.values.shape[1],
+        "the label": plan.label == str(checked.label) or (checked.label != AUTO and not plan.label.isdecimal()),
         "what was left out": all(0 <= number < total for number in judgement.left_out),
-        "the number of answers": photos * (plan.keys + 1) == len(answers)
+        "the number of answers": photos * (plan.keys + 1) == answers
         and photos * (plan.selections + 1) <= MAX_BUNDLE_BYTES,
     }
     if wrong := [what for what, right in fits.items() if not right]:
         raise UserError(f"{where}: {wrong[0]} does not fit its plan", advice="somebody changed it")
-    if named and plan.label != AUTO:
-        found_name = [
-            f"that {plan.label!r} is class {checked.label} rests on the bundle's word, unless the model is asked"
-        ]
-    else:
-        found_name = []
     source = str(document["preprocessing"].get("source"))
-    found = record.weaknesses + found_name + audit_weaknesses(judgement, log, record.plan, source)
+    found = record.weaknesses + audit_weaknesses(judgement, log, record.plan, source)
     return Checked(record, judgement, log, checked.label, found)
 
 
