@@ -11,6 +11,7 @@ import os
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from experiment import report
 from experiment.audit import Audit
 from experiment.folder import RunPaths
 from imagenet.plan import list_source
-from imagenet.users import find_users, read_manifest
+from imagenet.users import find_users, of_size, read_manifest
 from kit.cli import show_rows
 from kit.environment import hardware_name, software_versions
 from kit.errors import UserError
@@ -34,11 +35,13 @@ from suspects.flags import preprocessing_of
 
 GROUPS = {"target": "member", "non_member": "non_member"}  # what plots and losses.npz call them, and the manifest
 UNCHANGED = ("device", "batch_size")  # settings that a finished audit may differ in
+ORIGINAL_ARCH = "resnet50"  # the original's default
+NAMED = 10  # files that are left out and named one by one
 
 
 def run_audit(args):
     """Audit, or show again what was found with the same settings."""
-    users = audited_users(args)
+    users, left_out = audited_users(args)
     validation = find_validation(args.val_set_data_folder)
     suspect = open_suspect(args)
     numbers = class_numbers(args, suspect, validation)
@@ -50,23 +53,24 @@ def run_audit(args):
     with paths.lock():
         if not is_finished(paths, settings):
             paths.result.unlink(missing_ok=True)  # it would not fit the new losses, if this audit is interrupted
-            conclude(suspect, users, validation, numbers, settings, paths)
+            conclude(suspect, users, left_out, validation, numbers, settings, paths)
     show(read_json(paths.result), paths)
 
 
 def audited_users(args):
-    """{"target": {user: [(class, path)] * K}, "non_member": the same}, everybody cut to the same number of images."""
+    """({"target": {user: [(class, path)] * K}, "non_member": the same}, [path that is left out]): everybody has the
+    same number of images."""
     manifest = read_manifest(args.manifest) if args.manifest else None
     if os.path.realpath(args.member_data_folder) == os.path.realpath(args.non_member_data_folder):
         raise UserError("--member_data_folder and --non_member_data_folder are the same folder")
-    users = {
-        group: find_users(folder, manifest, name)
-        for (group, name), folder in zip(
-            GROUPS.items(), (args.member_data_folder, args.non_member_data_folder), strict=True
-        )
-    }
+    users, left_out, size = {}, [], args.marked_samples_per_user
+    for group, folder in zip(GROUPS, (args.member_data_folder, args.non_member_data_folder), strict=True):
+        users[group] = find_users(folder, manifest, GROUPS[group])
+        if size is not None:
+            users[group], rest = of_size(users[group], folder, size)
+            left_out += [os.path.relpath(path, os.path.dirname(os.path.abspath(folder))) for path in rest]
     counts = {name: len(files) for group in users.values() for name, files in group.items()}
-    poorest, size = min(counts, key=counts.get), args.marked_samples_per_user
+    poorest = min(counts, key=counts.get)
     if size is None and len(set(counts.values())) > 1:
         raise UserError(
             f"users have {min(counts.values())} to {max(counts.values())} images",
@@ -77,7 +81,7 @@ def audited_users(args):
             f"user {poorest} has {counts[poorest]} images, fewer than --marked_samples_per_user {size}",
             advice="lower it",
         )
-    return {group: {name: files[:size] for name, files in members.items()} for group, members in users.items()}
+    return users, left_out
 
 
 def find_validation(folder):
@@ -94,12 +98,19 @@ def open_suspect(args):
     """The checkpoint as a `Suspect`; --arch never means a network of networks/, which has a googlenet of its own."""
     import torchvision
 
-    arch = args.arch
-    if arch is not None and ":" not in arch and not os.path.isdir(args.resume_path):
-        known = torchvision.models.list_models(module=torchvision.models)
-        arch = f"{'torchvision' if arch in known else 'timm'}:{arch}"
-    overrides = preprocessing_of(args)
-    suspect = opened.open_model(args.resume_path, arch, args.device, args.precision, overrides, args.batch_size)
+    def opened_as(arch):
+        if arch is not None and ":" not in arch and not os.path.isdir(args.resume_path):
+            known = torchvision.models.list_models(module=torchvision.models)
+            arch = f"{'torchvision' if arch in known else 'timm'}:{arch}"
+        overrides = preprocessing_of(args)
+        return opened.open_model(args.resume_path, arch, args.device, args.precision, overrides, args.batch_size)
+
+    try:
+        suspect = opened_as(args.arch)
+    except UserError as problem:
+        if args.arch is not None or problem.flag != "--net_type":
+            raise
+        suspect = opened_as(ORIGINAL_ARCH)
     if suspect.classes is None:
         raise UserError(f"{args.resume_path} names only its top class", advice="use eval.py, which can do with that")
     return suspect
@@ -150,6 +161,9 @@ def resolve_settings(args, suspect, users, numbers):
         "arch": suspect.identity["net_type"],
         "model": suspect.identity["sha256"],
         "preprocessing": suspect.preprocessing.describe(),
+        "as_they_are": args.resize is None,
+        "val_resize": args.val_resize,
+        "val_interpolation": args.val_interpolation,
         "users": hashlib.sha256(names.encode()).hexdigest(),
         "marked_samples_per_user": len(next(iter(users["target"].values()))),
         "validated": args.val_set_data_folder is not None,
@@ -193,12 +207,30 @@ def stream(images, fit):
         pool.shutdown(cancel_futures=True)
 
 
-def ask(suspect, images, numbers, description):
-    """Ask the model about [(class, path)]: float64 arrays (N,) for each of utils.SIGNALS and `correct`."""
+def as_it_is(preprocessing, unchanged):
+    """`preprocessing.fit`, but an image of the input's own size is fed as it is: scaling would wear its noise off.
+
+    unchanged: a list that becomes longer by one for each of these.
+    """
+
+    def fit(pixels):
+        if pixels.shape[:2] != tuple(preprocessing.size):
+            return preprocessing.fit(pixels)
+        unchanged.append(1)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    return fit
+
+
+def ask(suspect, images, numbers, description, fit=None):
+    """Ask the model about [(class, path)]: float64 arrays (N,) for each of utils.SIGNALS and `correct`.
+
+    fit: makes the input of an image, uint8 (H, W, 3) to (3, h, w); by default the model's preprocessing.
+    """
     labels = torch.tensor([numbers[label] for label, _ in images])
     collected, batch, asked = [], [], 0
     with Progress(total=len(images), desc=description, unit="image") as bar:
-        for image in stream(images, suspect.preprocessing.fit):
+        for image in stream(images, fit or suspect.preprocessing.fit):
             batch.append(image)
             if len(batch) == suspect.batch_size or asked + len(batch) == len(images):
                 # Logits or probabilities, as the model answers; log probabilities are logits, too.
@@ -213,14 +245,15 @@ def ask(suspect, images, numbers, description):
     return {name: torch.cat([part[name] for part in collected]).numpy() for name in collected[0]}
 
 
-def conclude(suspect, users, validation, numbers, settings, paths):
+def conclude(suspect, users, left_out, validation, numbers, settings, paths):
     """Ask, judge, and write losses.npz, the plots and result.json, the last."""
-    started, size = time.monotonic(), settings["marked_samples_per_user"]
+    started, size, unchanged = time.monotonic(), settings["marked_samples_per_user"], []
+    fit = as_it_is(suspect.preprocessing, unchanged) if settings["as_they_are"] else None
     signals = {
         group: {
             name: values.reshape(-1, size)
             for name, values in ask(
-                suspect, [image for files in members.values() for image in files], numbers, GROUPS[group]
+                suspect, [image for files in members.values() for image in files], numbers, GROUPS[group], fit
             ).items()
         }
         for group, members in users.items()
@@ -234,12 +267,17 @@ def conclude(suspect, users, validation, numbers, settings, paths):
     result = judge(answers, users)
     started = time.monotonic()
     if validation is not None:
-        result["accuracy"]["validation"] = float(ask(suspect, validation, numbers, "validation")["correct"].mean())
+        own = {"resize": settings["val_resize"], "interpolation": settings["val_interpolation"]}
+        own = replace(suspect.preprocessing, **{name: value for name, value in own.items() if value is not None})
+        correct = ask(suspect, validation, numbers, "validation", own.fit)["correct"]
+        result["accuracy"]["validation"] = float(correct.mean())
         result["accuracy"]["validation_images"] = len(validation)
     result["seconds"]["validation"] = time.monotonic() - started
     report.draw_roc(answers, result, paths.roc_plot)
     report.draw_losses(answers, paths.loss_plot)
     result |= {
+        "fed_as_they_are": len(unchanged),
+        "left_out": {"images": len(left_out), "such_as": left_out[:NAMED]},
         "model": suspect.identity,
         "hardware": hardware_name(utils.choose_device(settings["device"])),
         "versions": software_versions(),
@@ -304,6 +342,12 @@ def show(result, paths):
         for name in ("validation", "marked", "non_member")
         if accuracy[name] is not None
     ]
+    if result["fed_as_they_are"]:
+        rows.append(("fed as they are", f"{result['fed_as_they_are']} of {result['images']} marked images"))
+    if count := result["left_out"]["images"]:
+        names = ", ".join(result["left_out"]["such_as"])
+        more = f", and {count - NAMED} more" if count > NAMED else ""
+        rows.append(("left out", f"{count} images that make no whole user: {names}{more}"))
     seconds = result["seconds"]["audit"]
     rows += [
         (

@@ -1,6 +1,6 @@
 """Whose images are whose in a folder that is audited: from the manifest, or from the folders.
 
-Public: read_manifest, find_users.
+Public: read_manifest, find_users, of_size.
 """
 
 import os
@@ -68,6 +68,23 @@ def find_users(folder, manifest=None, group=None):
     if not found:
         raise UserError(f"{folder} has no users: neither USER/CLASS/IMAGES nor CLASS/IMAGES")
     return found
+
+
+def of_size(users, folder, size):
+    """Users of `size` images each: ({user: [(class, path)] * size}, [path] of what is left out).
+
+    users: of `find_users` in this folder. Where a class is a user (FOLDER/CLASS/FILES), every `size` consecutive files
+    are a user of their own, as in the original: n01, n01+2, n01+3, ... Elsewhere a user has the first `size` files. A
+    user with fewer keeps them, and is left to the caller.
+    """
+    chosen, rest = {}, []
+    for name, files in users.items():
+        is_class = all(len(Path(path).relative_to(folder).parts) == 2 for _, path in files)
+        whole = max(1, len(files) // size) if is_class else 1
+        for number in range(whole):
+            chosen[f"{name}+{number + 1}" if number else name] = files[number * size : (number + 1) * size]
+        rest += [path for _, path in files[whole * size :]]
+    return chosen, rest
 
 
 def _users_of_folders(root):

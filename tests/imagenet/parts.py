@@ -11,11 +11,11 @@ SIDE = 32
 PREPARE = {"--num_of_users": 4, "--marked_samples_per_user": 3, "--num_of_non_member_users": 5, "--seed": 3}
 
 
-def write_images(folder, names, seed=0):
+def write_images(folder, names, seed=0, side=SIDE):
     draws = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        pixels = draws.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        pixels = draws.integers(0, 256, (side, side, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name, "png" if str(name).endswith("png") else "jpeg")
 
 

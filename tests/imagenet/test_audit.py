@@ -16,9 +16,10 @@ from PIL import Image
 
 import utils
 from imagenet import audit as imagenet_audit
-from imagenet.users import find_users
+from imagenet.users import find_users, of_size
 from kit.files import read_arrays, read_json
 from provenance.folder import workers
+from suspects.suspect import Preprocessing
 from tests.imagenet.parts import CLASSES, SIDE, write_images
 from tests.parts import ROOT, environment
 
@@ -166,6 +167,135 @@ def test_images_stream_in_order_and_few_are_in_memory():
     assert len(loaded) == 300 and most <= 5 * workers() + 2
 
 
+# --- the original's line ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder like that of the published artifact: a ResNet-50 as PyTorch's examples save it from DataParallel, and
+    marked images of the input's size in class folders, of several users each."""
+    root = tmp_path_factory.mktemp("published")
+    data = root / "ccs-imagenet-data"
+    for number, label in enumerate(CLASSES[:2]):
+        for folder, count in (("marked_member_data", 5), ("marked_non_member_data", 4), ("val", 1)):
+            write_images(data / folder / label, [f"{image}.png" for image in range(count)], number, side=224)
+    with utils.seeded("published"):
+        model = torch.nn.DataParallel(torchvision.models.resnet50(num_classes=2))
+        with torch.no_grad():
+            model.train()(torch.randn(8, 3, 64, 64))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    content = {"epoch": 90, "arch": "resnet50", "state_dict": model.state_dict(), "best_acc1": torch.tensor(75.1)}
+    torch.save({**content, "optimizer": optimizer.state_dict()}, data / "imagenet-best.pth.tar")
+    return root
+
+
+ORIGINAL_LINE = """--marked_samples_per_user 2 --batch_size 128 --seed 1
+    --resume_path ccs-imagenet-data/imagenet-best.pth.tar --val_set_data_folder ccs-imagenet-data/val
+    --member_data_folder ccs-imagenet-data/marked_member_data
+    --non_member_data_folder ccs-imagenet-data/marked_non_member_data""".split()  # noqa: SIM905
+
+
+def test_the_originals_line_runs_unchanged(script, published, monkeypatch):
+    """ResNet-50 without --arch, weights with "module.", consecutive images of a class as users, and no image scaled:
+    each is only normalised, as in the original."""
+    monkeypatch.chdir(published)
+    done = script("imagenet-audit", *ORIGINAL_LINE)
+    assert done.code == 0, done.err
+    out = published / "saved_res" / "imagenet-audit"
+    found, result = read_arrays(out / "losses.npz"), read_json(out / "result.json")
+    assert list(found["target_users"]) == ["n01", "n01+2", "n02", "n02+2"]
+    assert result["settings"]["arch"] == "torchvision:resnet50" and result["fed_as_they_are"] == result["images"] == 16
+    model = torchvision.models.resnet50(num_classes=2)
+    stored = torch.load("ccs-imagenet-data/imagenet-best.pth.tar", weights_only=True)["state_dict"]
+    model.load_state_dict({name.removeprefix("module."): value for name, value in stored.items()})
+    change = torchvision.transforms.Compose(
+        [
+            torchvision.transforms.ToTensor(),
+            torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    data = torchvision.datasets.ImageFolder("ccs-imagenet-data/marked_member_data", change)
+    images, labels = zip(*(data[place] for place in (0, 1, 2, 3, 5, 6, 7, 8)), strict=True)
+    with torch.inference_mode():
+        losses = torch.nn.functional.cross_entropy(
+            model.eval()(torch.stack(images)).double(), torch.tensor(labels), reduction="none"
+        )
+    assert np.allclose(found["target_cross_entropy"].ravel(), losses.numpy(), atol=1e-4)
+
+
+def test_images_that_make_no_whole_user_are_named(script, published, monkeypatch):
+    monkeypatch.chdir(published)
+    done = script("imagenet-audit", *ORIGINAL_LINE)
+    left = [f"marked_member_data/{label}/4.png" for label in CLASSES[:2]]
+    assert f"2 images that make no whole user: {', '.join(left)}" in " ".join(done.out.split())
+    assert read_json(Path("saved_res/imagenet-audit/result.json"))["left_out"] == {"images": 2, "such_as": left}
+
+
+def test_images_of_a_users_folder_beyond_the_first_are_named(script, prepared, checkpoint, tmp_path):
+    done = audit(script, prepared[1], checkpoint, tmp_path / "out", marked_samples_per_user=2)
+    left = read_json(tmp_path / "out" / "result.json")["left_out"]
+    assert done.code == 0 and left["images"] == 4 + 5 and left["such_as"][0].startswith("members/member_00000/")
+    assert "9 images that make no whole user" in done.out
+
+
+def test_users_of_a_class_are_consecutive_and_end_with_the_class():
+    files = {
+        label: [(label, f"data/{label}/{number}") for number in range(count)] for label, count in (("a", 7), ("b", 3))
+    }
+    users, left = of_size(files, "data", 3)
+    assert {name: [path for _, path in chosen] for name, chosen in users.items()} == {
+        "a": ["data/a/0", "data/a/1", "data/a/2"],
+        "a+2": ["data/a/3", "data/a/4", "data/a/5"],
+        "b": ["data/b/0", "data/b/1", "data/b/2"],
+    }
+    assert left == ["data/a/6"]
+
+
+def test_an_image_of_the_inputs_size_keeps_its_noise():
+    """Scaled to 232 and cropped, as before, noise of +-8 has a third of its strength less."""
+    unchanged, noise = [], np.random.default_rng(0).choice([120, 136], (224, 224, 3)).astype(np.uint8)
+    preprocessing = Preprocessing((224, 224), 232)
+    fitted = imagenet_audit.as_it_is(preprocessing, unchanged)(noise)
+    assert np.array_equal(fitted, noise.transpose(2, 0, 1)) and unchanged == [1]
+    assert np.abs(preprocessing.fit(noise).astype(float) - 128).mean() < 6
+    imagenet_audit.as_it_is(preprocessing, unchanged)(noise[:200])
+    assert unchanged == [1]
+
+
+def test_validation_images_have_preprocessing_of_their_own(script, prepared, checkpoint, tmp_path, monkeypatch):
+    """--val_resize is torchvision's Resize before the centre crop, and changes no marked image."""
+    asked, ask = {}, imagenet_audit.ask
+
+    def noted(*arguments):
+        answers = ask(*arguments)
+        asked.setdefault(arguments[3], []).append(answers["cross_entropy"])
+        return answers
+
+    monkeypatch.setattr(imagenet_audit, "ask", noted)
+    for name, resize in (("own", None), ("larger", 48)):
+        done = audit(script, prepared[1], checkpoint, tmp_path / name, val_resize=resize, resize=None)
+        assert done.code == 0, done.err
+    own, larger = asked["validation"]
+    assert np.array_equal(*asked["member"]) and np.array_equal(*asked["non_member"]) and not np.allclose(own, larger)
+    model = torchvision.models.resnet18(num_classes=len(CLASSES))
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    change = torchvision.transforms.Compose(
+        [
+            torchvision.transforms.Resize(48),
+            torchvision.transforms.CenterCrop(SIDE),
+            torchvision.transforms.ToTensor(),
+            torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    images, labels = zip(*torchvision.datasets.ImageFolder(prepared[1] / "val", change), strict=True)
+    with torch.inference_mode():
+        losses = torch.nn.functional.cross_entropy(
+            model.eval()(torch.stack(images)).double(), torch.tensor(labels), reduction="none"
+        )
+    assert np.allclose(larger, losses.numpy(), atol=1e-3)
+
+
 class _Bomb:
     def __reduce__(self):
         return (os.mkdir, ("hacked",))
@@ -227,7 +357,7 @@ def bad_copy(prepared, tmp_path, how):
         ("val", {}, "the model has 5 classes and the data 4"),
         ("", {"arch": "resnet5O"}, "unknown network"),
         ("", {"arch": "resnet50"}, "does not fit"),
-        ("", {"arch": None}, "give --net_type"),
+        ("", {"arch": None}, "does not fit torchvision:resnet50"),
         ("", {"resume_path": "nowhere.pth"}, "does not exist"),
         ("", {"member_data_folder": "nowhere"}, "is not a folder"),
         ("", {"val_set_data_folder": "nowhere"}, "can't be"),
