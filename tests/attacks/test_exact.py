@@ -1,6 +1,5 @@
 """The exact test: known answers, plain loops, and innocent models in thousands of simulated audits."""
 
-import hashlib
 import itertools
 import math
 import re
@@ -12,13 +11,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from attacks.exact import AUTO, dense, p_value, plan_grid, sentences, statistic_grid
+from attacks import exact
+from attacks.exact import AUTO, key_p_value, p_value, plan_grid, refusal_p_value, sentences
 from kit.errors import UserError
-from provenance import record as records
+from provenance import draw
+from provenance.grid import scores_of
 from suspects.suspect import Answers
 from tests.attacks.parts import random_answers
 from tests.parts import user_error
-from tests.provenance.parts import make_record
+
+
+def drawn(seed, count, *batches):
+    """bool (count + 1, n): selections of batches (photos, published) as records draw them."""
+    return np.concatenate(
+        [
+            np.stack([draw.selection(b"%d" % seed, b"%d" % place, n, *sizes) for n in range(count + 1)])
+            for place, sizes in enumerate(batches)
+        ],
+        axis=1,
+    )
+
+
+def dense(answers, classes=None):
+    return answers.log_probabilities(classes)
+
+
+def statistic_grid(answers, selections, label, classes=None, label_only=False):
+    """The grid of Answers by query number."""
+    answers = answers.limited(label_only) if label_only and answers.classes is None else answers
+    if label_only and answers.values is not None:  # top-k answers of which the first is looked at
+        answers = Answers(None, answers.log_probabilities(classes)[1][:, None].astype(np.int32))
+    scores, top, _ = scores_of(answers, selections.shape[1], classes, label)
+    return exact.statistic_grid(scores, selections, label, top)
+
 
 # --- p ---
 
@@ -112,9 +137,7 @@ def test_the_grid_is_that_of_plain_loops(kind, label_only, label, seed):
     class, a mean over all photos, losses against the predicted instead of the guessed class."""
     rng, photos, keys, classes = np.random.default_rng(seed), 6, 4, 5
     answers = random_answers(kind, photos * keys, classes, rng)
-    selections = records.draw_selections(
-        f"{seed:064x}", [{"photos": 4, "published": 2}, {"photos": 2, "published": 1}], 7
-    )
+    selections = drawn(seed, 7, (4, 2), (2, 1))
     grid, labels = statistic_grid(answers, selections, label, classes, label_only)
     expected, guesses = plain_grid(answers, selections, label, classes, label_only)
     assert grid.shape == (8, 4) and labels.tolist() == guesses.tolist()
@@ -133,9 +156,9 @@ def test_auto_takes_the_lowest_of_several_and_only_the_pairs_own_photos():
 
 def test_the_statistic_may_be_another():
     answers = random_answers("logits", 12, 4, np.random.default_rng(0))
-    selections = records.draw_selections("ab" * 32, [{"photos": 4, "published": 2}], 3)
-    grid, _ = statistic_grid(answers, selections, 1, photo_score=lambda logs: -logs)
+    selections = drawn(3, 3, (4, 2))
     logs, _, _ = dense(answers)
+    grid, _ = exact.statistic_grid(-logs.reshape(4, 3, 4), selections, 1)
     np.testing.assert_allclose(grid[0, 2], -logs.reshape(4, 3, 4)[selections[0], 2, 1].mean())
 
 
@@ -155,11 +178,7 @@ SIMULATIONS, PHOTOS, KEYS, SELECTIONS = 2000, 8, 4, 19
 
 @pytest.fixture(scope="module")
 def drawn_selections():
-    batches = [{"photos": PHOTOS, "published": PHOTOS // 2}]
-    return [
-        records.draw_selections(hashlib.sha256(b"user %d" % number).hexdigest(), batches, SELECTIONS)
-        for number in range(SIMULATIONS)
-    ]
+    return [drawn(number, SELECTIONS, (PHOTOS, PHOTOS // 2)) for number in range(SIMULATIONS)]
 
 
 def innocent(rng, kind):
@@ -202,10 +221,9 @@ def test_this_check_finds_a_selection_that_was_not_drawn_at_random(drawn_selecti
 
 
 def test_a_model_that_memorised_gives_the_smallest_p():
-    record = make_record((20, 0.5))
-    selections = records.draw_selections(record.selection_key, record.batches, 99)
+    selections = drawn(1, 99, (20, 10))
     logits = np.random.default_rng(0).normal(size=(20, 10, 5)).astype(np.float32)
-    logits[np.flatnonzero(record.published), 0, 2] += 8
+    logits[selections[0], 0, 2] += 8
     for label, only in ((2, False), (AUTO, False), (2, True), (AUTO, True)):
         grid, labels = statistic_grid(Answers(logits.reshape(-1, 5)), selections, label, 5, only)
         assert p_value(grid) == 1 / 1000 and labels[0, 0] == 2
@@ -318,9 +336,8 @@ def test_labels_and_top_k():
 def test_sentences():
     text = sentences(1 / 20_000, 1e-3, 25)
     assert (
-        "If the model had never seen these images, a result this strong would occur in at most 1 of 20,000 audits."
-        in text
-        and "25 published" in text
+        "If it had never seen them, a result this strong would occur in at most 1 of 20,000 audits." in text
+        and "at least some of the 25 published" in text
         and "no proof" not in text
     )
     assert "no proof" in sentences(0.2, 1e-3, 25) and "20 of 100" in sentences(0.2, 1e-3, 25)
@@ -328,6 +345,67 @@ def test_sentences():
     assert "100 of 100" in sentences(1.0, 1e-3, 3) and "were not used" in sentences(1.0, 1e-3, 3)
     for p in (1 / 20_000, 0.003, 0.3, 1.0):
         assert len(re.findall(r"\.(?: |$)", sentences(p, 0.01, 9))) == 2, "two sentences"
+    # Strong, and not strong enough for what is left of alpha: both are said.
+    assert "1 of 2,000" in sentences(0.0005, 1e-4, 9) and "1 of 10,000" in sentences(0.0005, 1e-4, 9)
+
+
+def test_the_mark_has_a_sentence_of_its_own():
+    """A small p alone says nothing about the marked copies."""
+    assert "marked copies" not in sentences(1e-4, 1e-3, 9)
+    assert "knows the user's own best" in sentences(1e-4, 1e-3, 9, 1 / 20, 19)
+    assert "among the 7 that the model knows best" in sentences(1e-4, 1e-3, 9, 7 / 20, 19)
+
+
+# --- sums, ties, missing answers, the second statement ---
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_p_does_not_hang_on_the_order_of_a_sum(seed):
+    """Photos in another order give the same bits of T, and so the same ties and the same p."""
+    rng = np.random.default_rng(seed)
+    scores, selections = rng.gamma(0.3, size=(12, 3, 1)), drawn(seed, 30, (12, 6))
+    scores[6:] = scores[:6]  # many pairs are equal
+    order = rng.permutation(12)
+    grid = exact.statistic_grid(scores, selections, 0)[0]
+    again = exact.statistic_grid(scores[order], selections[:, order], 0)[0]
+    assert np.array_equal(grid, again) and p_value(grid) == p_value(again)
+
+
+def test_a_given_label_is_the_same_as_auto_where_auto_picks_it_everywhere():
+    """One order of sums, one result: bit for bit."""
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(40 * 6, 7)).astype(np.float32)
+    logits[:, 4] += 9
+    selections = drawn(2, 99, (40, 20))
+    given_label, guessed = (statistic_grid(Answers(logits), selections, label, 7) for label in (4, AUTO))
+    assert (guessed[1] == 4).all() and np.array_equal(given_label[0], guessed[0])
+
+
+def test_a_missing_answer_is_as_bad_as_the_worst_for_every_pair_alike():
+    scores = np.array([[0.1, 0.2], [0.3, np.nan], [0.5, 0.9]])[:, :, None]
+    selections = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1]], dtype=bool)
+    grid, _ = exact.statistic_grid(scores, selections, 0)
+    np.testing.assert_allclose(grid, [[0.2, 0.55], [0.4, 0.9], [0.3, 0.55]], atol=1e-9)
+
+
+def test_nobody_gains_by_answers_that_are_missing(drawn_selections):
+    """Whatever the owner refuses by the image alone, p keeps its level; refused marks have a p of their own."""
+    rng, ps, refusals = np.random.default_rng(3), [], []
+    for selections in drawn_selections[:800]:
+        scores = rng.gamma(1, size=(PHOTOS, KEYS + 1, 1))
+        refused = (rng.random((PHOTOS, KEYS + 1)) < 0.1) | (np.arange(PHOTOS)[:, None] == 2)
+        scores[refused] = np.nan
+        ps.append(p_value(exact.statistic_grid(scores, selections, 0)[0]))
+        refusals.append(refusal_p_value(refused, selections))
+    check_exact(np.array(ps))
+    check_exact(np.array(refusals))
+    assert refusal_p_value(np.zeros((4, 2), dtype=bool), drawn_selections[0][:, :4]) is None
+
+
+def test_the_own_keys_rank_is_another_p():
+    grid = np.array([[1.0, 2.0, 0.5, 3.0], [9.0, 9.0, 9.0, 9.0]])
+    assert key_p_value(grid) == 2 / 4 and p_value(grid) == 2 / 8 and key_p_value(grid[:, :1]) is None
 
 
 def test_the_number_of_the_sentence_is_never_below_p():
