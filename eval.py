@@ -22,7 +22,7 @@ INSTEAD = {"--batch_size": "--query_batch", "--exact_keys": "--keys", "--seed": 
 def make_parser():
     from experiment.flags import add_run_flags
     from kit import cli
-    from suspects.flags import add_preprocessing_flags
+    from suspects.flags import add_preprocessing_flags, add_server_flags
 
     usage = "%(prog)s [--record RECORD | --replay BUNDLE] --checkpoint MODEL [more flags]"
     parser, number = cli.Parser(__doc__, usage=usage), cli.number
@@ -88,11 +88,7 @@ def make_parser():
     add = model.add_argument
     add("--checkpoint", help="run folder, file, or address of a server (default: the run that its flags name)")
     add_preprocessing_flags(model)
-    add("--query_batch", type=number(int, 1, 4096), default=64, help="pictures a question (default 64)")
-    add("--header", action="append", default=[], help="'Name: $VARIABLE' for the server, repeatable (default: none)")
-    add("--rate_limit", type=number(float, above=0), help="questions a second (default: no limit)")
-    add("--timeout", type=number(float, above=0), default=30.0, help="seconds to wait for an answer (default 30)")
-    add("--retries", type=number(int, 0, 100), default=6, help="of a question that failed (default 6)")
+    add_server_flags(model)
     run = parser.add_argument_group(
         RUN,
         "What a run of train.py gives away, asked again. The settings of its training come from inside\n"
@@ -162,7 +158,6 @@ def open_suspect(args):
     from suspects.flags import preprocessing_of
     from utils import choose_device
 
-    server = {"headers": args.header, "rate_limit": args.rate_limit, "timeout": args.timeout, "retries": args.retries}
     return case.open_suspect(
         args.checkpoint,
         args.net_type,
@@ -170,8 +165,30 @@ def open_suspect(args):
         args.precision,
         preprocessing_of(args),
         args.query_batch,
-        server,
+        server_options(args),
     )
+
+
+def server_options(args):
+    """What opening a server takes beside its address."""
+    from provenance import opening
+    from suspects.flags import server_options_of
+    from suspects.server import is_address
+
+    options, place, name = server_options_of(args), args.calibration, args.confirm_preprocessing
+    if not (args.checkpoint and is_address(args.checkpoint)):
+        if place or name:
+            raise UserError(
+                "--calibration is for servers", advice="a file needs --mean and --std", flag="--calibration"
+            )
+        return options
+    stored = opening.stored_input(args.record, args.checkpoint, args.out) if args.record and not args.replay else None
+    found = (stored or {}).get("calibration")
+    if stored and (name is None or not found or found["chosen"] == name):
+        return {**options, "stored": stored}
+    if place and args.dry_run:
+        raise UserError("--calibration shows the model photos, and --dry_run none", advice="leave one of them out")
+    return {**options, "calibration": opening.calibration_of(place, name, args.record, args.originals)}
 
 
 def find_out_world(args, suspect):

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from attacks import exact
 from kit import environment, files
 from kit.errors import UserError
-from provenance import disclosed, evidence, judgements, protect, report, witness
+from provenance import disclosed, evidence, judgements, opening, protect, report, witness
 from provenance import grid as user_audit
 from provenance import record as records
 from provenance import strangers as strangers_of
@@ -24,8 +24,6 @@ from provenance.plan import KEY_CHOICES, SELECTION_CHOICES, AuditPlan, departure
 from suspects import opened, server
 from suspects.suspect import Suspect
 from utils import Users
-
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,10 @@ def open_suspect(
     if not checkpoint:
         raise UserError(
             "--checkpoint is missing",
-            advice="give the model: a run folder, a file, or http(s)://host/v2/models/NAME",
+            advice="give the model: a run folder, a file, http(s)://host/v2/models/NAME, or grpc://host:port/NAME",
             flag="--checkpoint",
         )
-    if str(checkpoint).startswith(("http://", "https://")):
+    if server.is_address(str(checkpoint)):
         return server.open_server(str(checkpoint), overrides=overrides, batch_size=batch_size, **(server_options or {}))
     return opened.open_model(
         checkpoint,
@@ -216,7 +214,8 @@ class Case:
         with self._locked_log():
             judgement, _ = judgements.open_judgement(self.log, self.judgement)
         plan = judgement.model_dump(mode="json", exclude={"p_value"})  # what was fixed, and not what came out
-        files.write_json(self.folder / PLAN_FILE, {**plan, "plan_sha256": judgement.digest})
+        content = {**plan, "plan_sha256": judgement.digest, "input": opening.input_of(self.suspect)}
+        files.write_json(self.folder / opening.PLAN_FILE, content)
         return judgement
 
     def _locked_log(self):
@@ -274,10 +273,7 @@ class Case:
             "label": self.label,
             "classes": suspect.classes,
             "model": suspect.identity,
-            "preprocessing": {
-                name: getattr(suspect.preprocessing, name)
-                for name in ("size", "resize", "mean", "std", "white", "interpolation", "source")
-            },
+            **opening.input_of(suspect),
             "publications": list(self.options.publications),
             "witness": signed,
             "result": result,
@@ -295,6 +291,7 @@ class Case:
                 "judgement": document["judgement"],
                 "plan_sha256": judgement.digest,
                 "model": suspect.identity,
+                **opening.input_of(suspect),
                 "commitment": record.commitments[-1],
                 "evidence": record.evidence,
                 "working_size": side,
@@ -332,9 +329,8 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
     # Nothing was committed for an early record, so that there is nothing to depart from; its verdict says what it is.
     departs, factor = ([], 1) if isinstance(record, LegacyRecord) else departures(record.plan, plan, suspect.classes)
     strangers = (out_world, strangers_of.draw_out_world(out_world, record, count, label)) if out_world else None
-    name = "".join(letter if letter.isalnum() else "-" for letter in suspect.name).strip("-")
     beside = records.record_file(record_path).resolve().parent
-    folder = Path(folder or beside / f"audit-{name}")
+    folder = opening.place_of_results(record_path, suspect.name, folder)
     if (folder / "config.json").exists() or (folder / "record.json").exists():
         raise UserError(f"--out {folder} has another run's or a record's files", advice="choose another folder")
     log = Path(log or judgements.place_of_log(beside, folder))
@@ -390,7 +386,7 @@ def _asking(folder, entries, suspect):
 
     Raises UserError where the folder has a plan that is not in the log.
     """
-    stored = folder / PLAN_FILE
+    stored = folder / opening.PLAN_FILE
     if stored.exists():
         plan = files.read_json(stored, "put back an undamaged copy")
         digest = plan.get("plan_sha256") if isinstance(plan, dict) else None

@@ -1,10 +1,10 @@
 """Answers kept as they arrive, and the evidence bundle from which p can be recomputed without the model.
 
 An audit's folder has audit.json (what was asked, of which model) and answers.bin: one framed block for each batch of
-queries, appended and synced when it comes. A torn last block is dropped and asked again, an answered one never is. The
-bundle evidence.zip has bundle.json (what is disclosed of the record, the judgement and the log of all judgements,
-model, versions, result, the witness's transcript) and answers.npz (order, SHA-256 of every image that was sent,
-answers). The secret of the marks is not in it.
+queries, appended and synced when it comes, in whatever order and of whatever size. A torn last block is dropped and
+asked again, an answered one never is. The bundle evidence.zip has bundle.json (what is disclosed of the record, the
+judgement and the log of all judgements, model, versions, result, the witness's transcript) and answers.npz (order,
+SHA-256 of every image that was sent, answers). The secret of the marks is not in it.
 
 Public: AnswerLog, write_bundle, read_bundle, check_document, Checked, audit_weaknesses, BUNDLE_FORMAT, ANSWER_FILE.
 """
@@ -34,24 +34,26 @@ BUNDLE_FORMAT, EARLY_FORMAT = "membershiptracker-evidence-2", "membershiptracker
 ANSWER_FILE = "answers.bin"
 MAX_BUNDLE_BYTES = 2 << 30
 MAX_CLASSES = 1 << 20
-_HEAD = struct.Struct("<4sIIII")  # magic, batch number, images, values a row, classes a row; a CRC-32 of all follows
+_HEAD = struct.Struct("<4sIIII")  # magic, first query, images, values a row, classes a row; a CRC-32 of all follows
 _CHECK = struct.Struct("<I")
-_MAGIC = b"MTA2"
+_MAGIC, _BATCHES = b"MTA3", b"MTA2"  # earlier blocks, all of one size, have the number of the batch instead
 
 
 class AnswerLog:
-    """The answers of one audit, by batch number, on disk.
+    """The answers of one audit on disk: blocks = {number of its first query: (digests, Answers)}.
 
     settings: a flat dict that says what is asked of whom; a folder with other settings is refused by name, so that
-    answers of two models or keys can't mix.
+    answers of two models or keys can't mix. How many images are asked about at once is none of them.
     """
 
     def __init__(self, folder, settings):
         folder = Path(folder)
         self.path, self._settings_path = folder / ANSWER_FILE, folder / "audit.json"
         if self._settings_path.exists():
+            stored = read_json(self._settings_path)
+            stored.pop("batch_size", None)  # was one once
             check_same_settings(
-                read_json(self._settings_path),
+                stored,
                 settings,
                 folder,
                 advice="ask the same",
@@ -64,14 +66,20 @@ class AnswerLog:
         write_json(self._settings_path, settings)
 
     def _read(self):
-        blocks, end = {}, 0
+        blocks, end, batch_size = {}, 0, None
         content = self.path.read_bytes()
         while len(content) - end >= _HEAD.size:
-            magic, batch, rows, values, classes = _HEAD.unpack_from(content, end)
+            magic, first, rows, values, classes = _HEAD.unpack_from(content, end)
             stop = end + _HEAD.size + rows * (32 + 4 * values + 4 * classes)
-            if magic != _MAGIC or content[stop : stop + _CHECK.size] != _CHECK.pack(zlib.crc32(content[end:stop])):
+            if magic not in (_MAGIC, _BATCHES) or content[stop : stop + _CHECK.size] != _CHECK.pack(
+                zlib.crc32(content[end:stop])
+            ):
                 break
-            blocks[batch] = _unpack(content[end + _HEAD.size : stop], rows, values, classes)
+            if magic == _BATCHES:
+                batch_size = batch_size or rows  # the first of all is a full one
+                first *= batch_size
+            blocks.pop(first, None)  # the order is that in which they came
+            blocks[first] = _unpack(content[end + _HEAD.size : stop], rows, values, classes)
             end = stop + _CHECK.size
         if end < len(content):
             # What a kill tore off. Everything before it has been checked and stays.
@@ -79,14 +87,15 @@ class AnswerLog:
                 file.truncate(end)
         return blocks
 
-    def add(self, batch, digests, answers):
-        """Append the answers of a batch: digests uint8 (n, 32), `Answers` of n rows. On disk when this returns."""
+    def add(self, first, digests, answers):
+        """Append the answers to the queries from number `first` on: digests uint8 (n, 32), `Answers` of n rows. On disk
+        when this returns."""
         values, classes = answers.values, answers.classes
         block = b"".join(
             [
                 _HEAD.pack(
                     _MAGIC,
-                    batch,
+                    first,
                     len(answers),
                     0 if values is None else values.shape[1],
                     0 if classes is None else classes.shape[1],
@@ -105,11 +114,30 @@ class AnswerLog:
             except BaseException:
                 file.truncate(start)
                 raise
-        self.blocks[batch] = (digests, answers)
+        self.blocks[first] = (digests, answers)
+
+    def drop_replaced(self):
+        """Forget blocks that later ones overlap: what was asked again, in batches of another size."""
+        ends = [first + len(answers) for first, (_, answers) in self.blocks.items()]
+        covered = np.zeros(max(ends, default=0), dtype=bool)
+        for first, (_, answers) in reversed(list(self.blocks.items())):
+            part = covered[first : first + len(answers)]
+            if part.any():
+                del self.blocks[first]
+            part[:] = True
+
+    def gaps(self, count):
+        """The queries of 0..count - 1 without an answer: [(first, one behind the last), ...]."""
+        found, place = [], 0
+        for first in [*sorted(self.blocks), count]:
+            if first > place:
+                found.append((place, first))
+            place = max(place, first + (len(self.blocks[first][1]) if first in self.blocks else 0))
+        return found
 
     def collect(self):
-        """All answers in the order of their batches: (digests uint8 (N, 32), Answers)."""
-        ordered = [self.blocks[batch] for batch in sorted(self.blocks)]
+        """All answers in the order of the queries: (digests uint8 (N, 32), Answers)."""
+        ordered = [self.blocks[first] for first in sorted(self.blocks)]
         digests = np.concatenate([digests for digests, _ in ordered])
         return digests, joined([answers for _, answers in ordered])
 
@@ -345,5 +373,11 @@ def audit_weaknesses(judgement, log, committed, source):
     if "flags" in source:
         found.append(
             f"how photos become the model's input was given by flags ({source}): check that it is the model's own"
+        )
+    if "calibration" in source:
+        found.append(
+            "nobody said how photos become the model's input: mean and std are the usual ones that a calibration with "
+            "unmarked photos proposed and the accuser confirmed; check with the model's owner, since under wrong ones "
+            "every model seems innocent"
         )
     return found

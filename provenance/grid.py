@@ -10,6 +10,8 @@ scores_of, check_queries.
 
 import hashlib
 import json
+import sys
+import threading
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +19,7 @@ from PIL import Image
 
 from attacks import exact
 from kit.errors import UserError
+from kit.flight import in_flight
 from kit.progress import Progress
 from provenance.evidence import AnswerLog
 from provenance.photos import UnreadablePhoto, read_photo
@@ -127,25 +130,71 @@ class _Patient:
 
 
 def ask_all(log, suspect, count, prepare, label, transcript=None):
-    """Ask for the images prepare(places), uint8 (n, 3, h, w), in fixed batches; what the log has is not asked again.
+    """Ask for the images prepare(places), uint8 (n, 3, h, w), in batches; what the log has is not asked again.
 
-    transcript: a `witness.Transcript`, or None. Returns (digests uint8 (N, 32), Answers) of all batches in order.
+    As many requests as the suspect allows are under way at once; each is in the log as soon as it is answered.
+    transcript: a `witness.Transcript`, or None. Returns (digests uint8 (N, 32), Answers) of all queries in order.
     """
+    log.drop_replaced()
     if transcript is not None:
         transcript.adopt(log)
-    size, patient = suspect.batch_size, _Patient(suspect)
-    batches = range(-(-count // size))
-    answered = sum(len(answers) for _, answers in log.blocks.values())
-    with Progress(desc=label, total=count, initial=answered, unit="query") as bar:
-        for batch in batches:
-            if batch in log.blocks:
-                continue
-            images = prepare(np.arange(batch * size, min(count, (batch + 1) * size)))
-            log.add(batch, digests_of(images), patient.ask(images))
+    for _, answers in list(log.blocks.values())[:1]:
+        suspect.remember(answers)
+    patient, lock, given_up = _Patient(suspect), threading.Lock(), threading.Event()
+
+    def questions():
+        for place, stop in log.gaps(count):
+            while place < stop:
+                places = np.arange(place, min(stop, place + suspect.batch_size))
+                yield place, prepare(places)
+                place += len(places)
+
+    def ask(question):
+        first, images = question
+        answers = patient.ask(images)
+        with lock:
+            if given_up.is_set():
+                return
+            log.add(first, digests_of(images), answers)
             if transcript is not None:
-                transcript.add(batch, *log.blocks[batch])
-            bar.update(len(images))
-    return log.collect()
+                transcript.add(first, *log.blocks[first])
+
+    done = sum(len(answers) for _, answers in log.blocks.values())
+    with Progress(desc=label, total=count, initial=done, unit="query") as bar:
+        try:
+            for (_, images), _ in in_flight(ask, questions(), suspect.concurrency):
+                bar.update(len(images))
+        except UserError as error:
+            raise _with_what_is_kept(error, log, count) from None
+        finally:
+            with lock:  # nobody waits for the rest: its folder may be another's soon
+                given_up.set()
+    digests, answers = log.collect()
+    _warn_of_two_kinds(log)
+    return digests, answers
+
+
+def _with_what_is_kept(error, log, count):
+    """A failure in the middle, with what the work so far is worth."""
+    kept = sum(len(answers) for _, answers in log.blocks.values())
+    if not kept:
+        return error
+    told = f"the {kept} of {count} answers that came are kept, and the same command goes on with the rest"
+    return UserError(error.problem, f"{error.advice}; {told}" if error.advice else told, error.command, error.flag)
+
+
+def _warn_of_two_kinds(log):
+    # A server is asked again for such a reply, which then counts as missing: these are of files or of earlier versions.
+    count = dict.fromkeys(("probabilities", "logits", "both"), 0)
+    for _, answers in log.blocks.values():
+        if answers.kind:
+            count[answers.kind] += len(answers)
+    if sum(map(bool, count.values())) > 1 or count["both"]:
+        print(
+            f"warning: some replies in {log.path} hold probabilities and others logits, which can't be judged "
+            "together: all are taken for logits; ask again with another --out",
+            file=sys.stderr,
+        )
 
 
 def in_order(answers, order):
@@ -159,7 +208,6 @@ def log_settings(record, suspect, **more):
         "commitment": record.commitments[-1],
         "model": json.dumps(suspect.identity, sort_keys=True),
         "preprocessing": suspect.preprocessing.describe(),
-        "batch_size": suspect.batch_size,
         **more,
     }
 

@@ -18,7 +18,7 @@ import numpy as np
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from kit.errors import UserError
 from kit.files import atomic_path
@@ -52,15 +52,22 @@ def read_key(path):
 
 
 class Entry(Strict):
-    """One batch: its number, when its replies came, the digest of requests and replies, and the link to what was
-    before.
+    """One batch: the number of its first query (in earlier transcripts that of the batch, all being of one size), when
+    its replies came, the digest of requests and replies, and the link to what was before.
     """
 
-    batch: int = Field(ge=0)
+    first: int | None = Field(None, ge=0)
+    batch: int | None = Field(None, ge=0)
     rows: int = Field(ge=1)
     time: str
     content: Digest
     link: Digest
+
+    @model_validator(mode="after")
+    def _numbered(self):
+        if (self.first is None) == (self.batch is None):
+            raise ValueError("an entry has one number, first or batch")
+        return self
 
 
 class Signed(Strict):
@@ -81,9 +88,16 @@ def content_digest(digests, answers):
 
 
 def _link(before, entry):
-    return hashlib.sha256(
-        f"{before}:{entry['batch']}:{entry['rows']}:{entry['time']}:{entry['content']}".encode()
-    ).hexdigest()
+    number = entry["batch"] if entry.get("first") is None else entry["first"]
+    return hashlib.sha256(f"{before}:{number}:{entry['rows']}:{entry['time']}:{entry['content']}".encode()).hexdigest()
+
+
+def _places(entries):
+    """The number of each entry's first query."""
+    numbered = [entry["rows"] for entry in entries if entry.get("first") is None]
+    # Batches that have numbers are of one size, but for the last.
+    size = max(numbered, default=0)
+    return [entry["batch"] * size if entry.get("first") is None else entry["first"] for entry in entries]
 
 
 class Transcript:
@@ -95,14 +109,14 @@ class Transcript:
         if self._path.exists():
             for line in self._path.read_text(encoding="utf-8").splitlines():
                 try:
-                    self.entries.append(Entry.model_validate(json.loads(line)).model_dump())
+                    self.entries.append(Entry.model_validate(json.loads(line)).model_dump(exclude_none=True))
                 except (ValueError, ValidationError):
                     break  # a torn last line: its batch is asked again
 
-    def add(self, batch, digests, answers):
-        """Bind a batch to those before it."""
+    def add(self, first, digests, answers):
+        """Bind the answers to the queries from number `first` on to those before them."""
         entry = {
-            "batch": int(batch),
+            "first": int(first),
             "rows": len(answers),
             "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "content": content_digest(digests, answers),
@@ -120,14 +134,14 @@ class Transcript:
 
         One batch may have been answered just before an interruption; it is asked again.
         """
-        seen = {entry["batch"]: entry["content"] for entry in self.entries}
-        unseen = [batch for batch, kept in log.blocks.items() if seen.get(batch) != content_digest(*kept)]
-        if len(unseen) > 1 or any(batch not in log.blocks for batch in seen):
+        seen = dict(zip(_places(self.entries), (entry["content"] for entry in self.entries), strict=True))
+        unseen = [first for first, kept in log.blocks.items() if seen.get(first) != content_digest(*kept)]
+        if len(unseen) > 1 or any(first not in log.blocks for first in seen):
             raise UserError(
                 f"{self._path.parent} holds answers that this witness has not seen", advice="choose another --out"
             )
-        for batch in unseen:
-            del log.blocks[batch]
+        for first in unseen:
+            del log.blocks[first]
 
     @property
     def _start(self):
@@ -157,13 +171,14 @@ def check(content, context, digests, answers, where):
     except ValidationError as error:
         raise UserError(f"{where}: its witness's transcript is damaged: {first_problem(error)}") from None
     before, first, wrong = hashlib.sha256(f"{FIRST}:{context}".encode()).hexdigest(), 0, signed.context != context
-    for place, entry in enumerate(sorted(signed.entries, key=lambda entry: entry.batch)):
-        part = slice(first, first + entry.rows)
-        wrong |= entry.batch != place or entry.content != content_digest(digests[part], answers.rows(part))
-        first += entry.rows
-    for entry in signed.entries:
-        wrong |= entry.link != _link(before, entry.model_dump())
-        before = entry.link
+    entries = [entry.model_dump() for entry in signed.entries]
+    for place, entry in sorted(zip(_places(entries), entries, strict=True), key=lambda pair: pair[0]):
+        part = slice(first, first + entry["rows"])
+        wrong |= place != first or entry["content"] != content_digest(digests[part], answers.rows(part))
+        first += entry["rows"]
+    for entry in entries:
+        wrong |= entry["link"] != _link(before, entry)
+        before = entry["link"]
     if wrong or first != len(answers):
         raise UserError(f"{where}: its answers are not those that its witness saw", advice="somebody changed them")
     try:

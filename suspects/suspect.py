@@ -4,7 +4,7 @@ Public: Answers, joined, no_answers, Preprocessing, Suspect, INTERPOLATIONS. `su
 `suspects.server` servers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,7 @@ from scipy.special import logsumexp, softmax
 
 from kit.errors import UserError
 
+TOLERATED, SURE = 1e-3, 1e-5  # how far a sum of probabilities may be from 1, and is when it is no coincidence
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -46,6 +47,20 @@ class Answers:
         """bool (N,): images to which there was no answer."""
         return (self.classes < 0).all(axis=1) if self.classes is not None else np.isnan(self.values).all(axis=1)
 
+    @property
+    def kind(self):
+        """What the rows of dense values must be, each by itself: "probabilities", "logits", "both", or None where that
+        can't be told.
+        """
+        if self.values is None or self.classes is not None:
+            return None
+        values = self.values[~self.missing].astype(np.float64)
+        within = ((values >= 0) & (values <= 1)).all(axis=1)
+        # Closer to 1 than a sum of logits would come by chance; probabilities that were rounded more are neither.
+        chances = bool((within & (np.abs(values.sum(axis=1) - 1) < SURE)).any())
+        logits = bool(((values < -TOLERATED) | (values > 1 + TOLERATED)).any())
+        return {(True, True): "both", (True, False): "probabilities", (False, True): "logits"}.get((chances, logits))
+
     def rows(self, places):
         """The answers to some images: Answers."""
         return Answers(*(None if array is None else array[places] for array in (self.values, self.classes)))
@@ -79,7 +94,7 @@ class Answers:
         values = self.values.astype(np.float64)
         if self.classes is not None:
             return (*_spread(values, self.classes, classes), False)
-        likely = bool((values >= 0).all() and (np.abs(values.sum(axis=1) - 1) < 1e-3).all())
+        likely = bool((values >= 0).all() and (np.abs(values.sum(axis=1) - 1) < TOLERATED).all())
         # A probability may have been rounded to 0; its logarithm is then that of the smallest float32.
         logs = (
             np.log(np.maximum(values, np.finfo(np.float32).tiny))
@@ -152,7 +167,8 @@ class Preprocessing:
 
     size: (height, width) of the input in pixels; resize: the shorter side in pixels before the crop, None for the
     smallest that covers the input; white: what the value 255 becomes, 1.0 or 255.0; mean, std: three numbers each, in
-    the same units; interpolation: see INTERPOLATIONS; source: where all that came from, for the printed line.
+    the same units; interpolation: see INTERPOLATIONS; source: where all that came from, for the printed line; form: how
+    a server that does not declare its tensors is asked, {"input", "datatype", "layout", "output", "from"}, or None.
     """
 
     size: tuple
@@ -162,6 +178,7 @@ class Preprocessing:
     white: float = 1.0
     interpolation: str = "bilinear"
     source: str = "flags"
+    form: dict | None = field(default=None, hash=False)
 
     def __post_init__(self):
         if len(self.size) != 2 or not all(1 <= side <= 4096 for side in self.size):
@@ -204,9 +221,16 @@ class Preprocessing:
     def describe(self):
         """One line for people."""
         resize = "scaled to cover it" if self.resize is None else f"shorter side scaled to {self.resize}"
+        form = self.form or {}
+        sent = (
+            f"; sent as {form['input']!r} ({form['datatype']}, {form['layout']}), answers from {form['output']!r} "
+            f"({form['from']})"
+            if form
+            else ""
+        )
         return (
             f"input {self.size[0]} x {self.size[1]} px, {resize} ({self.interpolation}), centre crop, "
-            f"mean {list(self.mean)}, std {list(self.std)}, white is {self.white:g} (from {self.source})"
+            f"mean {list(self.mean)}, std {list(self.std)}, white is {self.white:g} (from {self.source}){sent}"
         )
 
 
@@ -215,7 +239,9 @@ class Suspect:
 
     name: what to call it in the report; preprocessing: see above; classes: how many there are, None when unknown;
     class_names: tuple of str, or None; identity: JSON-ready dict that says which model it was (digest, address);
-    batch_size: how many images one `ask` may hold at most (1 where a server has a fixed batch of one);
+    batch_size: how many images one `ask` should hold (1 where a server has a fixed batch of one), which may shrink;
+    concurrency: how many calls of `ask` may be under way at once, each in a thread of its own;
+    calibration: how mean and std were found, JSON-ready (see suspects/calibration.py), or None;
     training_settings: what a run of train.py was trained with, which tells what it has not seen; None elsewhere.
     """
 
@@ -225,6 +251,8 @@ class Suspect:
     class_names: tuple | None = None
     identity: dict
     batch_size: int = 64
+    concurrency: int = 1
+    calibration: dict | None = None
     training_settings: dict | None = None
 
     def ask(self, images):
@@ -233,3 +261,6 @@ class Suspect:
         An image about which the model says nothing usable (NaN) has a missing row, so that it can't veto a verdict.
         """
         raise NotImplementedError
+
+    def remember(self, answers):
+        """Hear what an earlier call was answered: Answers that later ones have to be like."""

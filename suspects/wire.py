@@ -1,10 +1,11 @@
 """Tensors as the Open Inference Protocol sends them, in JSON or as bytes behind it.
 
-Public: unpacked, FLOATS, INTEGERS, DTYPES, KINDS, MALFORMED.
+Public: Question, packed, unpacked, from_raw, FLOATS, INTEGERS, DTYPES, KINDS, MALFORMED.
 """
 
 import json
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +17,38 @@ KINDS = {**dict.fromkeys(FLOATS, "float"), **dict.fromkeys(INTEGERS, "integer"),
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, struct.error)
 
 
+@dataclass(frozen=True)
+class Question:
+    """A request for answers. name, datatype: of the input; pixels: an array of that datatype; outputs: names of those
+    wanted, none for whatever the model has.
+    """
+
+    identifier: str
+    name: str
+    datatype: str
+    pixels: np.ndarray
+    outputs: tuple = ()
+
+
+def packed(question, binary):
+    """(body, headers) of a Question over HTTP, with its tensor as JSON or as bytes behind it."""
+    entry = {"name": question.name, "datatype": question.datatype, "shape": question.pixels.shape}
+    request = {"id": question.identifier, "inputs": [entry]}
+    if question.outputs:
+        request["outputs"] = [{"name": name} for name in question.outputs]
+    if not binary:
+        entry["data"] = question.pixels.ravel().tolist()  # as float64, whose shortest decimals give every float32 back
+        return json.dumps(request, separators=(",", ":")).encode(), {"Content-Type": "application/json"}
+    entry["parameters"] = {"binary_data_size": question.pixels.nbytes}
+    for output in request.get("outputs", ()):
+        output["parameters"] = {"binary_data": True}
+    header = json.dumps(request).encode()
+    return header + question.pixels.tobytes(), {
+        "Content-Type": "application/octet-stream",
+        "Inference-Header-Content-Length": str(len(header)),
+    }
+
+
 def unpacked(content, headers):
     """(the reply's JSON, {name: (datatype, array)}); text is an array of str. Raises MALFORMED."""
     cut = int(headers.get("Inference-Header-Content-Length", len(content)))
@@ -25,7 +58,7 @@ def unpacked(content, headers):
         if size is None:
             data = _from_json(output["data"], KINDS[datatype])
         elif type(size) is int and 0 <= size <= len(rest):
-            data, rest = _from_bytes(rest[:size], datatype), rest[size:]
+            data, rest = from_raw(rest[:size], datatype), rest[size:]
         else:
             raise ValueError("binary data ends early")
         tensors[output["name"]] = (datatype, data.reshape(output["shape"]))
@@ -41,7 +74,8 @@ def _from_json(data, kind):
     return array.astype(dtype)
 
 
-def _from_bytes(data, datatype):
+def from_raw(data, datatype):
+    """The flat array in a tensor's bytes (memoryview). Raises MALFORMED."""
     if datatype != "BYTES":
         return np.frombuffer(data, dtype=DTYPES[datatype])
     texts, start = [], 0

@@ -262,7 +262,6 @@ def test_another_audit_in_the_same_folder_is_refused_by_name(audit, asked, innoc
     free = ("--device", "cpu")
     refused(audit(tmp_path / "out", "--keys", "9", grid=free), "keys is 4 there and 9")
     refused(audit(tmp_path / "out", "--audit_seed", "court"), "audit_seed")
-    refused(audit(tmp_path / "out", "--query_batch", "7"), "batch_size")
     checkpoint, flags = innocent
     refused(audit(tmp_path / "out", *flags, checkpoint=checkpoint), "model")
     assert asked.images == [] and (tree(tmp_path / "out"), contents(record.parent)) == before

@@ -77,14 +77,19 @@ def make_app(
     metadata=None,
     echo_id=True,
     version="1",
+    config=None,
+    max_bytes=None,
+    pixels="pixels",
 ):
     """A FastAPI app. `predict` maps a numpy batch, NCHW in the dtype that was sent, to float32 logits (N, C).
 
     mode: dense, labels, top_k, text_index, text_label, text_top (Triton's score:index:label); faults: an iterable with
     one entry per request to infer, right replies once it ends; binary: whether binary tensors are announced and
-    understood, binary_replies: and sent; token: what the Authorization header must be; metadata: keys that replace
-    those of the model's metadata. app.state.log has a dict per request to infer (id, digests, answered, fault, headers,
-    time), app.state.other the paths of all other requests, app.state.huge how many bytes of huge replies were sent.
+    understood ("unlisted": understood alone), binary_replies: and sent; token: what the Authorization header must be;
+    metadata: keys that replace those of the model's metadata; config: the model's configuration as Triton has it, whose
+    max_batch_size is enforced; max_bytes: of a request; pixels: the input's name, None for any. app.state.log has a
+    dict per request to infer (id, digests, answered, fault, headers, time), app.state.other the paths of all other
+    requests, those of the wrong form among them, app.state.huge how many bytes of huge replies were sent.
     """
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
@@ -99,7 +104,7 @@ def make_app(
         "versions": [version],
         "platform": "test_platform",
         "outputs": outputs,
-        "inputs": [{"name": "pixels", "datatype": datatype, "shape": list(input_shape)}],
+        "inputs": [{"name": pixels, "datatype": datatype, "shape": list(input_shape)}],
         **({"parameters": parameters} if parameters else {}),
         **(metadata or {}),
     }
@@ -113,7 +118,13 @@ def make_app(
     @app.get("/v2")
     async def about(request: Request):
         app.state.other.append("/v2")
-        return refused(request) or {"name": "test", "version": "1", "extensions": ["binary_tensor_data"] * binary}
+        extensions = ["binary_tensor_data"] * (binary is True) + ["model_configuration"] * (config is not None)
+        return refused(request) or {"name": "test", "version": "1", "extensions": extensions}
+
+    @app.get(f"/v2/models/{name}/config")
+    async def configuration(request: Request):
+        app.state.other.append(request.url.path)
+        return refused(request) or config or JSONResponse({"error": "not found"}, 404)
 
     @app.get(f"/v2/models/{name}")
     @app.get(f"/v2/models/{name}/versions/{version}")
@@ -125,6 +136,9 @@ def make_app(
     @app.post(f"/v2/models/{name}/versions/{version}/infer")
     async def infer(request: Request):
         body = await request.body()
+        if unreadable := unread(request, body):
+            app.state.other.append(request.url.path)
+            return unreadable
         entry = {
             "fault": next(faults, None),
             "answered": False,
@@ -138,15 +152,16 @@ def make_app(
         refusal = refused(request)
         if refusal:
             return refusal
-        asked, pixels = decode(body, request.headers, datatype, binary)
-        images = pixels if nchw else pixels.transpose(0, 3, 1, 2)
-        entry.update(id=asked["id"], digests=[digest(image) for image in images], shape=list(pixels.shape))
+        asked, tensor = decode(body, request.headers, datatype, binary)
+        images = tensor if nchw else tensor.transpose(0, 3, 1, 2)
+        entry.update(id=asked["id"], digests=[digest(image) for image in images], shape=list(tensor.shape))
         reply = await faulty(entry["fault"], app)
         if reply is not None:
             return reply
         arrays = output_arrays(mode, np.asarray(predict(images), dtype=np.float32), k, labels)
         arrays, fault = spoil(arrays, entry["fault"]), entry["fault"]
-        wanted = binary_replies and all((o.get("parameters") or {}).get("binary_data") for o in asked["outputs"])
+        listed = asked.get("outputs") or [{}]
+        wanted = binary_replies and all((output.get("parameters") or {}).get("binary_data") for output in listed)
         head = {
             "model_name": "another" if fault == "model" else name,
             "model_version": version,
@@ -161,6 +176,27 @@ def make_app(
         )
         entry["answered"] = fault is None
         return damaged(content, headers, fault)
+
+    def unread(request, body):
+        """The reply to what the model can't be asked, None for a request of the right form; none of these is logged."""
+        if max_bytes is not None and len(body) > max_bytes:
+            return Response("<html>Request Entity Too Large</html>", 413, media_type="text/html")
+        cut = request.headers.get("inference-header-content-length")
+        if cut is not None and not binary:
+            return JSONResponse({"error": "failed to parse the request JSON"}, 400)
+        (tensor,) = json.loads(body[: int(cut)] if cut else body)["inputs"]
+        shape, most = tensor["shape"], (config or {}).get("max_batch_size") or len(body)
+        free = [-1, *input_shape] if len(input_shape) == 3 else input_shape
+        if pixels is not None and tensor["name"] != pixels:
+            return JSONResponse({"error": f"unexpected inference input '{tensor['name']}' for model '{name}'"}, 400)
+        if tensor["datatype"] != datatype or any(
+            side not in (-1, given) for side, given in zip(free, shape, strict=False)
+        ):
+            return JSONResponse({"error": f"expected {datatype} {free}, got {tensor['datatype']} {shape}"}, 400)
+        if shape[0] > most:
+            told = f"[request id: x] inference request batch-size must be <= {most} for '{name}'"
+            return JSONResponse({"error": told}, 400)
+        return None
 
     def damaged(content, headers, fault):
         if fault == "drop":
@@ -260,7 +296,7 @@ def decode(body, headers, datatype, binary):
     cut = headers.get("inference-header-content-length")
     asked = json.loads(body[: int(cut)] if cut else body)
     (tensor,) = asked["inputs"]
-    assert tensor["datatype"] == datatype and tensor["name"] == "pixels", tensor
+    assert tensor["datatype"] == datatype, tensor
     if cut is None:
         data = np.array(tensor["data"], dtype=DTYPES[datatype])
     else:

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from kit.errors import UserError
+from suspects import wire
+from suspects.connection import Fault
 from suspects.opened import open_model
 from suspects.server import open_server
 from tests.suspects.inference_server import make_app, running
@@ -54,6 +56,7 @@ def refused(path, *words, **arguments):
 
 # --- a model behind HTTP ---
 
+UNIT = {"mean": 0.0, "std": 1.0}
 CLASSES, NCHW, NHWC = 5, [-1, 3, 4, 6], [-1, 4, 6, 3]  # not square, so that a swap of height and width shows
 LABELS = ["crane", "7:up", "boat", "3", "ring"]
 
@@ -72,10 +75,25 @@ def photos(count, seed=1):
 @contextmanager
 def audited(*, shape=NCHW, **options):
     """(running server, suspect that never really sleeps); keywords go to whichever of the two knows them."""
-    names = ("headers", "rate_limit", "timeout", "retries", "overrides", "batch_size", "sleep", "clock")
+    names = ("headers", "rate_limit", "timeout", "retries", "overrides", "batch_size", "hints", "sleep", "clock")
     client = {"sleep": lambda seconds: None, **{name: options.pop(name) for name in names if name in options}}
     with running(make_app(predict, input_shape=shape, **options)) as server:
-        yield server, open_server(server.url, **client)
+        raw = options.get("datatype") == "UINT8"
+        yield server, (open_server if raw else opened)(server.url, **client)
+
+
+def opened(url, overrides=None, **client):
+    """open_server with mean 0 and std 1, unless the test gives others."""
+    return open_server(url, overrides=UNIT | (overrides or {}), **client)
+
+
+def read(model, content, count, headers=None):
+    """What a ServerSuspect makes of a reply over HTTP to a request "x" for `count` images; Fault for a wrong one."""
+    try:
+        reply, tensors = wire.unpacked(content, headers or {})
+    except wire.MALFORMED as error:
+        raise Fault(f"the reply is malformed ({error})") from None
+    return model._reader.read(reply, tensors, "x", count)
 
 
 def same_bits(array, expected):

@@ -8,7 +8,7 @@ import pytest
 from kit.errors import UserError
 from suspects.server import open_server
 from tests.suspects.inference_server import digest, make_app, running
-from tests.suspects.parts import CLASSES, LABELS, NCHW, NHWC, audited, photos, predict, same_bits
+from tests.suspects.parts import CLASSES, LABELS, NCHW, NHWC, UNIT, audited, opened, photos, predict, same_bits
 
 pytest.importorskip("fastapi", reason="the test server needs fastapi (requirements/dev.txt)")
 pytest.importorskip("uvicorn", reason="the test server needs uvicorn (requirements/dev.txt)")
@@ -42,7 +42,7 @@ def test_values_arrive_bit_for_bit(shape, binary, binary_replies):
 def test_extreme_floats_survive(values, binary):
     expected = np.array([values], dtype=np.float32)
     with running(make_app(lambda images: expected, input_shape=NCHW, binary=binary)) as server:
-        assert same_bits(open_server(server.url).ask(photos(1)).values, expected)
+        assert same_bits(opened(server.url).ask(photos(1)).values, expected)
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -83,7 +83,7 @@ def test_a_fixed_batch_is_always_full():
 
 def test_a_fixed_batch_that_would_fill_the_memory():
     with running(make_app(predict, input_shape=[10**9, 3, 4, 6])) as server, pytest.raises(UserError, match="too many"):
-        open_server(server.url)
+        opened(server.url)
 
 
 def test_a_request_stays_below_what_servers_take():
@@ -160,7 +160,7 @@ def test_strings(text, expected):
 
     parameters = {"labels": json.dumps(LABELS)}
     with running(make_app(answer, input_shape=NCHW, mode="text_label", labels=[text], parameters=parameters)) as server:
-        model = open_server(server.url, retries=0)
+        model = opened(server.url, retries=0)
         if expected is None:
             with pytest.raises(UserError, match="output 'text'"):
                 model.ask(photos(2))
@@ -188,7 +188,6 @@ def test_names_that_do_not_fit_the_values_are_ignored():
 @pytest.mark.parametrize(
     "outputs,named",
     [
-        ([], "none"),
         ([{"name": "boxes", "datatype": "FP32", "shape": [-1, 100, 4]}], "boxes"),
         ([{"name": "odd", "datatype": "BF16", "shape": [-1, 5]}], "BF16"),
         ([{"name": "mask", "datatype": "INT64", "shape": [-1, 5]}], "mask"),
@@ -209,7 +208,7 @@ def test_outputs_that_cannot_be_used_are_named(outputs, named):
         running(make_app(predict, input_shape=NCHW, metadata={"outputs": outputs})) as server,
         pytest.raises(UserError, match=named),
     ):
-        open_server(server.url)
+        opened(server.url)
 
 
 @pytest.mark.parametrize(
@@ -221,9 +220,8 @@ def test_outputs_that_cannot_be_used_are_named(outputs, named):
         ([{"name": "batch", "datatype": "FP32", "shape": [3, 1, 4, 6]}], "batch"),
         ([{"name": "jpeg", "datatype": "BYTES", "shape": NCHW}], "jpeg.*BYTES"),
         ([{"name": "pixels", "datatype": "INT32", "shape": NCHW}], "INT32"),
-        ([], "none"),
-        (None, "inputs"),
-        ({}, "none"),
+        (5, "inputs"),
+        ([5], "inputs"),
     ],
 )
 def test_inputs_that_cannot_be_used_are_named(inputs, named):
@@ -231,7 +229,7 @@ def test_inputs_that_cannot_be_used_are_named(inputs, named):
         running(make_app(predict, input_shape=NCHW, metadata={"inputs": inputs})) as server,
         pytest.raises(UserError, match=named),
     ):
-        open_server(server.url)
+        opened(server.url)
 
 
 # --- preprocessing ---
@@ -241,8 +239,8 @@ def test_inputs_that_cannot_be_used_are_named(inputs, named):
 def test_preprocessing_from_the_server_and_from_flags(as_text):
     stated = {"size": [4, 6], "resize": 8, "mean": MEAN, "std": STD, "white": 255, "interpolation": "bicubic"}
     parameters = {"preprocessing": json.dumps(stated) if as_text else stated}
-    with audited(shape=[-1, -1, -1, 3], parameters=parameters) as (server, model):
-        made = model.preprocessing
+    with running(make_app(predict, input_shape=[-1, -1, -1, 3], parameters=parameters)) as server:
+        made = open_server(server.url).preprocessing
         assert (made.size, made.resize, made.mean, made.std, made.white, made.interpolation, made.source) == (
             (4, 6),
             8,
@@ -265,12 +263,26 @@ def test_preprocessing_from_the_server_and_from_flags(as_text):
 
 
 @pytest.mark.parametrize(
-    "overrides,source", [({}, "defaults"), ({"mean": MEAN, "std": STD}, "flags"), ({"resize": 9}, "flags and defaults")]
+    "stated,overrides,source",
+    [
+        ({}, {"mean": MEAN, "std": STD}, "flags"),
+        ({"mean": MEAN}, {"std": STD, "resize": 9}, "server and flags"),
+        ({"mean": MEAN, "std": STD}, {}, "server"),
+        ({}, {}, None),
+        ({}, {"mean": MEAN}, None),
+        ({"std": STD}, {"resize": 9}, None),
+    ],
 )
-def test_the_source_of_the_preprocessing(overrides, source):
-    with audited(overrides=overrides) as (_, model):
-        assert model.preprocessing.source == source
-        assert model.preprocessing.std == tuple(overrides.get("std", (1.0, 1.0, 1.0)))
+def test_mean_and_std_are_asked_for_where_nobody_says_them(stated, overrides, source):
+    """They were taken for 0 and 1 once, silently, which made a guilty model innocent."""
+    with running(make_app(predict, input_shape=NCHW, parameters={"preprocessing": stated})) as server:
+        if source is None:
+            with pytest.raises(UserError, match="give --mean and --std") as error:
+                open_server(server.url, overrides=overrides)
+            assert error.value.flag == "--mean" and not server.log
+            return
+        made = open_server(server.url, overrides=overrides).preprocessing
+    assert (made.source, made.mean, made.std) == (source, tuple(MEAN), tuple(STD))
 
 
 @pytest.mark.parametrize(
@@ -300,9 +312,9 @@ def test_bad_preprocessing_is_refused(setting):
         running(make_app(predict, input_shape=NCHW, parameters={"preprocessing": json.dumps(setting)})) as server,
         pytest.raises(UserError, match=name),
     ):
-        open_server(server.url)
+        open_server(server.url, overrides={key: value for key, value in UNIT.items() if key != name})
     with running(make_app(predict, input_shape=NCHW)) as server, pytest.raises(UserError, match=name):
-        open_server(server.url, overrides=setting)
+        opened(server.url, overrides=setting)
 
 
 @pytest.mark.parametrize(
@@ -313,18 +325,18 @@ def test_parameters_that_cannot_be_read(parameters):
         running(make_app(predict, input_shape=NCHW, parameters=parameters)) as server,
         pytest.raises(UserError, match="parameter that can't be read"),
     ):
-        open_server(server.url)
+        opened(server.url)
 
 
 def test_a_size_that_nobody_gives_or_that_contradicts():
     with running(make_app(predict, input_shape=[-1, 3, -1, -1])) as server:
         with pytest.raises(UserError, match="give --input_size"):
-            open_server(server.url)
-        assert open_server(server.url, overrides={"input_size": (7, 9)}).preprocessing.size == (7, 9)
+            opened(server.url)
+        assert opened(server.url, overrides={"input_size": (7, 9)}).preprocessing.size == (7, 9)
     with running(make_app(predict, input_shape=NHWC)) as server:
-        assert open_server(server.url, overrides={"input_size": (4, 6)}).preprocessing.size == (4, 6)
+        assert opened(server.url, overrides={"input_size": (4, 6)}).preprocessing.size == (4, 6)
         with pytest.raises(UserError, match="correct --input_size"):
-            open_server(server.url, overrides={"input_size": (6, 4)})
+            opened(server.url, overrides={"input_size": (6, 4)})
 
 
 def test_raw_pixels_are_not_normalised():

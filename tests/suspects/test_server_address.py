@@ -7,9 +7,10 @@ import re
 import pytest
 
 from kit.errors import UserError
-from suspects.server import _Fault, open_server
+from suspects.connection import Fault
+from suspects.server import open_server
 from tests.suspects.inference_server import make_app, running
-from tests.suspects.parts import NCHW, audited, photos, predict
+from tests.suspects.parts import NCHW, audited, opened, photos, predict, read
 
 pytest.importorskip("fastapi", reason="the test server needs fastapi (requirements/dev.txt)")
 pytest.importorskip("uvicorn", reason="the test server needs uvicorn (requirements/dev.txt)")
@@ -21,8 +22,8 @@ SECRET = "s3cr3t-t0ken"
 def test_identity_and_versions():
     with audited() as (server, model):
         first = model.identity
-        versioned = open_server(server.url + "/versions/1/")
-        assert open_server(server.url + "/").identity == first
+        versioned = opened(server.url + "/versions/1/")
+        assert opened(server.url + "/").identity == first
         versioned.ask(photos(1))
     assert first["url"] == server.url and versioned.identity["url"] == server.url + "/versions/1"
     assert {**first, "url": "", "metadata_sha256": ""} == {
@@ -50,9 +51,9 @@ def test_a_model_that_is_replaced_meanwhile():
                 }
             ).encode()
 
-        assert model._read(reply("1"), {}, "x", 1).values.tolist() == [[1, 2.5]]
-        with pytest.raises(_Fault, match="version 2, not 1"):
-            model._read(reply("2"), {}, "x", 1)
+        assert read(model, reply("1"), 1).values.tolist() == [[1, 2.5]]
+        with pytest.raises(Fault, match="version 2, not 1"):
+            read(model, reply("2"), 1)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +124,11 @@ def test_a_server_that_echoes_the_secret(monkeypatch, header):
     monkeypatch.setenv("TEST_TOKEN", SECRET)
     app = make_app(predict, input_shape=NCHW, token="another")
     with running(app) as server, pytest.raises(UserError, match=r"401.*not the right token.*--header") as error:
-        open_server(server.url, headers=[header])
+        opened(server.url, headers=[header])
     assert SECRET not in str(error.value) and server.state.other == ["/v2/models/net"]
     names = {"inputs": [{"name": SECRET, "datatype": "FP32", "shape": [1]}]}
     with running(make_app(predict, input_shape=NCHW, metadata=names)) as server, pytest.raises(UserError) as error:
-        open_server(server.url, headers=[header])
+        opened(server.url, headers=[header])
     assert SECRET not in str(error.value) and "***" in str(error.value)
 
 
@@ -176,4 +177,4 @@ def test_a_server_without_a_page_about_itself(monkeypatch):
     monkeypatch.setattr(requests.Session, "request", request)
     with audited(binary=True) as (server, model):
         model.ask(photos(1))
-    assert "inference-header-content-length" not in server.log[0]["headers"]
+    assert server.log[0]["answered"]
