@@ -76,6 +76,7 @@ def make_parser():
         action="store_true",
         help="exit code 1 unless nothing is left to be believed; for --record, too (default: 0 if it is right)",
     )
+    add("--witness_key", metavar="HEX", help="public key of a witness whom you trust (default: nobody is trusted)")
     add("--beacon_chain", metavar="FILE", help="facts of the public beacon, JSON (default: drand's quicknet)")
     add(
         "--timestamp_roots",
@@ -141,7 +142,15 @@ def audit_user(args):
     given["publications"] = tuple(args.publication)
     options = case.Options(**{name: value for name, value in given.items() if value is not None})
     planned = case.open_case(
-        args.record, args.originals, suspect, options, find_out_world(args, suspect), args.out, args.data_root
+        args.record,
+        args.originals,
+        suspect,
+        options,
+        find_out_world(args, suspect),
+        args.out,
+        args.data_root,
+        roots=args.timestamp_roots,
+        chain=find_chain(args),
     )
     print(planned.describe())
     if args.dry_run:
@@ -202,6 +211,13 @@ def find_out_world(args, suspect):
     return strangers.out_world_of_dataset(args.dataset, args.data_root, args.image_size, suspect)
 
 
+def find_chain(args):
+    """The beacon's Chain in --beacon_chain, None for the pinned one."""
+    from provenance import beacon
+
+    return beacon.read_chain(args.beacon_chain) if args.beacon_chain else None
+
+
 def check_evidence(args):
     """Check an evidence bundle; with --record and --originals also the questions, with --checkpoint also the
     answers.
@@ -210,10 +226,9 @@ def check_evidence(args):
     from pathlib import Path
 
     from kit import cli, files
-    from provenance import beacon, replay
+    from provenance import replay
     from provenance.report import show_weaknesses
 
-    chain = beacon.read_chain(args.beacon_chain) if args.beacon_chain else None
     suspect = open_suspect(args) if args.checkpoint else None
     found = replay.replay(
         args.replay,
@@ -223,7 +238,8 @@ def check_evidence(args):
         args.out,
         args.data_root,
         roots=args.timestamp_roots,
-        chain=chain,
+        chain=find_chain(args),
+        witness_key=args.witness_key,
     )
     show_weaknesses(found.weaknesses)
     cli.show_rows(found.rows, 14)

@@ -110,7 +110,8 @@ class Case:
 
     originals: paths by number; plan: the AuditPlan; label: its label as class number, or AUTO; departs, factor: see
     `plan.departures`; strangers: (OutWorld, Users) for Algorithm 1, or None; folder: where answers and results go; log:
-    the file of judgements; judgement: the one to be made, or made before.
+    the file of judgements; judgement: the one to be made, or made before; classes: how many the model said it has
+    before it was asked; weaknesses: what a verdict on the record rests on, sentences.
     """
 
     record: records.MarkRecord
@@ -126,6 +127,8 @@ class Case:
     folder: Path
     log: Path
     judgement: judgements.Judgement
+    classes: int | None
+    weaknesses: list
 
     @property
     def queries(self):
@@ -172,11 +175,13 @@ class Case:
         photos = user_audit.Photos(self.originals, self.suspect.preprocessing.size)
         with files.lock_folder(self.folder):
             # A folder with other answers is refused before its plan is changed and a judgement counted.
-            user_audit.open_answers(
+            answered = user_audit.open_answers(
                 self.record, photos, self.suspect, self.plan.keys, self.plan.audit_seed, self.folder
             )
+            transcript = self._transcript(witness_key, photos) if witness_key else None
+            if transcript:
+                transcript.adopt(answered)
             judgement = self._fix_plan()
-            transcript = witness.Transcript(self.folder, witness_key, judgement.digest) if witness_key else None
             order, digests, answers = user_audit.ask_grid(
                 self.record,
                 photos,
@@ -194,7 +199,7 @@ class Case:
                 judgement.alpha,
                 order,
                 answers,
-                self.suspect.classes,
+                self.classes,
                 judgement.left_out,
                 judgement.price,
             )
@@ -217,6 +222,11 @@ class Case:
         content = {**plan, "plan_sha256": judgement.digest, "input": opening.input_of(self.suspect)}
         files.write_json(self.folder / opening.PLAN_FILE, content)
         return judgement
+
+    def _transcript(self, key, photos):
+        count = len(photos) * (self.plan.keys + 1)
+        order = user_audit.query_order(self.record, count, self.plan.audit_seed)
+        return witness.Transcript(self.folder, key, witness.context_of(self.judgement.digest, self.label, order))
 
     def _locked_log(self):
         return files.lock_file(self.log.with_name(f".{self.log.name}.lock"))
@@ -271,7 +281,10 @@ class Case:
             "judgement": judgement.model_dump(mode="json"),
             "log": [entry.model_dump(mode="json") for entry in log],
             "label": self.label,
-            "classes": suspect.classes,
+            "class_name": None
+            if self.label == exact.AUTO or self.label >= len(suspect.class_names or ())
+            else suspect.class_names[self.label],
+            "classes": self.classes,
             "model": suspect.identity,
             **opening.input_of(suspect),
             "publications": list(self.options.publications),
@@ -280,7 +293,7 @@ class Case:
             "versions": environment.software_versions(),
         }
         found = evidence.audit_weaknesses(judgement, log, record.plan, suspect.preprocessing.source)
-        weak = disclosed.weaknesses(record) + found
+        weak = self.weaknesses + found
         report.draw_grid(grid, result, self.folder / "grid.png")
         evidence.write_bundle(self.folder / "evidence.zip", document, order, digests, answers)
         files.write_json(
@@ -300,15 +313,28 @@ class Case:
         )
 
 
-def open_case(record_path, folders, suspect, options=None, out_world=None, folder=None, data_root=None, log=None):
+def open_case(
+    record_path,
+    folders,
+    suspect,
+    options=None,
+    out_world=None,
+    folder=None,
+    data_root=None,
+    log=None,
+    roots=None,
+    chain=None,
+):
     """Plan an audit: a Case. Raises UserError where it can't be carried out, before anything is asked.
 
     folders: where the originals are (see `records.locate_originals`); out_world: an `OutWorld`, or None to leave
     Algorithm 1 out; folder: for the results, None for one named after the model beside the record; log: the file of
-    judgements, None for the one beside the record (a copy of a record has to share the log of the others).
+    judgements, None for the one beside the record (a copy of a record has to share the log of the others); roots,
+    chain: see `disclosed.check`.
     """
     options = options or Options()
     record = records.read_finished(record_path)
+    weaknesses = disclosed.weaknesses(record, record_path, roots, chain)
     originals = records.locate_originals(record, folders, record_path, lost=True)
     left_out = [number for number, path in enumerate(originals) if path is None]
     bank = protect.load_bank(record.settings, data_root)
@@ -327,7 +353,8 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
     plan = options.plan(record.plan, photos, aside)
     label = resolve_label(plan.label, suspect)
     # Nothing was committed for an early record, so that there is nothing to depart from; its verdict says what it is.
-    departs, factor = ([], 1) if isinstance(record, LegacyRecord) else departures(record.plan, plan, suspect.classes)
+    committed = plan if isinstance(record, LegacyRecord) else record.plan
+    departs, factor = departures(committed, plan, suspect.classes)
     strangers = (out_world, strangers_of.draw_out_world(out_world, record, count, label)) if out_world else None
     beside = records.record_file(record_path).resolve().parent
     folder = opening.place_of_results(record_path, suspect.name, folder)
@@ -335,7 +362,7 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
         raise UserError(f"--out {folder} has another run's or a record's files", advice="choose another folder")
     log = Path(log or judgements.place_of_log(beside, folder))
     try:
-        _refuse_unreachable(record, plan, photos, factor, most and most - aside)
+        _refuse_unreachable(record, plan, committed, photos, factor, most and most - aside)
     except UserError as error:
         if not departs:
             raise
@@ -347,10 +374,24 @@ def open_case(record_path, folders, suspect, options=None, out_world=None, folde
         ) from None
     entries = judgements.read_log(log)
     judgement = judgements.next_judgement(
-        entries, record, plan, suspect, departs, factor, _asking(folder, entries, suspect), left_out
+        entries, record, plan, committed, suspect, departs, factor, _asking(folder, entries, suspect), left_out
     )
     return Case(
-        record, originals, suspect, bank, options, plan, label, departs, factor, strangers, folder, log, judgement
+        record,
+        originals,
+        suspect,
+        bank,
+        options,
+        plan,
+        label,
+        departs,
+        factor,
+        strangers,
+        folder,
+        log,
+        judgement,
+        suspect.classes,
+        weaknesses,
     )
 
 
@@ -366,7 +407,7 @@ def _refuse_too_few(record, left_out, published):
         )
 
 
-def _refuse_unreachable(record, plan, photos, factor, max_queries):
+def _refuse_unreachable(record, plan, committed, photos, factor, max_queries):
     """Raise UserError for a grid that can't show anything even as the first judgement.
 
     That earlier judgements have used alpha up is only said.
@@ -374,7 +415,7 @@ def _refuse_unreachable(record, plan, photos, factor, max_queries):
     exact.plan_grid(
         photos,
         [batch.possible for batch in record.batches],
-        min(plan.alpha, record.plan.alpha) / 2 / factor,
+        judgements.share_of_alpha(plan, committed, 1, factor),
         plan.keys,
         plan.selections,
         max_queries,

@@ -4,7 +4,6 @@ Public: Disclosed, DisclosedBatch, disclose, check, weaknesses, HONEST.
 """
 
 import base64
-import binascii
 import hashlib
 from dataclasses import dataclass
 
@@ -159,7 +158,7 @@ def _trust(batch, number, where, roots, chain):
         return found, None
     try:
         stamp = timestamp.verify(base64.b64decode(batch.timestamp, validate=True), commit.digest, roots)
-    except (UserError, binascii.Error) as error:
+    except (UserError, ValueError) as error:  # a ValueError: no base64
         found.append(f"the time stamp of the commitment can't be relied on ({error})")
         return found, None
     if commit.beacon is not None and stamp.time.timestamp() >= _moment(commit.beacon):

@@ -6,7 +6,8 @@ asked again, an answered one never is. The bundle evidence.zip has bundle.json (
 judgement and the log of all judgements, model, versions, result, the witness's transcript) and answers.npz (order,
 SHA-256 of every image that was sent, answers). The secret of the marks is not in it.
 
-Public: AnswerLog, write_bundle, read_bundle, check_document, Checked, audit_weaknesses, BUNDLE_FORMAT, ANSWER_FILE.
+Public: AnswerLog, write_bundle, read_bundle, check_document, Checked, preprocessing_of, audit_weaknesses,
+BUNDLE_FORMAT, ANSWER_FILE.
 """
 
 import io
@@ -26,9 +27,9 @@ from attacks.exact import AUTO
 from kit.errors import UserError
 from kit.files import atomic_path, check_same_settings, read_json, write_json
 from provenance import disclosed, judgements
-from provenance.plan import AuditPlan, departures
+from provenance.plan import STATISTIC, AuditPlan, departures
 from provenance.record import first_problem
-from suspects.suspect import Answers, joined
+from suspects.suspect import Answers, Preprocessing, joined
 
 BUNDLE_FORMAT, EARLY_FORMAT = "membershiptracker-evidence-2", "membershiptracker-evidence-1"
 ANSWER_FILE = "answers.bin"
@@ -193,6 +194,7 @@ def read_bundle(path):
         KeyError,
         TypeError,
         AttributeError,
+        IndexError,
         EOFError,
         OSError,
         RuntimeError,
@@ -238,9 +240,8 @@ def early_document(document):
         "judgement": judgement,
         "log": [judgement],
         "label": audit["label"],
+        "class_name": None,
         "publications": [],
-        # What early results said otherwise, or did not say.
-        "compared": ["p_value", "pairs", "at_most", "photos", "published", "queries", "label"],
         **{name: document[name] for name in ("classes", "model", "preprocessing", "result")},
     }
 
@@ -262,6 +263,8 @@ def _checked_arrays(arrays):
         classes.dtype != np.int32 or 0 in classes.shape or not -1 <= classes.min() <= classes.max() < MAX_CLASSES
     ):
         raise ValueError("its classes are not class numbers")
+    if classes is not None and 8 * len(classes) * int(classes.max() + 1) > MAX_BUNDLE_BYTES:
+        raise ValueError("its classes would fill the memory")
     if (
         order.dtype != np.int64
         or order.shape != (len(answers),)
@@ -277,14 +280,30 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
+_Three = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+
+
+class _Preprocessing(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)]
+    resize: Annotated[int, Field(ge=1, le=8192)] | None
+    mean: _Three
+    std: _Three
+    white: Literal[1.0, 255.0]
+    interpolation: str
+    source: Annotated[str, Field(max_length=1000)]
+
+
 class _Document(_Part):
     record: dict
     judgement: dict
     log: list
     label: Literal["auto"] | Annotated[int, Field(ge=0, lt=MAX_CLASSES)]
+    class_name: str | None
     classes: Annotated[int, Field(ge=1, lt=MAX_CLASSES)] | None
     model: dict
-    preprocessing: dict
+    preprocessing: _Preprocessing
     publications: list[str]
     result: dict
 
@@ -292,20 +311,35 @@ class _Document(_Part):
 @dataclass(frozen=True)
 class Checked:
     """What a bundle's document says, checked: the record as far as it is disclosed, the judgement, the log, the
-    label as a class number or AUTO, and what the verdict rests on beside the answers (sentences).
+    label as a class number or AUTO, how photos became the model's input, and what the verdict rests on beside the
+    answers (sentences).
     """
 
     record: disclosed.Disclosed
     judgement: judgements.Judgement
     log: list
     label: int | str
+    preprocessing: Preprocessing
     weaknesses: list
+
+    @property
+    def by_name(self):
+        """Whether the plan has the class by its name, so that its number is the model's word."""
+        name = self.judgement.plan.label
+        return self.label != AUTO and not (name.isdecimal() and int(name) == self.label)
+
+
+def preprocessing_of(content):
+    """The Preprocessing in a bundle's document. Raises UserError."""
+    return Preprocessing(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+    )
 
 
 def check_document(document, answers, where, roots=None, chain=None):
     """The Checked document of a bundle whose commitments, draw, plan and sizes fit together. Raises UserError.
 
-    answers: how many the bundle has; roots, chain: see `disclosed.check`.
+    answers: the bundle's Answers; roots, chain: see `disclosed.check`.
     """
     try:
         checked = _Document.model_validate(document)
@@ -319,24 +353,40 @@ def check_document(document, answers, where, roots=None, chain=None):
     stated, judgement = judgement, next((entry for entry in log if entry.same_as(judgement)), None)
     if judgement is None or judgement.digest != stated.model_copy(update={"previous": judgement.previous}).digest:
         raise UserError(f"{where}: its judgement is not in its log", advice="somebody changed it")
-    total = sum(photos for photos, _ in record.sizes)
+    total, preprocessing = sum(photos for photos, _ in record.sizes), preprocessing_of(document["preprocessing"])
     plan, photos = judgement.plan, total - len(set(judgement.left_out))
-    departs, factor = ([], 1) if record.early else departures(record.plan, plan, checked.classes)
+    # Nothing was committed for an early record, so that there is nothing to depart from.
+    committed = plan if record.early else record.plan
+    departs, factor = departures(committed, plan, checked.classes)
+    auto, name = AUTO in (plan.label, checked.label), checked.class_name
     fits = {
-        "its commitments": judgement.commitments == record.commitments,
-        "the model": judgement.model == checked.model,
-        "alpha": judgement.alpha == judgements.share_of_alpha(plan, record.plan, judgement.number, factor)
+        "its commitments": judgement.commitments[-len(record.commitments) :] == record.commitments
+        and (record.early or len(judgement.commitments) == len(record.commitments)),
+        "the model": judgement.model == checked.model
+        and checked.model.get("classes", checked.classes) in (None, checked.classes),
+        "how photos became the model's input": record.early or judgement.preprocessing == preprocessing.describe(),
+        "alpha": judgement.alpha == judgements.share_of_alpha(plan, committed, judgement.number, factor)
         and judgement.departures == departs,
-        "the label": plan.label == str(checked.label) or (checked.label != AUTO and not plan.label.isdecimal()),
+        "its statistic": (plan.statistic, plan.references, plan.views) == (STATISTIC, [], 1),
+        "the label": plan.label == checked.label if auto else plan.label in (str(checked.label), name),
         "what was left out": all(0 <= number < total for number in judgement.left_out),
-        "the number of answers": photos * (plan.keys + 1) == answers
-        and photos * (plan.selections + 1) <= MAX_BUNDLE_BYTES,
+        "the number of classes": _classes_fit(checked.classes, answers),
+        "the number of answers": photos * (plan.keys + 1) == len(answers)
+        and 8 * photos * (plan.selections + 1) <= MAX_BUNDLE_BYTES,
     }
     if wrong := [what for what, right in fits.items() if not right]:
         raise UserError(f"{where}: {wrong[0]} does not fit its plan", advice="somebody changed it")
-    source = str(document["preprocessing"].get("source"))
-    found = record.weaknesses + audit_weaknesses(judgement, log, record.plan, source)
-    return Checked(record, judgement, log, checked.label, found)
+    found = record.weaknesses + audit_weaknesses(judgement, log, record.plan, preprocessing.source)
+    return Checked(record, judgement, log, checked.label, preprocessing, found)
+
+
+def _classes_fit(claimed, answers):
+    """A choice of the class costs more the more classes there are, so that fewer than there are must not be claimed."""
+    if claimed is None:
+        return True
+    if answers.classes is None:
+        return answers.values.shape[1] == claimed
+    return answers.classes.max() < claimed
 
 
 def audit_weaknesses(judgement, log, committed, source):

@@ -110,11 +110,11 @@ def _number(before, entry):
     return earlier + len(entry.commitments)
 
 
-def next_judgement(entries, record, plan, suspect, departs, factor, asking, left_out=(), now=None):
+def next_judgement(entries, record, plan, committed, suspect, departs, factor, asking, left_out=(), now=None):
     """The Judgement of a plan: the one that is among the entries of a log already, or the one to come.
 
-    departs, factor: of `plan.departures`; asking: 1 for the first answers of this model; left_out: numbers of photos
-    whose originals are gone; now: ISO time.
+    committed: the AuditPlan that binds; departs, factor: of `plan.departures`; asking: 1 for the first answers of this
+    model; left_out: numbers of photos whose originals are gone; now: ISO time.
     """
     draft = Judgement(
         begun=now or datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -133,7 +133,7 @@ def next_judgement(entries, record, plan, suspect, departs, factor, asking, left
     if known is not None:
         return known
     number = _number(entries, draft)
-    return draft.model_copy(update={"number": number, "alpha": share_of_alpha(plan, record.plan, number, factor)})
+    return draft.model_copy(update={"number": number, "alpha": share_of_alpha(plan, committed, number, factor)})
 
 
 def open_judgement(path, judgement):

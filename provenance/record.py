@@ -34,6 +34,7 @@ from provenance.plan import AuditPlan
 from utils import Marking, derive_key
 
 FORMAT = "membershiptracker-record-2"
+LAST_SECOND = 253_402_300_799  # of the year 9999
 COMMITMENT_FORMAT = "membershiptracker-commitment-2"
 COPIES = {True: "originals", False: "held_out"}  # folders beside record.json, by whether a photo is published
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -80,6 +81,12 @@ class BeaconRound(Strict):
     genesis_time: int = Field(ge=0)
     period: int = Field(ge=1)
     round: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _has_a_date(self):
+        if self.genesis_time + (self.round - 1) * self.period > LAST_SECOND:
+            raise ValueError("its round has no date")
+        return self
 
 
 class Commitment(Strict):

@@ -4,21 +4,24 @@ Public: Replay, replay.
 """
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from scipy.special import softmax
 
 from kit.errors import UserError
-from provenance import evidence, protect, witness
+from provenance import case, disclosed, evidence, protect, witness
 from provenance import grid as user_audit
 from provenance import record as records
-from suspects.suspect import Preprocessing
 
-# Answers of the same file on another processor differ by rounding; those of another model by far more.
+# Answers of the same file on another processor differ by rounding; those of another model by far more. What is
+# tolerated could still be used to move p: the verdict of the fresh answers has to be the same.
 SAME_CHANCE = 0.02
 TOLERATED_SHARE = 0.01
+# Early results said the rest otherwise, or did not say it.
+EARLY_RESULT = ("p_value", "pairs", "at_most", "photos", "published", "queries", "label")
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,26 @@ class Replay:
     document: dict
 
 
-def replay(bundle, record_path=None, folders=(), suspect=None, out=None, data_root=None, roots=None, chain=None):
+def replay(
+    bundle,
+    record_path=None,
+    folders=(),
+    suspect=None,
+    out=None,
+    data_root=None,
+    roots=None,
+    chain=None,
+    witness_key=None,
+):
     """Check the evidence bundle `bundle`: a Replay. Raises UserError for one that does not fit itself.
 
     record_path, folders: the disclosed record and its originals, to rebuild every image that was sent; suspect: the
-    model, opened, to ask it again (needs the record); out: folder for its answers; roots, chain: see `disclosed.check`.
+    model, opened, to ask it again (needs the record); out: folder for its answers, from which it goes on; roots, chain:
+    see `disclosed.check`; witness_key: the public key, hex, of a witness who is trusted. With the model, the verdict is
+    that of its own answers, now given, and no longer of those in the bundle.
     """
     document, order, digests, answers = evidence.read_bundle(bundle)
-    checked = evidence.check_document(document, len(answers), bundle, roots, chain)
+    checked = evidence.check_document(document, answers, bundle, roots, chain)
     result, _, _ = user_audit.judge(
         checked.record,
         checked.judgement.plan,
@@ -51,8 +66,9 @@ def replay(bundle, record_path=None, folders=(), suspect=None, out=None, data_ro
         answers,
         document.get("classes"),
         checked.judgement.left_out,
+        checked.judgement.price,
     )
-    _refuse_other_result(result, document, bundle)
+    _refuse_other_result(result, checked, document, bundle)
     rows = [
         ("commitment", f"{checked.record.commitments[-1]}"),
         ("draw", "selection and plan follow from the commitment"),
@@ -60,9 +76,13 @@ def replay(bundle, record_path=None, folders=(), suspect=None, out=None, data_ro
         ("p recomputed", f"{result['p_value']:.6g}, compared with {result['alpha']:.2g}"),
     ]
     weak, right = list(checked.weaknesses), True
-    witnessed = witness.check(document.get("witness"), checked.judgement.digest, digests, answers, bundle)
+    context = witness.context_of(checked.judgement.digest, checked.label, order)
+    witnessed = witness.check(document.get("witness"), context, digests, answers, bundle)
     if witnessed:
         rows.append(("witness", witnessed))
+    signer = document["witness"]["public_key"] if witnessed else None
+    if witness_key is not None and signer != witness_key.lower():
+        raise UserError(f"{bundle} has no witness with the key {witness_key[:64]}", flag="--witness_key")
     if record_path:
         found, right = _questions(checked, document, order, digests, record_path, folders, data_root)
         rows.append(("images sent", found))
@@ -73,18 +93,35 @@ def replay(bundle, record_path=None, folders=(), suspect=None, out=None, data_ro
                 advice="give the disclosed record and the originals, too",
                 command="with --record and --originals",
             )
-        found, same = _ask_again(
-            Path(bundle), checked, document, order, answers, suspect, record_path, folders, out, data_root
+        found, same, result = _ask_again(
+            bundle, checked, document, order, answers, suspect, record_path, folders, out, data_root, result
         )
         rows.append(("asked again", found))
         right = right and same
     elif not witnessed:
         weak.insert(0, _unverified(document["model"]))
-    return Replay(result, rows, weak, right, document)
+    elif witness_key is None:
+        weak.insert(
+            0,
+            f"the answers are the word of a witness with the key {signer}, which anybody could have made: find out "
+            "whose it is, and give it as --witness_key",
+        )
+    if checked.by_name and (suspect is None or suspect.class_names is None) and witness_key is None:
+        weak.append(
+            f"that the plan's class {checked.judgement.plan.label!r} has the number {checked.label} is the word of "
+            "whoever made the bundle"
+        )
+    rows = [(name, _printable(value)) for name, value in rows]
+    return Replay(result, rows, [_printable(sentence) for sentence in weak], right, document)
+
+
+def _printable(text):
+    """A text of a stranger's without what could change a terminal's looks."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _unverified(model):
-    what = f"the file with SHA-256 {model['sha256'][:16]}..." if model.get("sha256") else "this server"
+    what = f"the file with SHA-256 {str(model['sha256'])[:16]}..." if model.get("sha256") else "this server"
     how = (
         "give the model with --checkpoint, and the record, to ask it again"
         if model.get("sha256")
@@ -93,18 +130,18 @@ def _unverified(model):
     return f"nothing shows that the answers came from {what}: whoever made the bundle could have made them up; {how}"
 
 
-def _refuse_other_result(result, document, bundle):
+def _refuse_other_result(result, checked, document, bundle):
     claimed = {name: value for name, value in document["result"].items() if name != "algorithm_1"}
     ours = json.loads(json.dumps(result))
-    names = document.get("compared") or ours.keys()
-    if any(ours[name] != claimed.get(name) for name in names) or (
-        not document.get("compared") and claimed.keys() != ours.keys()
-    ):
+    names = EARLY_RESULT if checked.record.early else ours.keys() | claimed.keys()
+    if any(ours.get(name) != claimed.get(name) for name in names):
         raise UserError(
-            f"{bundle}: its answers give p = {result['p_value']:.6g}, and its result says {claimed.get('p_value')} or "
-            "differs elsewhere",
+            f"{bundle}: its answers give p = {result['p_value']:.6g}, and its result says "
+            f"{str(claimed.get('p_value'))[:20]!r} or differs elsewhere",
             advice="somebody changed it",
         )
+    if checked.judgement.p_value not in (None, result["p_value"]):
+        raise UserError(f"{bundle}: its log says that another p came out", advice="somebody changed it")
 
 
 def _matching_record(checked, record_path):
@@ -127,20 +164,14 @@ def _photos(checked, record, folders, record_path, preprocessing):
     return user_audit.Photos([None if number in out else path for number, path in enumerate(paths)], preprocessing.size)
 
 
-def _preprocessing(document):
-    try:
-        return Preprocessing(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in document["preprocessing"].items()
-            }
-        )
-    except TypeError as error:
-        raise UserError(f"the bundle's preprocessing is damaged ({error})", "get an undamaged copy") from None
+def _marked(shown):
+    return [batch["marked"] for batch in shown["batches"]]
 
 
 def _questions(checked, document, order, digests, record_path, folders, data_root):
-    record, preprocessing = _matching_record(checked, record_path), _preprocessing(document)
+    record, preprocessing = _matching_record(checked, record_path), checked.preprocessing
+    if not checked.record.early and _marked(document["record"]) != _marked(disclosed.disclose(record)):
+        raise UserError(f"{record_path} has other marked files than the bundle says", advice="somebody changed it")
     photos = _photos(checked, record, folders, record_path, preprocessing)
     bank = protect.load_bank(record.settings, data_root)
     right = user_audit.check_queries(record, photos, preprocessing, checked.judgement.plan, order, digests, bank)
@@ -152,8 +183,11 @@ def _questions(checked, document, order, digests, record_path, folders, data_roo
     return f"{right} of {len(order)} are bit for bit those of record and originals{note}", right == len(order)
 
 
-def _ask_again(bundle, checked, document, order, answers, suspect, record_path, folders, out, data_root):
-    """(what was found, whether the stored answers are this model's)."""
+def _ask_again(bundle, checked, document, order, answers, suspect, record_path, folders, out, data_root, stored):
+    """(what was found, whether the stored answers are this model's, the result of its own answers).
+
+    stored: the result that the stored answers give.
+    """
     model = document["model"]
     if not model.get("sha256") or suspect.identity.get("sha256") != model["sha256"]:
         raise UserError(
@@ -161,20 +195,20 @@ def _ask_again(bundle, checked, document, order, answers, suspect, record_path, 
             advice="give the file that was audited",
             flag="--checkpoint",
         )
-    if (
-        suspect.preprocessing.describe().partition(" (from")[0]
-        != _preprocessing(document).describe().partition(" (from")[0]
-    ):
+    ours, theirs = suspect.preprocessing.describe(), checked.preprocessing.describe()
+    if ours.partition(" (from")[0] != theirs.partition(" (from")[0]:
         raise UserError(
-            f"the bundle's audit fed the model otherwise ({_preprocessing(document).describe()}) than it is now "
-            f"({suspect.preprocessing.describe()})",
+            f"the bundle's audit fed the model otherwise ({_printable(theirs)}) than it is now ({ours})",
             advice="give the same flags as then, if they are the model's own",
         )
     record, plan = _matching_record(checked, record_path), checked.judgement.plan
+    if checked.by_name and suspect.class_names and case.resolve_label(plan.label, suspect) != checked.label:
+        raise UserError(f"{bundle}: class {checked.label} is not what the model calls {plan.label!r}")
     photos = _photos(checked, record, folders, record_path, suspect.preprocessing)
-    folder = Path(out) if out else bundle.parent / f"{bundle.stem}-asked-again"
     bank = protect.load_bank(record.settings, data_root)
-    again, _, fresh = user_audit.ask_grid(record, photos, suspect, plan.keys, plan.audit_seed, folder, bank)
+    # Nowhere near the bundle: whoever sent that might have sent answers along.
+    with nullcontext(out) if out else TemporaryDirectory() as folder:
+        again, _, fresh = user_audit.ask_grid(record, photos, suspect, plan.keys, plan.audit_seed, folder, bank)
     if not np.array_equal(again, order):
         raise UserError("the bundle asked in another order than its record gives", advice="somebody changed it")
     apart = _apart(answers, fresh)
@@ -187,23 +221,29 @@ def _ask_again(bundle, checked, document, order, answers, suspect, record_path, 
         fresh,
         document.get("classes"),
         checked.judgement.left_out,
+        checked.judgement.price,
     )
-    same = apart <= TOLERATED_SHARE * len(answers)
-    return (
-        f"{len(answers) - apart} of {len(answers)} answers are the model's own; they give p = {result['p_value']:.6g}"
-        + ("" if same else ": THE STORED ANSWERS ARE NOT THIS MODEL'S"),
-        same,
+    found = (
+        f"{len(answers) - apart} of {len(answers)} answers are the model's own, which give p = {result['p_value']:.6g}"
     )
+    if apart > TOLERATED_SHARE * len(answers):
+        return f"{found}: THE STORED ANSWERS ARE NOT THIS MODEL'S", False, result
+    if result["detected"] != stored["detected"]:
+        return f"{found}: THE VERDICT IS ANOTHER", False, result
+    return found, True, result
 
 
 def _apart(stored, fresh):
-    """How many answers differ by more than rounding."""
-    if (stored.missing != fresh.missing).any() or (stored.values is None) != (fresh.values is None):
-        return int((stored.missing != fresh.missing).sum()) or len(stored)
-    there = ~stored.missing
-    if stored.values is None:
-        return int((stored.classes != fresh.classes).any(axis=1).sum())
-    if stored.values.shape != fresh.values.shape:
+    """How many answers differ by more than rounding, or are missing on one side alone."""
+    forms = [
+        [None if array is None else array.shape for array in (some.values, some.classes)] for some in (stored, fresh)
+    ]
+    if forms[0] != forms[1]:
         return len(stored)
-    ours, theirs = (softmax(some.log_probabilities()[0][there], axis=1) for some in (stored, fresh))
-    return int((np.abs(ours - theirs).max(axis=1) > SAME_CHANCE).sum())
+    there = ~stored.missing & ~fresh.missing
+    lost = int((stored.missing != fresh.missing).sum())
+    if stored.values is None:
+        return lost + int((stored.classes != fresh.classes)[there].any(axis=1).sum())
+    classes = None if stored.classes is None else int(max(stored.classes.max(), fresh.classes.max())) + 1
+    ours, theirs = (softmax(some.log_probabilities(classes)[0][there], axis=1) for some in (stored, fresh))
+    return lost + int((np.abs(ours - theirs).max(axis=1, initial=0) > SAME_CHANCE).sum())

@@ -2,10 +2,11 @@
 
 Whoever has to be believed (a court's expert, a notary's office) runs the audit from the disclosed record with `eval.py
 --witness KEYFILE`. Each batch of questions and answers is bound to those before it by SHA-256 as it arrives, with the
-time, and the last link is signed with Ed25519. A replay checks the chain against the bundle's answers and names the
-key: whose key that is has to be known from elsewhere.
+time, and each link is signed with Ed25519: a folder that somebody else has filled is not taken over. The chain begins
+with the plan, the class that is looked at and the order of the questions, without which answers mean nothing. A replay
+checks the chain against the bundle's answers and names the key: whose key that is has to be known from elsewhere.
 
-Public: Transcript, read_key, check, TRANSCRIPT_FILE.
+Public: Transcript, read_key, context_of, check, TRANSCRIPT_FILE.
 """
 
 import hashlib
@@ -18,10 +19,10 @@ import numpy as np
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from kit.errors import UserError
-from kit.files import atomic_path
+from kit.files import canonical_digest
 from provenance.record import Digest, Strict, first_problem
 
 TRANSCRIPT_FILE = "transcript.jsonl"
@@ -33,14 +34,13 @@ def read_key(path):
     path = Path(path)
     if not path.exists():
         key = Ed25519PrivateKey.generate()
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(
-                key.private_bytes(
-                    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-                )
-            )
-            os.chmod(temporary, 0o600)
-        path.chmod(0o600)
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Never readable by others, not even for a moment.
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(pem)
         return key
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
@@ -52,26 +52,19 @@ def read_key(path):
 
 
 class Entry(Strict):
-    """One batch: the number of its first query (in earlier transcripts that of the batch, all being of one size), when
-    its replies came, the digest of requests and replies, and the link to what was before.
+    """One batch: the number of its first query, when its replies came, the digest of requests and replies, and the link
+    to what was before.
     """
 
-    first: int | None = Field(None, ge=0)
-    batch: int | None = Field(None, ge=0)
+    first: int = Field(ge=0)
     rows: int = Field(ge=1)
-    time: str
+    time: str = Field(pattern=r"^[0-9T:.+-]{19,40}$")
     content: Digest
     link: Digest
 
-    @model_validator(mode="after")
-    def _numbered(self):
-        if (self.first is None) == (self.batch is None):
-            raise ValueError("an entry has one number, first or batch")
-        return self
-
 
 class Signed(Strict):
-    """A transcript with its signature: context binds it to one audit."""
+    """A transcript with the signature of its last link: context binds it to one audit (see `context_of`)."""
 
     context: Digest
     entries: list[Entry] = Field(min_length=1)
@@ -87,31 +80,54 @@ def content_digest(digests, answers):
     return hashlib.sha256(b"|".join(parts)).hexdigest()
 
 
+def _start(context):
+    return hashlib.sha256(f"{FIRST}:{context}".encode()).hexdigest()
+
+
 def _link(before, entry):
-    number = entry["batch"] if entry.get("first") is None else entry["first"]
-    return hashlib.sha256(f"{before}:{number}:{entry['rows']}:{entry['time']}:{entry['content']}".encode()).hexdigest()
+    return hashlib.sha256(
+        f"{before}:{entry['first']}:{entry['rows']}:{entry['time']}:{entry['content']}".encode()
+    ).hexdigest()
 
 
-def _places(entries):
-    """The number of each entry's first query."""
-    numbered = [entry["rows"] for entry in entries if entry.get("first") is None]
-    # Batches that have numbers are of one size, but for the last.
-    size = max(numbered, default=0)
-    return [entry["batch"] * size if entry.get("first") is None else entry["first"] for entry in entries]
+def context_of(plan, label, order):
+    """What a transcript begins with, hex: the plan's digest, the label (class number or AUTO), the questions' order."""
+    asked = hashlib.sha256(np.ascontiguousarray(order, "<i8").tobytes()).hexdigest()
+    return canonical_digest([plan, label, asked])
 
 
 class Transcript:
-    """The transcript of an audit on disk, written as answers arrive. context: hex digest of the plan."""
+    """The transcript of an audit on disk, written and signed as answers arrive. context: of `context_of`.
+
+    Raises UserError for a folder with a transcript that this key did not sign for this audit.
+    """
 
     def __init__(self, folder, key, context):
         self._path, self._key, self._context = Path(folder) / TRANSCRIPT_FILE, key, context
         self.entries = []
         if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                try:
-                    self.entries.append(Entry.model_validate(json.loads(line)).model_dump(exclude_none=True))
-                except (ValueError, ValidationError):
-                    break  # a torn last line: its batch is asked again
+            self._read()
+
+    def _read(self):
+        content = self._path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            try:
+                stored = json.loads(line)
+                signature = bytes.fromhex(stored.pop("signature"))
+                entry = Entry.model_validate(stored).model_dump()
+                if entry["link"] != _link(self._last, entry):
+                    raise ValueError("another audit's")
+                self._key.public_key().verify(signature, bytes.fromhex(entry["link"]))
+            except (ValueError, KeyError, TypeError, AttributeError, InvalidSignature, RecursionError):
+                raise UserError(
+                    f"{self._path} is not what this witness wrote in this audit", advice="choose another --out"
+                ) from None
+            self.entries.append(entry)
+        if len(whole) < len(content):
+            # What an interruption tore off: its batch is asked again.
+            with open(self._path, "r+b") as file:
+                file.truncate(len(whole))
 
     def add(self, first, digests, answers):
         """Bind the answers to the queries from number `first` on to those before them."""
@@ -121,10 +137,10 @@ class Transcript:
             "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "content": content_digest(digests, answers),
         }
-        entry["link"] = _link(self.entries[-1]["link"] if self.entries else self._start, entry)
+        entry["link"] = _link(self._last, entry)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps({**entry, "signature": self._signature(entry["link"])}) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.entries.append(entry)
@@ -134,9 +150,9 @@ class Transcript:
 
         One batch may have been answered just before an interruption; it is asked again.
         """
-        seen = dict(zip(_places(self.entries), (entry["content"] for entry in self.entries), strict=True))
-        unseen = [first for first, kept in log.blocks.items() if seen.get(first) != content_digest(*kept)]
-        if len(unseen) > 1 or any(first not in log.blocks for first in seen):
+        kept = {first: content_digest(*block) for first, block in log.blocks.items()}
+        unseen = kept.keys() - {entry["first"] for entry in self.entries}
+        if len(unseen) > 1 or any(kept.get(entry["first"]) != entry["content"] for entry in self.entries):
             raise UserError(
                 f"{self._path.parent} holds answers that this witness has not seen", advice="choose another --out"
             )
@@ -144,8 +160,11 @@ class Transcript:
             del log.blocks[first]
 
     @property
-    def _start(self):
-        return hashlib.sha256(f"{FIRST}:{self._context}".encode()).hexdigest()
+    def _last(self):
+        return self.entries[-1]["link"] if self.entries else _start(self._context)
+
+    def _signature(self, link):
+        return self._key.sign(bytes.fromhex(link)).hex()
 
     def sign(self):
         """The signed transcript, JSON-ready."""
@@ -154,7 +173,7 @@ class Transcript:
             "context": self._context,
             "entries": self.entries,
             "public_key": public.hex(),
-            "signature": self._key.sign(bytes.fromhex(self.entries[-1]["link"])).hex(),
+            "signature": self._signature(self._last),
         }
 
 
@@ -162,7 +181,7 @@ def check(content, context, digests, answers, where):
     """One line about the witness of a bundle, None where it has none. Raises UserError for a transcript that does not
     fit.
 
-    context: digest of the plan; digests, answers: all that were asked, in the order asked.
+    context: of `context_of`; digests, answers: all that were asked, in the order asked.
     """
     if content is None:
         return None
@@ -170,15 +189,14 @@ def check(content, context, digests, answers, where):
         signed = Signed.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{where}: its witness's transcript is damaged: {first_problem(error)}") from None
-    before, first, wrong = hashlib.sha256(f"{FIRST}:{context}".encode()).hexdigest(), 0, signed.context != context
-    entries = [entry.model_dump() for entry in signed.entries]
-    for place, entry in sorted(zip(_places(entries), entries, strict=True), key=lambda pair: pair[0]):
-        part = slice(first, first + entry["rows"])
-        wrong |= place != first or entry["content"] != content_digest(digests[part], answers.rows(part))
-        first += entry["rows"]
-    for entry in entries:
-        wrong |= entry["link"] != _link(before, entry)
-        before = entry["link"]
+    before, first, wrong = _start(context), 0, signed.context != context
+    for entry in sorted(signed.entries, key=lambda entry: entry.first):
+        part = slice(first, first + entry.rows)
+        wrong |= entry.first != first or entry.content != content_digest(digests[part], answers.rows(part))
+        first += entry.rows
+    for entry in signed.entries:
+        wrong |= entry.link != _link(before, entry.model_dump())
+        before = entry.link
     if wrong or first != len(answers):
         raise UserError(f"{where}: its answers are not those that its witness saw", advice="somebody changed them")
     try:
