@@ -32,6 +32,15 @@ def mark(script):
     return lambda folder, *flags: script("data_marking", "--data_folder", folder, "--beacon", "none", *flags)
 
 
+# The same in a process of its own.
+ONE_DAY = """
+from datetime import datetime
+from types import SimpleNamespace
+from provenance import record
+record.datetime = SimpleNamespace(now=lambda _: datetime(2030, 1, 1))
+"""
+
+
 @pytest.fixture
 def one_day(monkeypatch):
     """Commitments are all made at one moment, so that a draw from a seed is the same draw."""
@@ -46,18 +55,8 @@ def world(tmp_path_factory):
     for number in range(PHOTOS):
         save(originals / f"{number:02}.png", wavy_picture(number))
     before = tree(originals)
-    done = call(
-        "data_marking.py",
-        "--data_folder",
-        originals,
-        "--holdout",
-        "0.5",
-        "--seed",
-        "11",
-        "--beacon",
-        "none",
-        *COMMITTED,
-    )
+    flags = ("--data_folder", originals, "--holdout", "0.5", "--seed", "11", "--beacon", "none", *COMMITTED)
+    done = call("data_marking.py", *flags, code=ONE_DAY)
     assert done.returncode == 0, done.stderr
     for label, name in enumerate(("ant", "bee", "cat", "dog")):
         for number in range(24 if name == "cat" else 32):

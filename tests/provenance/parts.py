@@ -3,13 +3,19 @@
 import hashlib
 import json
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
+from attacks.exact import AUTO
+from kit import environment
 from kit.files import canonical_digest
-from provenance import draw
+from provenance import disclosed, draw, judgements
+from provenance import grid as user_audit
 from provenance import record as records
+from provenance.plan import AuditPlan, departures
+from suspects.suspect import Answers, Preprocessing
 
 SETTINGS = records.MarkSettings(
     img_blending_ratio=0.7,
@@ -108,6 +114,64 @@ def make_record(*batches, seed=1, plan=None, finish=True):
         if finish:
             record = records.finish_batch(record, {p.number: "0" * 64 for p in record.photos if p.published})
     return record
+
+
+# --- a bundle of evidence without a model ---
+
+
+def bundle_record(label=AUTO, **changes):
+    """The record of `bundle_parts`: ten photos, and a plan that can be kept with them."""
+    plan = AuditPlan(**{"label": str(label), "keys": 4, "selections": 99, "alpha": 0.1, **changes})
+    return make_record((10, 0.5), plan=plan)
+
+
+def judged(record, order, answers, label=AUTO, model=None, source="checkpoint", asking=1, log=(), **changes):
+    """The document that an honest audit with these answers leaves. changes: to the committed plan."""
+    plan = record.plan.model_copy(update=changes)
+    preprocessing = Preprocessing((32, 32), source=source)
+    model = model or {"kind": "test", "sha256": "ab" * 32, "classes": 4}
+    suspect = SimpleNamespace(identity=model, preprocessing=preprocessing)
+    departs, factor = departures(record.plan, plan, 4)
+    judgement = judgements.next_judgement(
+        list(log), record, plan, record.plan, suspect, departs, factor, asking, now="one day"
+    )
+    result, _, _ = user_audit.judge(record, plan, label, judgement.alpha, order, answers, 4, price=judgement.price)
+    log = [entry.model_dump(mode="json") for entry in (*log, judgement)]
+    return {
+        "record": disclosed.disclose(record),
+        "judgement": judgement.model_dump(mode="json"),
+        "log": log,
+        "label": label,
+        "class_name": None,
+        "classes": 4,
+        "model": model,
+        "preprocessing": {
+            name: getattr(preprocessing, name)
+            for name in ("size", "resize", "mean", "std", "white", "interpolation", "source")
+        },
+        "publications": [],
+        "witness": None,
+        "result": result,
+        "versions": environment.software_versions(),
+    }
+
+
+def bundle_parts(kind="logits", label=AUTO):
+    """(document, order, digests, answers) of an audit in which nearly everything speaks for the user."""
+    record, rng = bundle_record(label), np.random.default_rng(5)
+    logits = rng.normal(size=(10, 5, 4)).astype(np.float32)
+    logits[np.flatnonzero(record.published), 0, 2] += 2.5
+    order = user_audit.query_order(record, 50, "")
+    answers = Answers(logits.reshape(-1, 4)[order])
+    if kind == "labels":
+        answers = Answers(None, answers.values.argmax(axis=1)[:, None].astype(np.int32))
+    if kind == "holes":
+        answers.values[[3, 20, 41]] = np.nan
+    return judged(record, order, answers, label), order, rng.integers(0, 256, (50, 32), dtype=np.uint8), answers
+
+
+def copied(document):
+    return json.loads(json.dumps(document))
 
 
 # --- an audit from end to end ---

@@ -15,6 +15,7 @@ from PIL import Image
 
 from kit.errors import UserError
 from kit.files import file_digest
+from provenance import folder as folders
 from provenance import protect
 from provenance import record as records
 from provenance.photos import read_photo
@@ -179,9 +180,9 @@ def test_a_resumed_run_does_not_silently_keep_another_holdout(photos, mark, monk
 
 def test_an_original_that_changes_meanwhile_is_named(photos, mark, monkeypatch):
     """Edited after it was read for its hash: one line that names it, and the record can still be finished."""
-    inspect = protect.inspect_folder
+    inspect = folders.inspect_folder
     with monkeypatch.context() as patch:
-        patch.setattr(protect, "inspect_folder", lambda *path: (inspect(*path), save(photos / "d.png", picture(99)))[0])
+        patch.setattr(folders, "inspect_folder", lambda *path: (inspect(*path), save(photos / "d.png", picture(99)))[0])
         refused(mark(photos), "d.png")
     save(photos / "d.png", picture(3))
     assert mark(photos).code == 0 and mark_verify(mark, photos).code == 0
@@ -452,7 +453,7 @@ def test_the_mark_survives_scaling(marking):
     assert np.mean(same) > 0.8 or marking.img_blending_ratio == 1
 
 
-def test_large_photos_through_the_script(tmp_path, mark):
+def test_large_photos_through_the_script(tmp_path, mark, one_day):
     folder = tmp_path / "user"
     for number in range(3):
         save(folder / f"{number}.jpg", picture(number, 448, 600), quality=90)
