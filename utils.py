@@ -216,8 +216,8 @@ def outlier_features(key, users, height, width, bank=None, device="cpu"):
 def noise_fields(key, users, indices, height, width, marking, device="cpu"):
     """Noise in 1/255 units, float32, within +-noise_norm, broadcastable to (N, 3, height, width).
 
-    "perlin" and "gabor" are one field for the three channels; "uniform" draws every value of every channel from
-    +-noise_norm.
+    "perlin" and "gabor" are one field for the three channels. "uniform" draws every value of every channel from two,
+    +noise_norm and -noise_norm, as the published artifact has it; "uniform_continuous" from all between them.
     """
     return _noise_pattern(key, users, indices, height, width, marking, device) * marking.noise_norm
 
@@ -234,7 +234,8 @@ def _noise_pattern(key, users, indices, height, width, marking, device):
         )
         for row in np.ascontiguousarray(words)
     ]
-    return torch.from_numpy(np.stack(draws)[:, :, rows[:, None], columns]).to(device) * 2 - 1
+    draws = torch.from_numpy(np.stack(draws)[:, :, rows[:, None], columns]).to(device) * 2 - 1
+    return draws if marking.noise_injection_type == "uniform_continuous" else (draws >= 0).to(torch.int8) * 2 - 1
 
 
 def _reference_coordinates(side, height, width):

@@ -1,6 +1,6 @@
 """The files of one run of train.py.
 
-Public: RunPaths, check_config, write_config.
+Public: RunPaths, check_config, write_config, in_todays_words, TWO_VALUES.
 """
 
 import os
@@ -11,6 +11,18 @@ from pathlib import Path
 from kit.errors import UserError
 from kit.files import check_same_settings, lock_file, lock_folder, read_json, write_json
 
+# What settings with uniform noise say of it since there are two kinds.
+TWO_VALUES = {"uniform_noise": "two values"}
+
+
+def in_todays_words(settings):
+    """A run's stored training settings, as they would be written today: without a word about it, "uniform" noise was
+    continuous."""
+    old = isinstance(settings, dict) and settings.get("noise_injection_type") == "uniform"
+    if old and not TWO_VALUES.keys() <= settings.keys():
+        return {**settings, "noise_injection_type": "uniform_continuous"}
+    return settings
+
 
 def check_config(paths, settings):
     """Raise UserError when the run folder was started with other settings, {stage: {name: value}}."""
@@ -18,7 +30,8 @@ def check_config(paths, settings):
         return
     stored = read_json(paths.config)
     for stage, values in settings.items():
-        check_same_settings(stored.get(stage, {}) if isinstance(stored, dict) else None, values, paths.folder)
+        there = in_todays_words(stored.get(stage, {})) if isinstance(stored, dict) else None
+        check_same_settings(there, values, paths.folder)
 
 
 def write_config(paths, settings):

@@ -30,7 +30,8 @@ def train_and_audit(args):
         with paths.lock():
             folder.check_config(paths, {"training": training, "audit": audit})
             if paths.model.exists():
-                files.check_same_settings(files.load_model(paths.model)[1].get("settings"), training, paths.model)
+                stored = folder.in_todays_words(files.load_model(paths.model)[1].get("settings"))
+                files.check_same_settings(stored, training, paths.model)
             team.agree(not paths.result.exists() and not paths.model.exists())
             if not paths.result.exists():
                 _run(training, audit, data, paths, device, args, team)

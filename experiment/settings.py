@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from experiment.flags import AUDIT_FLAGS, DEFAULTS, TRAINING_FLAGS, USER_FLAGS
-from experiment.folder import RunPaths
+from experiment.folder import TWO_VALUES, RunPaths
 from kit.errors import UserError
 from kit.files import file_digest
 from utils import choose_precision
@@ -66,6 +66,8 @@ def resolve_settings(args, data, device):
             raise UserError(
                 f"--target_user_cls {label} does not exist: {data.name} has classes 0 to {len(data.class_names) - 1}"
             )
+    if training["noise_injection_type"] == "uniform":
+        training |= TWO_VALUES
     training["precision"] = choose_precision(args.precision, device)
     training["data"] = data_fingerprint(data)
     training["pretrained_weights"] = _digest_of_weights(args.pretrained_weights)

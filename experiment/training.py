@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import utils
-from experiment.folder import RunPaths
+from experiment.folder import RunPaths, in_todays_words
 from experiment.setup import Experiment, batch_size_of, check_marks, countermeasure_of, marked_images, publish_marks
 from kit import files
 from kit.distributed import ALONE
@@ -165,7 +165,7 @@ class TrainingJob:
         tensors, record = files.load_model(self.base_model)
         ours = {**self.experiment.settings, "countermeasure": None}
         files.check_same_settings(
-            record.get("settings"),
+            in_todays_words(record.get("settings")),
             ours,
             self.base_model,
             advice="--base_model must be the same run without a countermeasure",
@@ -205,7 +205,8 @@ def load_trained(path, device, precision=None):
     """
     tensors, record = files.load_model(path)
     try:
-        settings, classes = record["settings"], record["classes"]
+        record["settings"] = settings = in_todays_words(record["settings"])
+        classes = record["classes"]
         defence = countermeasure_of(settings)
         model = defence.prepare(build_network(settings["net_type"], classes, settings["image_size"], "random"))
         model.load_state_dict(tensors)

@@ -4,6 +4,6 @@ Public: NOISE_TYPES, INTERPOLATIONS.
 """
 
 # Of --noise_injection_type and `utils.Marking`.
-NOISE_TYPES = ("perlin", "uniform", "gabor", "none")
+NOISE_TYPES = ("perlin", "uniform", "uniform_continuous", "gabor", "none")
 # Of --interpolation and `suspects.suspect.Preprocessing`.
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")

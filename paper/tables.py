@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from dataset import recipe
+from experiment.folder import in_todays_words
 from kit import cli, files
 from kit.errors import UserError, run_script
 from kit.tables import markdown
@@ -36,7 +37,7 @@ def collect(res_folder):
         if not (path.parent / "config.json").exists():
             continue  # written by eval.py: the same model again
         result = files.read_json(path)
-        training, audit = result["settings"]["training"], result["audit"]
+        training, audit = in_todays_words(result["settings"]["training"]), result["audit"]
         rows.append(
             {
                 **{name: training[name] for name in (*SAME, *MARKS, "seed", "clean_train")},

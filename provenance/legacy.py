@@ -8,6 +8,7 @@ Public: LegacyRecord, LegacyPublic, read_legacy, public_part, draw_selections, F
 """
 
 import hashlib
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -40,6 +41,18 @@ class LegacyBatch(Strict):
     grouped: ClassVar[bool] = False
 
 
+class LegacySettings(MarkSettings):
+    """The settings of then: uniform noise was continuous, and no other kind had a name."""
+
+    noise_injection_type: Literal["perlin", "uniform", "gabor", "none"]
+
+    def marking(self, outlier_bank=None):
+        """The `utils.Marking` of these settings, in today's words."""
+        marking = super().marking(outlier_bank)
+        is_uniform = marking.noise_injection_type == "uniform"
+        return replace(marking, noise_injection_type="uniform_continuous") if is_uniform else marking
+
+
 class LegacyRecord(Strict):
     """One key and one selection for all batches; the same questions can be asked of it as of a `record.MarkRecord`."""
 
@@ -49,7 +62,7 @@ class LegacyRecord(Strict):
     software: dict[str, str]
     key: Digest
     selection_key: Digest
-    settings: MarkSettings
+    settings: LegacySettings
     batches: list[LegacyBatch]
     photos: list[Photo]
     commitments: list[Digest]

@@ -61,7 +61,7 @@ class MarkSettings(Strict):
     """How photos are marked and written; the names are those of data_marking.py's flags."""
 
     img_blending_ratio: float = Field(ge=0, le=1)
-    noise_injection_type: Literal["perlin", "uniform", "gabor", "none"]
+    noise_injection_type: Literal["perlin", "uniform", "uniform_continuous", "gabor", "none"]
     noise_norm: float = Field(ge=0, le=255)
     ood_pattern: str
     outlier_bank_sha256: Digest | None = None
