@@ -31,7 +31,7 @@ HINTS = {
 }
 TOO_LARGE = re.compile(r"batch.?size|too (large|big|long|many)|exceed|larger than|at most", re.IGNORECASE)
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 30.0, 300.0  # seconds
-METADATA_BYTES, ERROR_BYTES, MOST_BYTES = 2**23, 2**16, 2**28
+METADATA_BYTES, ERROR_BYTES, MOST_BYTES = 2**23, 2**18, 2**28
 
 
 class Fault(Exception):
@@ -232,7 +232,9 @@ class Http(Courier):
             told = json.loads(content)
             reason = told["error"] if "error" in told else told["detail"]
         except MALFORMED:
-            reason = f"{response.reason}, a web page (HTML)" if is_page(content) else response.reason
+            reason = (
+                f"{response.reason}, a web page (HTML)" if is_page(content) else _last_line(content, response.reason)
+            )
         return self.refused(status, reason, _retry_after(response.headers.get("Retry-After", "")))
 
 
@@ -256,6 +258,12 @@ def json_object(content, headers):
 def is_page(content):
     """Whether bytes look like HTML."""
     return bytes(content[:200]).lstrip()[:1] == b"<"
+
+
+def _last_line(content, usual):
+    """What a reply in plain text says in the end, as tracebacks do."""
+    lines = content.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else usual
 
 
 def _content(response, limit):

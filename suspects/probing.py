@@ -18,7 +18,7 @@ QUOTED = re.compile(r"['\"`]([\w.:/-]{1,64})['\"`]")
 MOST_NAMES = 24
 
 
-def found_form(ask, hints, url):
+def found_form(ask, hints):
     """The Form that a server understands, its input not being declared. Raises UserError.
 
     ask(form) -> Answers for one neutral picture, or a Refusal where the server can't read it. hints: what the flags
@@ -48,7 +48,7 @@ def found_form(ask, hints, url):
                 return _only(working)
         place += 1
     raise UserError(
-        f"{url} does not declare its input, and none of the usual forms works (tried {tried}; "
+        f"it does not declare its input, and none of the usual forms works (tried {tried}; "
         f"{last.reason if last else 'the flags leave none'})",
         advice="give --input_name, --input_datatype and --input_layout as its owner knows them",
         flag="--input_name",

@@ -184,14 +184,15 @@ class ServerSuspect(Suspect):
             self._reader.declare(*found)
         if form is None or found is None:
             # One neutral picture shows how the model wants to be asked, and what it answers.
-            size = metadata.needed_size(form.sides if form else metadata.hinted_sides(hints), stated, flags)
+            sides = form.sides if form else metadata.hinted_sides(hints)
+            size = stored.size if stored else metadata.needed_size(sides, stated, flags)
             if form:
                 self._try(form, size)
             else:
                 known = stored.form if stored and stored.form else None
                 if known:
                     hints = replace(hints, name=known["input"], datatype=known["datatype"], layout=known["layout"])
-                form = found_form(lambda form: self._try(form, size), hints, self._courier.url)
+                form = found_form(lambda form: self._try(form, size), hints)
             words = "flags" if hints.complete else "found by asking"
         self._form, self.form = form, None
         if words:
