@@ -1,8 +1,9 @@
 """The page for people who never open a terminal: mark photos, check a model, look into audits.
 
 Example: python app.py
-Opens a page in the browser. Everything stays on this computer: the page answers to nobody else, sends nothing to
-anybody but to a model server that you name yourself, and counts nothing. Its address is a secret, new at every start.
+Opens a page in the browser. Everything stays on this computer: the page answers to nobody else and counts nothing. It
+fetches a public random number, and asks a time-stamping or a model server that you name; nothing else is sent. Its
+address is a secret, new at every start.
 Needs: pip install -r requirements/app.txt
 """
 
@@ -39,6 +40,12 @@ def make_parser():
         default=4.0,
         help="the largest file that can be handed in, in GiB (default 4); folders have no limit",
     )
+    parser.add_argument(
+        "--beacon_chain", metavar="FILE", help="facts of another beacon than drand's quicknet (JSON), to draw with"
+    )
+    parser.add_argument(
+        "--timestamp_roots", metavar="FILE", help="certificates of the authority whose time stamps are asked for (PEM)"
+    )
     parser.add_argument("--no_browser", action="store_true", help="print the address, open no browser")
     parser.add_argument(
         "--share",
@@ -61,7 +68,15 @@ def main():
     optional("gradio", "the page", "-r requirements/app.txt")
     from page import server
 
-    server.serve(Path(args.work_folder).expanduser(), args.runs_folder, args.port, args.max_upload, not args.no_browser)
+    server.serve(
+        Path(args.work_folder).expanduser(),
+        args.runs_folder,
+        args.port,
+        args.max_upload,
+        not args.no_browser,
+        args.beacon_chain,
+        args.timestamp_roots,
+    )
 
 
 if __name__ == "__main__":

@@ -85,7 +85,10 @@ def explained(error):
     if isinstance(error, UserError):
         return error
     if _out_of_memory(error):
-        return UserError("the device ran out of memory", command="lower --batch_size (for a record --query_batch), or use --device cpu")
+        return UserError(
+            "the device ran out of memory",
+            command="lower --batch_size (for a record --query_batch), or use --device cpu",
+        )
     if not isinstance(error, OSError):
         return None
     where = f" at {error.filename}" if error.filename else ""

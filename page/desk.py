@@ -4,6 +4,8 @@
     drafts/ID/           what was handed in for a job that has not begun; a day old at most
     protected/ID/        a folder of photos that was marked: photos, photos_marked, photos_record, two zips
     checks/ID/           an audit: inputs, answers, result.json, evidence.zip
+    judgements/ID/       the log of judgements of a record that was handed in
+    replays/ID/          somebody else's evidence that was checked: inputs, answers of the model
 
 Everything is its owner's alone. Nothing is deleted that a proof needs.
 Public: Desk, Draft, typed_path, write_zip, MOST_BYTES, MOST_FILES, DAY.
@@ -22,10 +24,12 @@ from dataset.archives import unpack
 from kit.errors import UserError
 from kit.files import atomic_path
 from page.jobs import Jobs
+from provenance.beacon import QUICKNET
 from provenance.record import private_folder
 
 MOST_BYTES, MOST_FILES = 20 << 30, 100_000  # of one zip, unpacked
 DAY = 24 * 3600  # seconds
+FOLDERS = ("uploads", "drafts", "protected", "checks", "judgements", "replays")
 MARKER = ".membershiptracker-page"  # a folder with this file is the page's, to keep and to sweep
 
 
@@ -42,9 +46,13 @@ class Draft:
 
 
 class Desk:
-    """One page's folder; several tabs and windows share it."""
+    """One page's folder; several tabs and windows share it.
 
-    def __init__(self, root):
+    chain: the `beacon.Chain` whose rounds draw; roots: certificates for time stamps (a path), None for the usual ones.
+    """
+
+    def __init__(self, root, chain=QUICKNET, roots=None):
+        self.chain, self.roots = chain, roots
         self.root = Path(root).resolve()
         if (
             self.root.exists()
@@ -52,7 +60,7 @@ class Desk:
             and (not self.root.is_dir() or any(path.name != ".lock" for path in self.root.iterdir()))
         ):
             raise UserError(f"--work_folder {root} has other things in it", advice="name a folder that is new or empty")
-        for name in ("", "uploads", "drafts", "protected", "checks"):
+        for name in ("", *FOLDERS):
             private_folder(self.root / name)
         (self.root / MARKER).touch()
         _sweep(self.root / "uploads", 0)

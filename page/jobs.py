@@ -31,7 +31,11 @@ class Cancelled(Exception):
 
 @dataclass
 class Job:
-    """One piece of work. details: JSON-ready, what it takes to start it again; result: JSON-ready, what it left."""
+    """One piece of work.
+
+    details: JSON-ready, what it takes to start it again; result: JSON-ready, what it left; said: texts that people have
+    to know before it is done; flag: the flag that its failure is about, such as "--beacon".
+    """
 
     id: str
     kind: str
@@ -42,6 +46,8 @@ class Job:
     state: str = "waiting"
     message: str = ""
     result: dict = field(default_factory=dict)
+    said: list = field(default_factory=list)
+    flag: str | None = None
     progress: tuple = ("", 0, None)  # label, done, total (None: unknown)
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
@@ -54,6 +60,12 @@ class Job:
         self.progress = (label, done, total)
         self._check()
 
+    def say(self, text):
+        """Show, and keep, what people have to know now; once."""
+        if text not in self.said:
+            self.said.append(text)
+            self.save()
+
     def sleep(self, seconds):
         """time.sleep that Cancel ends."""
         self._stop.wait(seconds)
@@ -63,12 +75,10 @@ class Job:
         if self._stop.is_set():
             raise Cancelled
 
-    def save(self):
-        kept = {
-            name: getattr(self, name)
-            for name in ("id", "kind", "title", "created", "details", "state", "message", "result")
-        }
-        files.write_json(self.folder / "job.json", kept)
+    def save(self, **changes):
+        """Write job.json, with values that are still to come in place of those that the job has."""
+        names = ("id", "kind", "title", "created", "details", "state", "message", "result", "said", "flag")
+        files.write_json(self.folder / "job.json", {name: getattr(self, name) for name in names} | changes)
 
 
 class Jobs:
@@ -96,6 +106,12 @@ class Jobs:
                 reverse=True,
             )
 
+    @property
+    def active(self):
+        """Whether anything runs or waits for its turn."""
+        with self._lock:
+            return any(job.active for job in self._jobs.values())
+
     def start(self, job_id, kind, title, details, work):
         """Run work(job) -> result dict in the background. An active job of this id is returned as it is."""
         with self._lock:
@@ -103,7 +119,8 @@ class Jobs:
             if job is not None and job.active:
                 return job
             created = job.created if job else datetime.now().isoformat(timespec="seconds")
-            job = Job(job_id, kind, title, self.root / kind / job_id, created, details)
+            said = list(job.said) if job else []
+            job = Job(job_id, kind, title, self.root / kind / job_id, created, details, said=said)
             job.save()
             self._jobs[job_id] = job
             if kind not in self._pools:
@@ -119,14 +136,17 @@ class Jobs:
                 if job.state == "waiting":
                     self._enter(job, "cancelled")
 
-    def _enter(self, job, state, message="", result=None):
-        # Kept and said together, so that whoever starts it again writes after this.
+    def _enter(self, job, state, message="", result=None, flag=None):
+        # Kept, then said: whoever starts it again writes after this, and whoever sees it finds it on the disk.
         with self._lock:
-            job.state, job.message, job.result = state, message, result or {}
+            values = {"state": state, "message": message, "result": result or {}, "flag": flag}
             try:
-                job.save()
+                job.save(**values)
             except OSError as error:
-                job.message = job.message or reason(error)
+                values["message"] = message or reason(error)
+            job.message, job.result, job.flag, job.state = (
+                values[name] for name in ("message", "result", "flag", "state")
+            )
 
     def _run(self, job, work):
         with self._lock:
@@ -140,7 +160,7 @@ class Jobs:
         except Cancelled:
             self._enter(job, "cancelled")
         except Exception as error:
-            self._enter(job, "failed", reason(error))
+            self._enter(job, "failed", reason(error), flag=getattr(error, "flag", None))
 
     def close(self):
         """Stop all jobs at their next step, as the page's process ends; they are "interrupted" then."""

@@ -1,7 +1,7 @@
 """Words and colours of the page: how states, verdicts, lists and downloads look.
 
-Public: CSS, HEAD, theme, shown, notice, failed, problems, facts, download_link, data_uri, jpeg, figure,
-STATES.
+Public: CSS, HEAD, theme, shown, notice, failed, problems, weaknesses, facts, folded, download_link, data_uri, jpeg,
+figure, STATES.
 """
 
 import base64
@@ -48,7 +48,7 @@ CSS += """
 .mt .pair img { width: 100%; max-height: 70vh; object-fit: contain; }
 .mt th, .mt td { padding: .35rem .9rem .35rem 0 !important; } /* Gradio's own comes later */
 .mt tr.near { background: var(--tint); }
-.mt code { font-size: .9em; word-break: break-all; }
+.mt code { font-size: .9em; word-break: break-all; user-select: all; }
 .mt progress { width: 100%; height: 1.2rem; }
 .mt iframe { width: 100%; height: 80vh; border: 1px solid var(--line); border-radius: .4rem; }
 a:focus-visible, button:focus-visible { outline: 3px solid #0b5cad; outline-offset: 2px; }
@@ -131,6 +131,19 @@ def problems(title, rows):
     items = [element("li", element("strong", name), ": ", reason) for name, reason in rows[:200]]
     more = element("p", f"... and {len(rows) - 200} more, all in result.json.") if len(rows) > 200 else ""
     return notice("warn", element("p", title), element("ul", *items), more)
+
+
+def weaknesses(sentences):
+    """What a verdict rests on beside the answers, to be shown first; nothing, where nothing is left to be believed."""
+    if not sentences:
+        return ""
+    items = [element("li", plain(sentence)) for sentence in sentences]
+    return notice("warn", element("p", element("strong", "What this rests on")), element("ul", *items))
+
+
+def folded(summary, *parts):
+    """What only some want to see, behind a click."""
+    return element("details", element("summary", summary), *parts)
 
 
 def facts(pairs):

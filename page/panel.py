@@ -1,4 +1,4 @@
-"""How a tab shows its jobs: choose one of them, watch it, cancel it, go on with it, see what it left.
+"""How a tab shows its jobs: choose one, watch it, cancel it, give what it lacks, go on with it, see what it left.
 
 Public: Panel.
 """
@@ -9,9 +9,10 @@ from threading import Lock
 import gradio as gr
 
 from kit.errors import UserError
-from kit.markup import Raw, element
+from kit.markup import Raw, element, join
 from page import look
 from page.jobs import ACTIVE, STOPPED
+from page.words import of_progress
 
 POLL_SECONDS = 0.7
 MOST_TABS = 1000  # that are remembered
@@ -20,22 +21,30 @@ MOST_TABS = 1000  # that are remembered
 class Panel:
     """Components and events for all jobs of one kind.
 
-    render: function job -> markup of a finished job; resume: function (job, *values of the components `typed`) -> None,
-    starts it again.
+    render: function job -> markup of a finished job; resume: function (job, *values of the components `typed`, *values
+    of the fields `asked`) -> None, starts it again; tell: function text -> markup of what a job has to say before it is
+    done; asked: {flag: (name, what it says)}, fields that are there while a failed job is about that flag.
     """
 
-    def __init__(self, desk, kind, title, empty, render, resume, typed=()):
+    def __init__(self, desk, kind, title, empty, render, resume, typed=(), tell=None, asked=None):
         self._desk, self._kind, self._empty, self._render = desk, kind, empty, render
+        self._tell = tell or (lambda text: look.notice("info", text))
         self.chosen = gr.Dropdown(self._choices(), value=None, label=title, interactive=True, elem_id=f"{kind}-job")
         self.view = gr.HTML(look.shown(element("p", empty, class_="soft")), elem_id=f"{kind}-view")
+        # Apart from what changes all the time: people want to copy it.
+        self.told = gr.HTML(elem_id=f"{kind}-told")
+        self._asked = {
+            flag: gr.Textbox(label=name, info=info, visible=False, max_lines=4, elem_id=f"{kind}{flag[1:]}")
+            for flag, (name, info) in (asked or {}).items()
+        }
         with gr.Row():
             self.stop = gr.Button("Cancel", visible=False, elem_id=f"{kind}-cancel")
             self.again = gr.Button("Go on", visible=False, elem_id=f"{kind}-resume")
         self._seen = gr.State("")
         self._lock = Lock()
         self._current = OrderedDict()  # what each open tab was told to show, and how often it has asked for another job
-        self.outputs = [self.chosen, self.view, self.stop, self.again, self._seen]
-        self._listen(resume, list(typed))
+        self.outputs = [self.chosen, self.view, self.told, *self._asked.values(), self.stop, self.again, self._seen]
+        self._listen(resume, [*typed, *self._asked.values()])
 
     def _listen(self, resume, typed):
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
@@ -75,13 +84,22 @@ class Panel:
     def _values(self, job_id):
         job = self._desk.jobs.get(job_id)
         markup = Raw(element("h2", job.title) + self._markup(job)) if job else element("p", self._empty, class_="soft")
+        said = job.said if job and job.state != "done" else ()
         return (
             gr.update(choices=self._choices(), value=job_id if job else None),
             look.shown(markup),
+            look.shown(*map(self._tell, said)) if said else "",
+            *(self._field(flag, job) for flag in self._asked),
             gr.update(visible=bool(job and job.active)),
             gr.update(visible=bool(job and job.state in STOPPED)),
             self._state(job),
         )
+
+    @staticmethod
+    def _field(flag, job):
+        """A field is empty when it comes, and keeps what is being typed while it is there."""
+        wanted = bool(job and job.state == "failed" and job.flag == flag)
+        return gr.update(visible=True) if wanted else gr.update(visible=False, value="")
 
     def _tick(self, job_id, seen, request: gr.Request):
         # A question that was on its way while people chose another job must not bring the old one back. But a tab that
@@ -111,7 +129,7 @@ class Panel:
 
     def _state(self, job):
         others = [(other.id, other.state) for other in self._desk.jobs.all(self._kind)]
-        return repr((job and (job.id, job.state, job.progress), others))
+        return repr((job and (job.id, job.state, job.progress, len(job.said)), others))
 
     def _markup(self, job):
         if job.state == "done":
@@ -133,14 +151,15 @@ class Panel:
 
 def _running(job):
     label, done, total = job.progress
-    amount = f"{label or look.STATES[job.state]}" + (f": {done:,} of {total:,}" if total else "")
     limits = {"max": total, "value": done} if total else {}
-    return Raw(
-        element("p", f"{amount[:1].upper()}{amount[1:]}")  # no live region: it changes twice a second
-        + element("progress", aria_label=f"progress of {job.title}", **limits)
-        + element(
+    return join(
+        element(
+            "p", of_progress(label or look.STATES[job.state], done, total)
+        ),  # no live region: it changes all the time
+        element("progress", aria_label=f"progress of {job.title}", **limits),
+        element(
             "p",
             "You may close this page: the work goes on as long as the program runs, and can be found again here.",
             class_="soft",
-        )
+        ),
     )

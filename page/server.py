@@ -20,6 +20,7 @@ import webbrowser
 
 from kit.errors import UserError
 from kit.files import atomic_path, lock_folder
+from provenance import beacon
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -172,8 +173,14 @@ def _socket(port):
     )
 
 
-def serve(work_folder, runs_folders, port, max_upload, browser):
-    """Serve the page until Ctrl-C. Raises UserError where another page works in the same folder."""
+def serve(work_folder, runs_folders, port, max_upload, browser, beacon_chain=None, roots=None):
+    """Serve the page until Ctrl-C. Raises UserError where another page works in the same folder.
+
+    beacon_chain: a file with the facts of another beacon than the usual one; roots: see `page.desk.Desk`.
+    """
+    chain = beacon.read_chain(beacon_chain) if beacon_chain else beacon.QUICKNET
+    if roots is not None and not os.path.isfile(roots):
+        raise UserError(f"--timestamp_roots {roots} is no file", "give certificates in PEM form")
     work_folder = work_folder.absolute()
     try:
         work_folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +195,7 @@ def serve(work_folder, runs_folders, port, max_upload, browser):
     from page.tabs.audit import Found
 
     with lock_folder(work_folder):
-        desk, token = Desk(work_folder), secrets.token_urlsafe(24)
+        desk, token = Desk(work_folder, chain, roots), secrets.token_urlsafe(24)
         app = make_app(desk, Found(runs_folders), token, max_upload)
         listener = _socket(port)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/{token}/"
@@ -205,7 +212,7 @@ def serve(work_folder, runs_folders, port, max_upload, browser):
             server.run(sockets=[listener])
         finally:
             door.unlink(missing_ok=True)
-            if any(job.active for kind in ("protected", "checks") for job in desk.jobs.all(kind)):
+            if desk.jobs.active:
                 print("stopping; what runs now can be taken up at the next start", file=sys.stderr)
             desk.jobs.close()
 

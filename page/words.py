@@ -1,6 +1,6 @@
 """The command line's messages in the words of the page, which has fields where that has flags.
 
-Public: FLAGS, plain, of_error.
+Public: FLAGS, plain, of_error, of_progress.
 """
 
 import re
@@ -25,6 +25,15 @@ FLAGS = {
     "--mean": "“Mean”",
     "--std": "“Std”",
     "--label_only": "“The model only names a class”",
+    "--beacon": "“Round of the public randomness”",
+    "--timestamp": "“Time-stamp address”",
+    "--keys": "“Other patterns”",
+    "--selections": "“Other halves”",
+    "--audit_seed": "“A text that the other side adds”",
+    "--record": "“Record”",
+    "--beacon_chain": "“Facts of another beacon”",
+    "--timestamp_roots": "“Certificates for time stamps”",
+    "--publication": "“Where the photos were published”",
     "--query_batch": "“Images a request”",
     "--batch_size": "“Images a request”",
 }
@@ -44,3 +53,11 @@ def of_error(error):
     text = plain(f"{error.problem}; {error.advice}" if error.advice else error.problem)
     field = FLAGS.get(error.flag)
     return f"{field}: {text}" if field and field not in text else text
+
+
+def of_progress(label, done, total):
+    """One line on how far work has come. label, done, total: see `kit.progress.watched`."""
+    if label and label.startswith("waiting for round") and total:
+        return f"Waiting for {label.removeprefix('waiting for ')} of the public randomness: {total - done} seconds left"
+    text = f"{label}" + (f": {done:,} of {total:,}" if total else "")
+    return f"{text[:1].upper()}{text[1:]}"

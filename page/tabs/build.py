@@ -1,4 +1,4 @@
-"""The page itself: its head and its three tabs.
+"""The page itself: its head and its four tabs.
 
 Public: build.
 """
@@ -7,7 +7,7 @@ import gradio as gr
 
 from kit.markup import element
 from page import look
-from page.tabs import audit, check, protect
+from page.tabs import audit, check, evidence, protect
 
 HEAD = "Prove, from the outside, that your images were used to train a model. Everything stays on this computer."
 
@@ -21,6 +21,8 @@ def build(desk, found):
                 marked = protect.build(desk)
             with gr.Tab("Check", id="check") as check_tab:
                 checked, known, records = check.build(desk)
+            with gr.Tab("Evidence", id="evidence"):
+                replayed = evidence.build(desk)
             with gr.Tab("Audit", id="audit") as audit_tab:
                 choice = audit.build(found)
 
@@ -28,13 +30,14 @@ def build(desk, found):
             return (
                 *marked.first(request),
                 *checked.first(request),
+                *replayed.first(request),
                 gr.update(choices=records()),
                 gr.update(choices=found.choices()),
             )
 
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         # A reload finds everything again: the state of the page is on the disk, not in the tab.
-        blocks.load(first, None, [*marked.outputs, *checked.outputs, known, choice], **quiet)
+        blocks.load(first, None, [*marked.outputs, *checked.outputs, *replayed.outputs, known, choice], **quiet)
         check_tab.select(lambda: gr.update(choices=records()), None, known, **quiet)
         audit_tab.select(lambda: gr.update(choices=found.choices()), None, choice, **quiet)
     return blocks

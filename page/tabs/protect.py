@@ -1,9 +1,11 @@
-"""The tab Protect: photos in; what to publish and the private record out.
+"""The tab Protect: photos in; a commitment to post, what to publish and the private record out.
 
 Public: build.
 """
 
 import secrets
+import time
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -13,18 +15,21 @@ import numpy as np
 import torch
 from PIL import Image
 
+from attacks import exact
 from kit.errors import UserError
 from kit.files import read_json
-from kit.markup import Raw, element, join
+from kit.markup import element, join
+from kit.web import check_address
 from page import look
 from page.desk import DAY, typed_path, write_zip
 from page.jobs import reason
 from page.panel import Panel
 from page.tabs import power
-from provenance import protect
+from provenance import beacon, commit, disclosed, protect
 from provenance import record as records
 from provenance.folder import inspect_folder
 from provenance.photos import UnreadablePhoto, find_photos, read_photo
+from provenance.plan import AuditPlan
 from utils import derive_key
 
 PREVIEW_SIDE = 640  # of the shorter side; about what a screen shows
@@ -38,10 +43,25 @@ KEEP = (
     "the unmarked originals of what you publish."
 )
 POST = (
-    "Before you publish the marked photos, post this commitment where its date can be checked later (a public "
-    "post, an e-mail to several people, a time-stamping service). It shows that the key was not chosen afterwards, "
-    "and it reveals nothing."
+    "Post this number now, where its date can be checked later: a public post, or an e-mail to several people. It has "
+    "to be older than the draw, it shows that nothing was chosen afterwards, and it reveals nothing."
 )
+POSTED = (
+    "It had to be posted before the draw. If it was not, post it now, before you publish anything: it is worth less "
+    "then, since whoever posts later may have drawn several times."
+)
+BEACONS = [
+    ("drand: takes about a minute; nobody can say that you chose", "drand"),
+    ("None: the proof then holds if you are honest", "none"),
+]
+# Fields for what a job lacks: {flag: (name, what it says)}.
+ASKED = {
+    "--beacon": (
+        "Round of the public randomness",
+        "What the address above shows, or ROUND:SIGNATURE. Then press “Go on”. Empty: the network is tried again.",
+    ),
+    "--timestamp": ("Time-stamp address", "Another one, then “Go on”. Empty: without a time stamp."),
+}
 
 
 def build(desk):
@@ -77,7 +97,9 @@ def build(desk):
         "Photos marked on this computer",
         "Nothing has been marked yet.",
         _result,
-        lambda job: _start(desk, job.id, job.title, job.details),
+        lambda job, pasted, stamp: _go_on(desk, job, pasted, stamp),
+        tell=_told,
+        asked=ASKED,
     )
 
     def take(*values):
@@ -141,8 +163,27 @@ def _choices():
             info="How strong the noise is, of 255 levels; 0: no noise.",
         ),
         "holdout": gr.Radio(HOLD_OUTS, value=0.5, label="Hold-out"),
+        "beacon": gr.Radio(
+            BEACONS,
+            value="drand",
+            label="Public randomness",
+            info="What draws your secret pattern, and the half that is published.",
+            elem_id="protect-beacon",
+        ),
     }
     with gr.Accordion("More choices", open=False):
+        found["label"] = gr.Textbox(
+            "auto",
+            label="Class of the photos",
+            info="As a model will call it, if you know. auto: what it says most often.",
+            max_lines=1,
+        )
+        found["timestamp"] = gr.Textbox(
+            label="Time-stamp address",
+            info="Of a service (RFC 3161) that dates your commitment. Empty: none.",
+            placeholder="https://timestamp.example/tsr",
+            max_lines=1,
+        )
         found["noise_injection_type"] = gr.Dropdown(NOISES, value="perlin", label="Noise")
         found["format"] = gr.Radio([("PNG (lossless)", "png"), ("JPEG", "jpeg")], value="png", label="File format")
         found["quality"] = _slider(50, 100, 95, step=1, label="JPEG quality")
@@ -211,22 +252,44 @@ def _preview(draft, name, ratio, norm, noise):
     marked = protect.mark_photo(photo, derive_key("preview"), 0, settings.marking(bank))
     apart = np.minimum(np.maximum(photo, marked) - np.minimum(photo, marked), 25) * 10
     psnr, ssim = protect.quality(photo, marked)
-    measures = ", ".join(
-        text for text in (f"PSNR {psnr:.1f} dB" if psnr else "", f"SSIM {ssim:.2f}" if ssim else "") if text
-    )
     pictures = [
         look.figure(look.jpeg(pixels), f"{name}: {what}", what, "jpeg")
-        for pixels, what in ((photo, "before"), (marked, f"after ({measures})"), (apart, "difference, ten times"))
+        for pixels, what in ((photo, "before"), (marked, "after"), (apart, "difference, ten times"))
     ]
     return look.shown(
         element("div", *pictures, class_="pair"),
         element(
             "p",
             "Your own stripes and noise follow from a secret key that is drawn when you press "
-            "the button; here you see an example.",
+            f"the button; here you see an example. It is {_visible(psnr)}.",
             class_="soft",
         ),
+        look.folded("In figures", look.facts(_figures_of([psnr], [ssim]))),
     )
+
+
+def _visible(psnr):
+    """How a mark looks to people; psnr: in dB, None where nothing changed."""
+    if psnr is None or psnr >= 40:
+        return "barely visible"
+    return f"{'slightly' if psnr >= 30 else 'clearly'} visible, on skies and dark areas most"
+
+
+def _figures_of(psnr, ssim):
+    """Names and values, for `look.facts`, of what photos measured; None where there is nothing to measure."""
+    return [
+        (
+            name,
+            f"{np.mean(values):.2f}{unit} on average, lowest {min(values):.2f}{unit}"
+            if len(values) > 1
+            else f"{values[0]:.2f}{unit}",
+        )
+        for name, values, unit in (
+            ("PSNR", [value for value in psnr if value is not None], " dB"),
+            ("SSIM", [value for value in ssim if value is not None], ""),
+        )
+        if values
+    ]
 
 
 def _figures(ratio, norm):
@@ -243,13 +306,12 @@ def _begin(desk, panel, request, draft, source, chosen):
     """Start marking what was handed in."""
     same = [gr.skip()] * len(panel.outputs)
     number = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    chosen = {**chosen, "quality": round(chosen["quality"])}
     try:
+        chosen = _checked(chosen)
         if draft is None and not any(source):
             raise UserError("There are no photos yet: drop some above, or name a folder.")
         if draft is None or draft["source"] != source:
             raise UserError("What was handed in is still being looked at", advice="press again when it is shown above.")
-        protect.resolve_settings(chosen)
         if not find_photos(draft["folder"])[0]:
             raise UserError("There are no photos in what was handed in: drop some above, or name a folder.")
         _refuse_twice(desk, draft["folder"])
@@ -263,34 +325,46 @@ def _begin(desk, panel, request, draft, source, chosen):
     return "", *panel.show(number, request)
 
 
+def _checked(chosen):
+    """What was chosen, as a job keeps it. UserError for what would only fail after the commitment."""
+    label, stamp = ((chosen[name] or "").strip() for name in ("label", "timestamp"))
+    chosen = {**chosen, "quality": round(chosen["quality"]), "label": label or exact.AUTO, "timestamp": stamp}
+    protect.resolve_settings(chosen)
+    if len(label) > 200:
+        raise UserError("“Class of the photos” is longer than 200 letters")
+    if stamp:
+        check_address(stamp, "“Time-stamp address”")
+    return chosen
+
+
 def _refuse_twice(desk, folder):
     # Photos that are published under two keys prove less, and a second record must never replace the first.
+    if any(job.state != "done" and job.details.get("folder") == str(folder) for job in desk.jobs.all("protected")):
+        raise UserError("Marking these photos has begun already: choose it below, and let it go on.")
     record = protect.places_of(folder)[1] / "record.json"
     if record.exists():
         raise UserError("These photos are marked already", advice=f"their record is {record}. Hand in others.")
-    if any(job.state != "done" and job.details.get("folder") == str(folder) for job in desk.jobs.all("protected")):
-        raise UserError("Marking these photos has begun already: choose it below, and let it go on.")
 
 
-def _start(desk, number, title, details):
-    desk.jobs.start(number, "protected", title, details, _mark)
+def _start(desk, number, title, details, pasted=""):
+    desk.jobs.start(number, "protected", title, details, lambda job: _mark(desk, job, pasted))
 
 
-def _mark(job):
+def _go_on(desk, job, pasted, stamp):
+    """Start a job again, with the round that was pasted, or with another address for time stamps."""
+    details = {**job.details, "timestamp": (stamp or "").strip()} if job.flag == "--timestamp" else job.details
+    _start(desk, job.id, job.title, details, pasted or "")
+
+
+def _mark(desk, job, pasted):
     """The work of a job: what data_marking.py does, and the two files to download."""
-    chosen = dict(job.details)
-    folder, holdout = Path(chosen.pop("folder")), chosen.pop("holdout")
-    settings, bank = protect.resolve_settings(chosen)
-    found = inspect_folder(folder, settings.format)
-    begun = protect.places_of(folder)[1] / "record.json"
-    finished = begun.exists() and records.read_record(begun).finished  # all but the two zips was done
-    opened = protect.open_record(found, settings, holdout, record_file=begun if finished else None)
-    if finished and opened.note != "same key, same photos":
-        raise UserError(f"{folder} has photos that were not there when marking began", advice="take them out")
+    folder = Path(job.details["folder"])
+    settings, bank = protect.resolve_settings(job.details)
+    opened = _opened(desk, job, inspect_folder(folder, settings.format), settings, _pasted(pasted))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # photos are spread over the cores, one each
     try:
-        record, _ = protect.run(opened, bank)
+        record, _ = protect.run(opened, bank, say=job.say)
     finally:
         torch.set_num_threads(threads)
     write_zip(
@@ -304,17 +378,84 @@ def _mark(job):
         "record": str(opened.record_path),
         "originals": str(folder),
         "marked_folder": str(opened.marked_folder),
+        "commitments": record.commitments,
+        "alike": opened.folder.alike,
+        "weaknesses": disclosed.weaknesses(record, opened.record_path, desk.roots, desk.chain),
         "files": {"photos-to-publish.zip": "publish.zip", "PRIVATE-record-keep-secret.zip": "private.zip"},
     }
+
+
+def _pasted(text):
+    """The beacon.Round in what somebody pasted, None for nothing."""
+    if not text.strip():
+        return None
+    try:
+        return beacon.parse(text)
+    except UserError as problem:
+        raise UserError(problem.problem, problem.advice, flag="--beacon") from None
+
+
+def _opened(desk, job, found, settings, given):
+    """The protect.Job of a job's folder: new, or where it stopped."""
+    details, begun = job.details, protect.places_of(found.path)[1]
+    chain = desk.chain if details.get("beacon", "none") == "drand" else None
+    public = commit.Public(chain, given, details.get("timestamp") or None, desk.roots, commit.SECONDS)
+    finished = (begun / "record.json").exists() and records.read_record(begun).finished  # all but the two zips was done
+    opened = protect.open_record(
+        found,
+        settings,
+        details["holdout"],
+        record_file=begun if finished else None,
+        plan=_plan(found, details),
+        public=public,
+    )
+    if finished and opened.note != "same photos":
+        raise UserError(f"{found.path} has photos that were not there when marking began", advice="take them out")
+    if opened.note == "resumed" and not job.said and (begun / commit.COMMITMENT_FILE).exists():
+        job.say((begun / commit.COMMITMENT_FILE).read_text(encoding="utf-8"))
+    return _in_time(job, opened)
+
+
+def _plan(found, details):
+    """The AuditPlan to commit, None for the usual one."""
+    label, photos = details.get("label", exact.AUTO), len(found.photos)
+    if label == exact.AUTO:
+        return None
+    return AuditPlan.usual(records.published_share(photos, details["holdout"]) < photos, label=label)
+
+
+def _in_time(job, opened):
+    """The same protect.Job, without a time stamp that would come after the draw, and so speak against its owner."""
+    batch, named = opened.record.batches[-1], opened.record.batches[-1].commit.beacon
+    late = named and named.genesis_time + (named.round - 1) * named.period <= time.time()
+    if not late or opened.note != "resumed" or batch.timestamp or not opened.public.stamp:
+        return opened
+    job.say("The round is out already: a time stamp would come too late, and is left out.")
+    return replace(opened, public=replace(opened.public, stamp=None))
+
+
+def _told(text):
+    """What `protect.run` says: the commitment, with what to do; or how it was dated."""
+    first, *rest = text.strip().splitlines()
+    word, _, number = first.partition(" ")
+    if word != "commitment":
+        return look.notice("info", text)
+    return look.notice(
+        "warn",
+        element("p", element("strong", "Your commitment")),
+        element("p", element("code", number)),
+        *(element("p", line, class_="soft") for line in rest),
+        element("p", POST),
+    )
 
 
 def _result(job):
     """What a finished job shows."""
     record_folder = Path(job.result["record"]).parent
     done = read_json(record_folder / "result.json")
-    sheet = (record_folder / "contact_sheet.png").read_bytes()
     skipped = [(row["name"], row["reason"]) for row in done["skipped"]]
     twice = [(row["name"], f"is the same file as {row['same_as']}") for row in done["duplicates"]]
+    alike = [(names[0], f"and {', '.join(names[1:])}") for names in job.result.get("alike", ())]
     held = done["photos"] - done["published"]
     return join(
         look.notice(
@@ -329,28 +470,34 @@ def _result(job):
             look.download_link(job, "PRIVATE-record-keep-secret.zip", "Download the private record (zip)"),
         ),
         look.notice("warn", element("p", element("strong", "Keep the record. "), KEEP)),
-        element("h3", "Post this commitment first"),
-        element("p", POST),
+        look.weaknesses(job.result.get("weaknesses")),
+        element("h3", "Your commitment"),
         element("p", element("code", done["commitment"])),
+        element("p", POSTED),
         look.problems("Could not be marked:", skipped),
         look.problems("Left out:", twice),
+        look.problems("These look alike: they are published together, or held out together.", alike),
+        _marked_photos(job, record_folder, done),
+    )
+
+
+def _marked_photos(job, record_folder, done):
+    psnr, ssim = ([row[name] for row in done["images"]] for name in ("psnr", "ssim"))
+    known = [value for value in psnr if value is not None]
+    return join(
         element("h3", "Marked photos"),
         look.figure(
-            sheet,
+            (record_folder / "contact_sheet.png").read_bytes(),
             "Contact sheet: original, marked copy and ten times their difference for each photo",
             "original, marked, difference ×10",
             class_="plot",
         ),
         look.facts(
             [
-                ("PSNR", _spread(done["images"], "psnr", " dB")),
-                ("SSIM", _spread(done["images"], "ssim", "")),
-                ("files on this computer", element("code", str(record_folder.parent))),
+                ("the mark is", _visible(np.mean(known) if known else None)),
+                ("marked photos", element("code", job.result["marked_folder"])),
+                ("private record", element("code", str(record_folder))),
             ]
         ),
+        look.folded("In figures", look.facts(_figures_of(psnr, ssim))),
     )
-
-
-def _spread(rows, name, unit):
-    values = [row[name] for row in rows if row[name] is not None]
-    return f"{np.mean(values):.2f}{unit} on average, lowest {min(values):.2f}{unit}" if values else Raw("-")

@@ -1,4 +1,11 @@
-"""A desk, and a finished job of marking at it. Without gradio there is no page: its modules are imported where used."""
+"""Desks with finished jobs of marking, and a page in a browser with one person's story: photos, record, two models.
+
+Without gradio there is no page, and without playwright no browser: what needs them is imported late.
+"""
+
+import time
+import zipfile
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,21 +20,163 @@ def desk(tmp_path):
 
 
 @pytest.fixture
-def marked(desk, tmp_path):
-    """(job, folder) of six photos in a folder of one's own, one of them damaged, marked with a hold-out."""
-    from page.tabs import protect
-    from tests.page.parts import picture, png, press, until
+def drawn(desk, monkeypatch):
+    """The desk with a beacon of the tests' own, whose rounds are named three seconds ahead: (address, requests) of its
+    relay."""
+    from provenance import beacon, commit
+    from tests.page.relay import quick_chain, relaying
 
-    folder = tmp_path / "holiday"
-    folder.mkdir()
-    for number in range(6):
-        (folder / f"{number}.png").write_bytes(png(picture(number)))
+    desk.chain = quick_chain()
+    monkeypatch.setattr(commit, "SECONDS", 3)
+    monkeypatch.setattr(commit, "LATEST", 0)
+    with relaying(desk.chain) as (address, requests):
+        monkeypatch.setenv(beacon.VARIABLE, address)
+        yield address, requests
+
+
+@pytest.fixture
+def holiday(tmp_path):
+    """A folder with six photos, and a damaged one."""
+    from tests.page.parts import save_pictures
+
+    folder = save_pictures(tmp_path / "holiday", 6)
     (folder / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
-    draft, found, names = protect._take(desk, None, str(folder), None)
-    assert "7 photos found" in found and names["value"] == "0.png"
-    refused, number = press(desk, draft)
-    assert refused == ""
-    job = desk.jobs.get(number)
-    until(lambda: not job.active)
-    assert job.state == "done", job.message
-    return job, folder
+    return folder
+
+
+@pytest.fixture
+def marked(desk, holiday):
+    """(job, folder) of the holiday's photos in a folder of one's own, marked with a hold-out and without a beacon."""
+    from tests.page.parts import mark
+
+    return mark(desk, holiday), holiday
+
+
+@pytest.fixture
+def album(desk, tmp_path):
+    """(job, folder) of twenty photos, as many as an audit needs, marked in the same way."""
+    from tests.page.parts import mark, save_pictures
+
+    folder = save_pictures(tmp_path / "album", 20)
+    return mark(desk, folder), folder
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory, finished_run):
+    from tests.page.relay import quick_chain, relaying, write_chain
+    from tests.page.world import served
+
+    root, chain = tmp_path_factory.mktemp("page"), quick_chain()
+    flags = ("--runs_folder", finished_run, "--beacon_chain", write_chain(root / "chain.json", chain))
+    with relaying(chain) as (relay, _), served(root / "work", *flags, relay=relay) as (address, _):
+        yield SimpleNamespace(root=root, work=root / "work", address=address, chain=chain)
+
+
+def story_of(browser, site):
+    """A person's real photos marked through the page, with a beacon, a damaged one among them: what was shown while the
+    round was waited for and at the end, how long it took, and the two files that were downloaded."""
+    from tests.page import browsing, world
+
+    data, user, strangers = world.crops(world.PHOTOS)
+    paths = world.save_photos(site.root / "me", world.pixels_of(data, user))
+    damaged = site.root / "me" / "torn.jpg"
+    damaged.write_bytes(b"\xff\xd8\xff" + bytes(40))
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(browsing.LONG)
+    page.goto(site.address)
+    began = time.monotonic()
+    page.locator("#protect-files input[type=file]").set_input_files([*paths, damaged])
+    page.get_by_text(f"{world.PHOTOS + 1} photos found").wait_for()
+    browsing.expect(page.locator("#protect-preview img")).to_have_count(3)  # nothing moves under the pointer any more
+    page.get_by_role("button", name="Mark the photos").click()
+    page.get_by_text("of the public randomness").wait_for()
+    shown = page.locator("#protected-told").inner_text() + page.locator("#protected-view").inner_text()
+    copied = browsing.selected_after_a_while(page, "#protected-told code")
+    page.get_by_text("are marked and ready").wait_for()
+    seconds = time.monotonic() - began
+    text = page.locator("#protected-view").inner_text()
+    folder = site.root / "downloads"
+    for name in ("Download what to publish", "Download the private record"):
+        with page.expect_download() as waiting:
+            page.get_by_role("link", name=name).click()
+        waiting.value.save_as(folder / waiting.value.suggested_filename)
+    context.close()
+    with zipfile.ZipFile(folder / "photos-to-publish.zip") as bundle:
+        bundle.extractall(site.root / "published")
+    return SimpleNamespace(
+        text=text,
+        waiting=shown,
+        copied=copied,
+        seconds=seconds,
+        originals=paths,
+        data=data,
+        user=user,
+        strangers=strangers,
+        published=site.root / "published",
+        private=folder / "PRIVATE-record-keep-secret.zip",
+    )
+
+
+@pytest.fixture(scope="session")
+def protected(site):
+    """See `story_of`."""
+    from tests.page.browsing import launched, sync_api
+
+    with sync_api.sync_playwright() as play:
+        browser = launched(play)
+        told = story_of(browser, site)
+        browser.close()
+    return told
+
+
+@pytest.fixture(scope="session")
+def models(site, protected):
+    """A model that was trained on the published photos among strangers' images, and one on the strangers' alone."""
+    from tests.page.world import published_images, train
+
+    people = protected.data, protected.user, protected.strangers
+    marked = published_images(protected.published)
+    return SimpleNamespace(
+        guilty=train(site.root / "guilty.safetensors", *people, marked),
+        innocent=train(site.root / "innocent.safetensors", *people),
+    )
+
+
+@pytest.fixture(scope="module")
+def browser(protected):
+    """A Chromium, after the one of `protected` is closed: there can't be two at a time."""
+    from tests.page.browsing import launched, sync_api
+
+    with sync_api.sync_playwright() as play:
+        opened = launched(play)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, site):
+    """visit(scheme, width) -> a page with everything that it asked for in .asked; closed at the end."""
+    from tests.page.browsing import LONG
+
+    contexts = []
+
+    def open_page(scheme="light", width=1280, address=site.address):
+        context = browser.new_context(
+            color_scheme=scheme, viewport={"width": width, "height": 900}, accept_downloads=True
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(LONG)
+        page.asked, page.wrong = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("pageerror", lambda error: page.wrong.append(str(error)))
+        page.goto(address)
+        page.get_by_role("tab", name="Protect").wait_for()
+        return page
+
+    yield open_page
+    for context in contexts:
+        for page in context.pages:
+            assert page.wrong == [], page.wrong
+        context.close()

@@ -9,7 +9,7 @@ from PIL import Image
 from page.tabs import protect
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -33,6 +33,14 @@ def png(pixels):
     return file.getvalue()
 
 
+def save_pictures(folder, count):
+    """A folder with pictures 0.png and so on."""
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number}.png").write_bytes(png(picture(number)))
+    return folder
+
+
 CHOSEN = {
     "img_blending_ratio": 0.7,
     "noise_norm": 8,
@@ -40,6 +48,9 @@ CHOSEN = {
     "noise_injection_type": "perlin",
     "format": "png",
     "quality": 95.0,
+    "beacon": "none",
+    "label": "auto",
+    "timestamp": "",
 }
 
 
@@ -54,3 +65,15 @@ class OnePanel:
 
 def press(desk, draft, source=None, chosen=CHOSEN):
     return protect._begin(desk, OnePanel(), None, draft, source or draft["source"], chosen)
+
+
+def mark(desk, folder, **chosen):
+    """Mark a folder of one's own as the button does: the finished job."""
+    draft, _, names = protect._take(desk, None, str(folder), None)
+    assert names["value"] == "0.png"
+    refused, number = press(desk, draft, chosen={**CHOSEN, **chosen})
+    assert refused == "", refused
+    job = desk.jobs.get(number)
+    until(lambda: not job.active)
+    assert job.state == "done", job.message
+    return job

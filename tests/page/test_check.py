@@ -1,13 +1,17 @@
 """The tab Check without a browser: what is asked is what was counted, and nothing that was asked is hidden."""
 
 import json
+import shutil
+import zipfile
 
 import pytest
 import torch
 
+from attacks.exact import one_in
 from kit.errors import UserError
 from networks import build_network
-from page.tabs import check
+from page.tabs import check, inputs
+from provenance import judgements
 from tests.page.parts import OnePanel, until, uploaded
 
 pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
@@ -16,15 +20,14 @@ FIELDS = dict.fromkeys(check.INPUTS, "") | {
     "record": None,
     "originals": None,
     "model": None,
-    "label": "auto",
-    "alpha": 0.05,
     "label_only": False,
     "net_type": "smallnet",
     "input_size": "32",
     "mean": "0.5 0.5 0.5",
     "std": "0.25 0.25 0.25",
-    "max_queries": "30",
 }
+QUERIES = 20 * 20
+STRONG = {"selections": "99,999"}  # makes up for a departure
 
 
 def save_network(path, seed):
@@ -34,8 +37,8 @@ def save_network(path, seed):
 
 
 @pytest.fixture
-def fields(marked, tmp_path):
-    job, _ = marked
+def fields(album, tmp_path):
+    job, _ = album
     return {**FIELDS, "known": job.id, "address": save_network(tmp_path / "net.pt", 1)}
 
 
@@ -56,14 +59,20 @@ def audited(desk, fields):
     return job, shown
 
 
-def test_an_audit_of_the_page_is_that_of_eval(desk, fields, marked, script, tmp_path):
+def results(job):
+    return json.loads((job.folder / "result.json").read_text())
+
+
+def test_an_audit_of_the_page_is_that_of_eval(desk, fields, album, script, tmp_path):
+    record = album[0].result["record"]
     job, shown = audited(desk, fields)
-    assert "30 queries" in shown and "Nothing has been asked yet" in shown
-    result = json.loads((job.folder / "result.json").read_text())
+    assert f"{QUERIES} queries" in shown and "Nothing has been asked yet" in shown
+    result = results(job)
+    (log := judgements.place_of_log(album[1].parent / "album_record", tmp_path)).unlink()  # as if it had never been
     done = script(
         "eval",
         "--record",
-        marked[0].result["record"],
+        record,
         "--checkpoint",
         fields["address"],
         "--net_type",
@@ -78,21 +87,31 @@ def test_an_audit_of_the_page_is_that_of_eval(desk, fields, marked, script, tmp_
         "0.25",
         "0.25",
         "0.25",
-        "--alpha",
-        "0.05",
-        "--max_queries",
-        "30",
         "--device",
         "cpu",
         "--out",
         tmp_path / "by-eval",
     )
     assert done.code == 0, done.err
-    same = json.loads((tmp_path / "by-eval" / "result.json").read_text())
-    assert {name: result[name] for name in ("p_value", "statistic", "queries", "model", "audit")} == {
-        name: same[name] for name in ("p_value", "statistic", "queries", "model", "audit")
+    same, times = json.loads((tmp_path / "by-eval" / "result.json").read_text()), ("judgement", "plan_sha256")
+    assert {name: value for name, value in result.items() if name not in times} == {
+        name: value for name, value in same.items() if name not in times
     }
-    assert f"{result['queries']:,}" in check._result(desk, job) and job.details["subject"]
+    assert {**result["judgement"], "begun": ""} == {**same["judgement"], "begun": ""}
+    assert len(judgements.read_log(log)) == 1
+    shown = check._result(job)
+    assert f"{result['queries']:,}" in shown and one_in(result["p_value"]) in shown
+
+
+def test_what_a_verdict_rests_on_comes_first(desk, fields):
+    job, _ = audited(desk, fields)
+    shown, result = check._result(job), results(job)
+    assert len(result["weaknesses"]) >= 2
+    places = [shown.index(words) for words in ("What this rests on", "only if the accuser is honest", "Not shown")]
+    assert places == sorted(places)
+    before_a_click = shown[: shown.index("<details>")]
+    assert "p =" not in before_a_click and "exact p" not in before_a_click and "exact p" in shown
+    assert f"of {20} patterns that could have been drawn" in shown  # the marks' own statement
 
 
 def test_a_model_that_changed_after_the_count_is_not_asked(desk, fields):
@@ -103,23 +122,130 @@ def test_a_model_that_changed_after_the_count_is_not_asked(desk, fields):
     assert not (job.folder / "answers.bin").exists()
 
 
+def test_fields_left_empty_are_as_committed(desk, album, fields):
+    shown, ready, _ = check._plan(desk, None, fields)
+    assert ready["details"]["options"] | {"publications": []} == {
+        **dict.fromkeys(("label", "keys", "selections", "alpha", "max_queries", "audit_seed", "top_k")),
+        "label_only": False,
+        "num_of_non_member_user": 1000,
+        "verdict_fpr": 0.001,
+        "publications": [],
+    }
+    assert "departs" not in shown and "judgement 1 of this model" in shown
+    assert f"at most {one_in(0.0005)} audits; the strongest that can come out is 1 of 20,000" in shown
+
+
+def test_a_departure_is_shown_before_anything_is_asked(desk, fields):
+    shown, ready, _ = check._plan(desk, None, {**fields, "label": "2", **STRONG})
+    factor = 2 * 15 * (4 + 1) * 2  # see provenance/plan.py: judged as committed or not, parts, labels, selections
+    alpha = 0.001 / 2 / factor
+    assert shown.index("This departs from the plan") < shown.index("will be sent to the model")
+    assert "label 2 instead of auto" in shown and "99999 selections instead of 999" in shown
+    assert f"{factor} choices" in shown and f"{one_in(alpha)} audits, instead of {one_in(0.0005)}" in shown
+    assert ready["details"]["alpha"] == alpha and "judgement 1 of this model" in shown
+    _, job = begun(desk, ready, {**fields, "label": "2", **STRONG})
+    assert job.state == "done", job.message
+    assert results(job)["alpha"] == alpha and results(job)["label"] == 2
+    assert "the audit departs from the committed plan" in check._result(job)
+
+
+def test_a_departure_that_can_prove_nothing_is_refused(desk, fields):
+    shown, ready, _ = check._plan(desk, None, {**fields, "label": "2"})
+    assert ready is None and "label 2 instead of auto" in shown and "keep to the committed plan" in shown
+    assert "--" not in shown
+
+
 def test_other_keys_are_another_audit_and_are_told(desk, fields):
-    first, _ = audited(desk, fields)
+    first, shown = audited(desk, fields)
+    assert "Judgements with this record so far" not in shown and "All judgements" not in check._result(first)
     second, shown = audited(desk, {**fields, "audit_seed": "again"})
-    assert first.id != second.id
-    p = json.loads((first.folder / "result.json").read_text())["p_value"]
-    for text in (shown, check._result(desk, second)):
-        assert "audited before" in text and f"p = {p:.3g}" in text
-    assert "of 2 audits" in check._result(desk, first)  # the first one's verdict knows of the second, too
+    assert first.id != second.id and "judgement 2 of this model" in shown
+    p = results(first)["p_value"]
+    for text in (shown, check._result(second)):
+        assert "udgements with this record" in text and one_in(p) in text
+    assert results(second)["alpha"] == results(first)["alpha"] / 2 == 0.00025
+    assert "was added to the draw" in check._result(second)  # by whom, the page can't know
+    # The first one's verdict knows of the second, too.
+    assert "All judgements with this record" in check._result(first)
+    assert one_in(results(second)["p_value"]) in check._result(first)
 
 
-def test_another_class_or_alpha_asks_nothing_again(desk, fields):
+def test_another_class_asks_nothing_again_and_is_another_judgement(desk, fields):
     job, _ = audited(desk, fields)
-    answers = (job.folder / "answers.bin").read_bytes()
-    again, shown = audited(desk, {**fields, "label": "2", "alpha": 0.1})
+    answers, p = (job.folder / "answers.bin").read_bytes(), results(job)["p_value"]
+    again, shown = audited(desk, {**fields, "label": "2", **STRONG, "keys": "19"})
     assert again.id == job.id and (job.folder / "answers.bin").read_bytes() == answers
-    assert "have been answered before" in shown
-    assert json.loads((job.folder / "result.json").read_text())["label"] == 2
+    assert "have been answered before" in shown and "judgement 2 of this model" in shown
+    assert results(job)["label"] == 2 and results(job)["judgement"]["asking"] == 1
+    shown = check._result(desk.jobs.get(job.id))
+    assert "Evidence of judgement 1" in shown and one_in(p) in shown
+    assert desk.download(job.id, "evidence-judgement-1.zip").exists()
+    # The first plan again is no new judgement.
+    third, shown = audited(desk, fields)
+    assert "judgement 1 of this model" in shown and results(third)["p_value"] == p
+
+
+def test_a_judgement_that_came_between_is_not_passed_over(desk, fields):
+    _, ready, _ = check._plan(desk, None, fields)
+    audited(desk, {**fields, "audit_seed": "again"})
+    _, job = begun(desk, ready, fields)
+    assert job.state == "failed" and "came between" in job.message and not (job.folder / "answers.bin").exists()
+
+
+def handed_in(desk, album, tmp_path, fields, **more):
+    """The fields with the record as a file, as somebody has it who did not mark on this page."""
+    copy = tmp_path / "elsewhere"
+    if not copy.exists():
+        shutil.copytree(album[0].result["record"].removesuffix("/record.json"), copy)
+    record = uploaded(desk, "record.json", (copy / "record.json").read_bytes())
+    return {**fields, "known": "", "record": record, "folder": str(album[1]), **more}
+
+
+@pytest.mark.parametrize("made_here", [True, False])
+def test_copies_of_a_record_share_their_judgements(desk, fields, album, tmp_path, made_here):
+    first = handed_in(desk, album, tmp_path, fields)
+    if made_here:
+        audited(desk, fields)
+    else:
+        del desk.jobs._jobs[album[0].id]
+        audited(desk, first)
+    _, shown = audited(desk, handed_in(desk, album, tmp_path, fields, audit_seed="again"))
+    assert "judgement 2 of this model" in shown
+
+
+def test_judgements_that_come_with_a_record_count(desk, fields, album, tmp_path):
+    audited(desk, fields)
+    folder = album[1].parent / "album_record"
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as bundle:
+        for name in ("record.json", "judgements.json"):
+            bundle.write(folder / name, name)
+    content = (tmp_path / "whole.zip").read_bytes()
+    (folder / "judgements.json").unlink()
+    wanted = handed_in(desk, album, tmp_path, fields, audit_seed="again")
+    wanted["record"] = uploaded(desk, "whole.zip", content)
+    _, shown = audited(desk, wanted)
+    assert "judgement 2 of this model" in shown
+    # Another history of the same record is nobody's to choose.
+    (folder / "judgements.json").unlink()
+    audited(desk, {**fields, "audit_seed": "something else"})
+    wanted["record"] = uploaded(desk, "whole.zip", content)
+    shown, ready, _ = check._plan(desk, None, wanted)
+    assert ready is None and "whoever removes judgements proves nothing" in shown
+
+
+def test_lost_originals_are_told_before_anything_is_asked(desk, fields, album):
+    (album[1] / "3.png").unlink()
+    for path in (album[1].parent / "album_record").rglob("3.png"):
+        path.unlink()
+    shown, _, _ = check._plan(desk, None, fields)
+    assert "1 of 20 photos are left out" in shown and "380 queries" in shown
+
+
+def test_where_photos_were_published_goes_into_the_evidence(desk, fields):
+    job, _ = audited(desk, {**fields, "publications": " https://example.org/a \n\nhttps://example.org/b"})
+    with zipfile.ZipFile(job.folder / "evidence.zip") as bundle:
+        document = json.loads(bundle.read("bundle.json"))
+    assert document["publications"] == ["https://example.org/a", "https://example.org/b"]
 
 
 def test_an_audit_goes_on_though_its_inputs_have_moved(desk, fields, tmp_path):
@@ -138,9 +264,9 @@ def test_an_audit_goes_on_though_its_inputs_have_moved(desk, fields, tmp_path):
 
 def test_headers_go_to_their_own_server_alone():
     details = {"model": "http://localhost:8000/v2/models/a"}
-    assert check._header_for(details, "X: secret", " http://localhost:8000/v2/models/a ") == "X: secret"
-    assert check._header_for(details, "X: secret", "http://other/v2/models/a") == ""
-    assert check._header_for(details, "X: secret", None) == ""
+    assert inputs.header_for(details, "X: secret", " http://localhost:8000/v2/models/a ") == "X: secret"
+    assert inputs.header_for(details, "X: secret", "http://other/v2/models/a") == ""
+    assert inputs.header_for(details, "X: secret", None) == ""
 
 
 def test_no_header_is_kept(desk, fields):
@@ -160,7 +286,7 @@ def test_no_header_is_kept(desk, fields):
         ({"input_size": "nan"}, "“Input size” takes"),
         ({"folder": "/no/originals"}, "is not a folder"),
         ({"net_type": "resnet18"}, 'class="box bad"'),
-        ({"max_queries": "1"}, "“Most queries” allows 1"),
+        ({"max_queries": "1"}, "more than “Most queries” 1"),
         ({"label": "zebra"}, "“Class of the photos” zebra"),
     ],
 )
@@ -191,27 +317,27 @@ def test_damaged_uploads_are_one_line(desk, fields):
 
 @pytest.mark.parametrize("text, wanted", [("", None), (None, None), ("0.5, 0.4 0.3", (0.5, 0.4, 0.3))])
 def test_numbers_of_a_field(text, wanted):
-    assert check._numbers(text, "Mean", 3) == wanted
+    assert inputs.numbers(text, "Mean", 3) == wanted
 
 
 @pytest.mark.parametrize("text", ["a b c", "1 2", "1,2,3,4", "nan 1 2", "1 inf 2"])
 def test_numbers_that_are_none_are_refused(text):
     with pytest.raises(UserError, match="“Mean” takes 3 numbers"):
-        check._numbers(text, "Mean", 3)
+        inputs.numbers(text, "Mean", 3)
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "1.5", "many", "4097", "9" * 5000])
 def test_whole_numbers_are_asked_for(text):
     with pytest.raises(UserError, match="“Images a request” takes a whole number from 1 to 4,096"):
-        check._whole(text, "Images a request", 4096)
+        inputs.whole(text, "Images a request", 4096)
 
 
 @pytest.mark.parametrize("text, wanted", [("", None), ("224", [224, 224]), ("224 x 160", [224, 160])])
 def test_sizes(text, wanted):
-    assert check._size(text) == wanted
+    assert inputs.size(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["224.7", "nan", "1 2 3", "100000"])
 def test_sizes_that_are_none_are_refused(text):
     with pytest.raises(UserError, match="“Input size” takes"):
-        check._size(text)
+        inputs.size(text)

@@ -80,7 +80,7 @@ def test_a_job_that_waits_is_cancelled_at_once_and_kinds_do_not_block_each_other
     audits = [jobs.start(f"a{number}", "checks", "t", {}, lambda job: gate.wait(20) and {}) for number in range(3)]
     marked = jobs.start("p", "protected", "t", {}, lambda job: {"done": 1})
     until(lambda: marked.state == "done")
-    assert [job.state for job in audits].count("waiting") == 1
+    until(lambda: [job.state for job in audits].count("waiting") == 1)
     waiting = next(job for job in audits if job.state == "waiting")
     jobs.cancel(waiting.id)
     assert waiting.state == "cancelled"

@@ -14,6 +14,8 @@ from PIL import Image
 
 from dataset import load_dataset
 from experiment import training
+from provenance import beacon
+from tests.page.relay import NOBODY
 from tests.parts import ROOT, environment
 
 PHOTOS, STRANGERS = 60, 300
@@ -26,8 +28,8 @@ def system_chromium():
 
 
 @contextlib.contextmanager
-def served(work, *flags):
-    """app.py on a free port: yields (address with its token, process)."""
+def served(work, *flags, relay=NOBODY):
+    """app.py on a free port: yields (address with its token, process). relay: of the beacon."""
     command = [
         sys.executable,
         str(ROOT / "app.py"),
@@ -38,9 +40,10 @@ def served(work, *flags):
         "--no_browser",
         *map(str, flags),
     ]
+    settings = environment(**{beacon.VARIABLE: relay})
     with (
         open(Path(work).with_suffix(".log"), "w+") as log,
-        subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True) as page,
+        subprocess.Popen(command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=log, text=True) as page,
     ):
         try:
             address = re.search(r"http\S+", page.stdout.readline())

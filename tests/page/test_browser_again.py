@@ -1,0 +1,117 @@
+"""The page in a real browser: reloads, several tabs, restarts, no network."""
+
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.page.browsing import LONG, count, expect, go, go_more, hand_in, start, verdict
+from tests.page.world import PHOTOS, served
+from tests.provenance.drand import sign
+from tests.suspects.inference_server import make_app, running
+
+BATCHES = PHOTOS * 20 // 40  # of the slow server
+
+
+@pytest.fixture
+def slow_server(models):
+    """A model behind the protocol whose answers take a while: (address, the app's log)."""
+    from provenance import case
+
+    suspect = case.open_suspect(models.guilty)
+
+    def predict(images):
+        time.sleep(0.2)
+        return suspect.ask(np.clip(np.round(images * 255), 0, 255).astype(np.uint8)).values
+
+    app = make_app(predict, input_shape=[-1, 3, 32, 32], name="net")
+    with running(app) as server:
+        yield server.url, server.log
+
+
+def test_a_reload_and_a_second_tab_find_the_audit_again(visit, protected, slow_server):
+    address, log = slow_server
+    page = visit()
+    hand_in(page, protected, address)
+    go_more(page, "40")
+    count(page)
+    start(page)
+    progress = page.locator("#checks-view progress")
+    progress.wait_for()
+    page.reload()
+    go(page, "Check")
+    progress.wait_for()
+    other = visit()
+    go(other, "Check")
+    other.locator("#checks-view progress").wait_for()
+    other.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#checks-view")).to_contain_text("Cancelled")
+    asked = len(log)
+    assert 0 < asked < BATCHES
+    page.get_by_role("button", name="Go on").click()
+    text = verdict(page, "net")
+    assert "USED" in text
+    expect(other.locator("#checks-view")).to_contain_text("USED")
+    sent = [digest for entry in log for digest in entry["digests"]]
+    assert len(sent) == PHOTOS * 20 and len(log) == BATCHES  # nothing was asked twice
+
+
+def test_a_killed_page_goes_on_where_it_stopped(browser, tmp_path, protected, slow_server):
+    address, log = slow_server
+    with served(tmp_path / "work") as (url, process):
+        page = browser.new_page()
+        page.set_default_timeout(LONG)
+        page.goto(url)
+        hand_in(page, protected, address)
+        go_more(page, "40")
+        count(page)
+        start(page)
+        page.locator("#checks-view progress").wait_for()
+        while len(log) < 5:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        page.close()
+    with served(tmp_path / "work") as (url, _):
+        page = browser.new_page()
+        page.set_default_timeout(LONG)
+        page.goto(url)
+        go(page, "Check")
+        expect(page.locator("#checks-view")).to_contain_text("Interrupted")
+        page.get_by_role("button", name="Go on").click()
+        assert "USED" in verdict(page, "net")
+        page.close()
+    # The batch that was on its way when the process died may have been answered unheard.
+    assert BATCHES <= len(log) <= BATCHES + 1
+
+
+def test_without_a_network_the_round_is_brought_by_hand(browser, site, protected, tmp_path):
+    """Waiting is cancelled and gone on with; the round is pasted; the commitment is the same all the while."""
+    with served(tmp_path / "work", "--beacon_chain", site.root / "chain.json") as (url, _):
+        page = browser.new_page()
+        page.set_default_timeout(LONG)
+        page.goto(url)
+        page.locator("#protect-files input[type=file]").set_input_files(protected.originals[:4])
+        expect(page.locator("#protect-preview img")).to_have_count(3)
+        page.get_by_role("button", name="Mark the photos").click()
+        page.get_by_text("of the public randomness").wait_for()
+        commitment = page.locator("#protected-told code").inner_text()
+        page.get_by_role("button", name="Cancel").click()
+        view = page.locator("#protected-view")
+        expect(view).to_contain_text("Cancelled")
+        page.get_by_role("button", name="Go on").click()
+        pasted = page.get_by_label("Round of the public randomness")
+        pasted.wait_for()
+        assert page.locator("#protected-told code").inner_text() == commitment
+        number = int(re.search(r"no relay gave round (\d+)", view.inner_text())[1])
+        pasted.fill(f"{number}:{'ab' * 48}")
+        page.get_by_role("button", name="Go on").click()
+        expect(view).to_contain_text("is no point of its curve")
+        pasted.fill(f"{number}:{sign(number).signature}")
+        page.get_by_role("button", name="Go on").click()
+        expect(view).to_contain_text("2 photos are marked and ready")
+        assert commitment in view.inner_text()
+        expect(pasted).to_be_hidden()
+        page.close()
