@@ -1,6 +1,6 @@
 """From a commitment to a draw: name a future round of the beacon, have the commitment dated, wait for the round, draw.
 
-Public: Public, NO_BEACON, parse_beacon, named_round, date, settle, COMMITMENT_FILE.
+Public: Public, NO_BEACON, parse_beacon, named_round, date, settle, COMMITMENT_FILE, SECONDS.
 """
 
 import base64
