@@ -66,7 +66,8 @@ def _bank_folder(source, data_root):
 
         bank = importlib.import_module(f"dataset.{source}")
         roots = [Path(root) for root in (data_root, DEFAULT_ROOT) if root is not None]
-        found = [root for root in roots if (root / bank.FOLDER).exists() or (root / bank.ARCHIVE).exists()]
+        names = (bank.FOLDER, bank.ARCHIVE, getattr(bank, "UNPACKED", bank.FOLDER))
+        found = [root for root in roots if any((root / name).exists() for name in names)]
         return bank.folder((found or roots)[0])
     if not Path(source).is_dir():
         raise UserError(

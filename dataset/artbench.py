@@ -1,6 +1,7 @@
 """ArtBench-10 (224 px, 10 styles of painting): fine-tuning of an ImageNet-pretrained ResNet-18.
 
-Needs `artbench/` (train/ and test/, or plain class folders) or `artbench.tar` below `data_root`.
+Needs `artbench/` (train/ and test/, or plain class folders), `artbench-10-imagefolder-split/` or `artbench.tar` below
+`data_root`.
 """
 
 from dataclasses import replace
@@ -10,6 +11,7 @@ from dataset.base import ImageData
 from dataset.folders import checked_image_size, class_folder_data, find_folder
 
 FOLDER, ARCHIVE = "artbench", "artbench.tar"
+UNPACKED = "artbench-10-imagefolder-split"  # what the published scripts read
 CLASS_COUNT = 10
 IMAGE_SIZE = 224
 RECIPE = replace(tinyimagenet.RECIPE, target_user_cls=(0, 1, 5, 7, 8))
@@ -23,6 +25,7 @@ def folder(data_root=None):
         ARCHIVE,
         "artbench.tar of the paper's artifact page, https://people.ece.ubc.ca/zitaoc/files/ccs25-artifact/artbench.tar",
         data_root,
+        UNPACKED,
     )
 
 

@@ -1,6 +1,7 @@
 """CelebA-HQ's 307 identities (224 px): fine-tuning of an ImageNet-pretrained ResNet-18. Also an outlier bank.
 
-Needs `celeba/` (train/ and test/, or plain class folders) or `celeba.tar` below `data_root`.
+Needs `celeba/` (train/ and test/, or plain class folders), `CelebA_HQ_facial_identity_dataset/` or `celeba.tar` below
+`data_root`.
 """
 
 from dataclasses import replace
@@ -10,6 +11,7 @@ from dataset.base import ImageData
 from dataset.folders import checked_image_size, class_folder_data, find_folder
 
 FOLDER, ARCHIVE = "celeba", "celeba.tar"
+UNPACKED = "CelebA_HQ_facial_identity_dataset"  # what the published scripts read
 CLASS_COUNT = 307
 IMAGE_SIZE = 224
 RECIPE = replace(
@@ -30,6 +32,7 @@ def folder(data_root=None):
         ARCHIVE,
         "celeba.tar of the paper's artifact page, https://people.ece.ubc.ca/zitaoc/files/ccs25-artifact/celeba.tar",
         data_root,
+        UNPACKED,
     )
 
 

@@ -166,12 +166,15 @@ def checked_image_size(name, image_size, default):
     return int(image_size)
 
 
-def find_folder(name, folder, archive, source, data_root=None) -> Path:
+def find_folder(name, folder, archive, source, data_root=None, also=None) -> Path:
     """The path of `folder` below `data_root` (default: dataset/), unpacked from `archive` beside it when missing.
 
-    Raises UserError saying what to download from where (`source`) when neither is there.
+    also: the name under which people have it who unpacked the archive themselves. Raises UserError saying what to
+    download from where (`source`) when none is there.
     """
     root = DEFAULT_ROOT if data_root is None else Path(data_root)
+    if also and (root / also).is_dir():
+        return root / also
     if not (root / folder).is_dir():
         if not (root / archive).is_file():
             raise UserError(

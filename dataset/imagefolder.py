@@ -17,6 +17,7 @@ from kit.errors import UserError
 
 LARGEST_SIZE = 224  # found sizes above it become 224; --image_size may ask for more
 LARGEST_CIFAR_LIKE_SIZE = 64
+LARGE_IMAGES_BATCH = 64  # 256 of 224 px, as the paper's data sets have, take 6 GB of memory
 SIZE_SAMPLE = 64
 RECIPE = replace(cifar10.RECIPE, target_user_cls=(0,))
 
@@ -50,7 +51,8 @@ def _size_of(path):
 
 def make_recipe(image_size, labels, is_test):
     """The recipe for images of that size, with at most half of the training images used and as many marked as fit."""
-    recipe = cifar10.RECIPE if image_size <= LARGEST_CIFAR_LIKE_SIZE else tinyimagenet.RECIPE
+    large = replace(tinyimagenet.RECIPE, batch_size=LARGE_IMAGES_BATCH)
+    recipe = cifar10.RECIPE if image_size <= LARGEST_CIFAR_LIKE_SIZE else large
     counts = torch.bincount(labels[~is_test])
     train_size = max(1, min(recipe.train_size, int(counts.sum()) // 2))
     smallest_class = int(counts.min() * train_size * (1 - recipe.val_portion) / counts.sum())

@@ -32,13 +32,13 @@ def test_names_and_unknown_name():
     user_error(lambda: dataset.recipe("TinyImagenet"), "did you mean tinyimagenet?")
 
 
-# SPEC.md section 2: net, training images, epochs, learning rate, batch, weight decay, validation, marked, classes.
+# SPEC.md section 2, batches of 224 px as in the published scripts: net, training images, epochs, learning rate, batch, weight decay, validation, marked, classes.
 SPEC = {
     "cifar10": ("wideresnet284", 25_000, 100, 0.1, 256, 5e-4, 0.2, 25, (0, 2, 5, 6, 9), "train"),
     "cifar100": ("wideresnet284", 25_000, 100, 0.1, 256, 5e-4, 0.2, 25, (17, 36, 69, 80, 93), "train"),
-    "tinyimagenet": ("resnet18_pretrained", 25_000, 30, 0.01, 64, 0, 0.2, 25, (4, 58, 102, 168, 184), "imagenet"),
+    "tinyimagenet": ("resnet18_pretrained", 25_000, 30, 0.01, 256, 0, 0.2, 25, (4, 58, 102, 168, 184), "imagenet"),
     "celeba": ("resnet18_pretrained", 2_000, 30, 0.01, 16, 0, 0, 2, (58, 95, 164, 228, 306), "imagenet"),
-    "artbench": ("resnet18_pretrained", 25_000, 30, 0.01, 64, 0, 0.2, 25, (0, 1, 5, 7, 8), "imagenet"),
+    "artbench": ("resnet18_pretrained", 25_000, 30, 0.01, 256, 0, 0.2, 25, (0, 1, 5, 7, 8), "imagenet"),
 }
 
 

@@ -66,6 +66,19 @@ def test_celeba_as_plain_class_folders(tmp_path, monkeypatch):
     assert not data.is_test.any() and data.class_names == ("12", "7")
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("celeba", "CelebA_HQ_facial_identity_dataset"), ("artbench", "artbench-10-imagefolder-split")],
+)
+def test_folders_of_the_published_scripts(tmp_path, monkeypatch, name, folder):
+    """Whoever unpacked the archives as the artifact's README says has them under these names."""
+    monkeypatch.setattr(NAMED[name][0], "CLASS_COUNT", 2)
+    fill(tmp_path / folder, {"train/a": 1, "train/b": 1, "test/a": 1})
+    assert dataset.load_dataset(name, tmp_path, 8).is_test.tolist() == [False, False, True]
+    if name == "celeba":
+        assert len(dataset.load_outlier_bank(name, 8, 8, tmp_path)) == 3
+
+
 # --- CIFAR ---
 
 
