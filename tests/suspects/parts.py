@@ -1,5 +1,6 @@
 """What the tests of models share: random images, networks as after training, what they must answer, and a server."""
 
+import copy
 from contextlib import contextmanager
 
 import numpy as np
@@ -32,10 +33,25 @@ def stirred(model):
     return model
 
 
-def expected(model, pixels, mean=MEAN, std=STD):
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (mean, std))
+def expected(model, pixels, mean=MEAN, std=STD, dtype=torch.float32):
+    mean, std = (torch.tensor(value, dtype=dtype).view(3, 1, 1) for value in (mean, std))
     with torch.no_grad():
-        return model.eval()((torch.from_numpy(pixels).double().div(255).float() - mean) / std).numpy()
+        return model.eval()((torch.from_numpy(pixels).double().div(255).to(dtype) - mean) / std).numpy()
+
+
+def assert_answers(values, model, pixels, mean=MEAN, std=STD):
+    """These are the answers of the model itself to these pixels, but for rounding.
+
+    How far rounding takes an answer depends on the network, and on the order of sums, which processors choose. So it is
+    measured: the distance of float32's answers from float64's. Another float32 evaluation is a draw from the same
+    distribution, whose largest value varies between draws by a small factor; a wrong crop, scale or mode moves answers
+    a thousand times as far.
+    """
+    exact = expected(copy.deepcopy(model).double(), pixels, mean, std, torch.float64)
+    rounding = np.abs(expected(model, pixels, mean, std) - exact).max()
+    atol = 8 * max(rounding, np.spacing(np.float32(np.abs(exact).max())))
+    assert atol < 1e-4 * np.abs(exact).max(), "too coarse to tell anything"
+    np.testing.assert_allclose(values, exact, rtol=0, atol=atol)
 
 
 def saved(path, content):

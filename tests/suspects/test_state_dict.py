@@ -19,7 +19,7 @@ import torchvision
 from networks import build_network
 from suspects.opened import open_model
 from tests.kit.parts import PICKLES, hostile
-from tests.suspects.parts import GIVEN, expected, images, refused, saved, stirred
+from tests.suspects.parts import GIVEN, assert_answers, images, refused, saved, stirred
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "params", "state_dict_ema")
 
@@ -36,7 +36,7 @@ def test_a_state_dict_of_our_networks(suffix, classes, tmp_path):
     suspect = open_model(path, "smallnet", "cpu", overrides=GIVEN, batch_size=9)
     assert torch.equal(before, torch.get_rng_state())
     pixels = images(4, 32)
-    np.testing.assert_allclose(suspect.ask(pixels).values, expected(model, pixels), rtol=0, atol=1e-5)
+    assert_answers(suspect.ask(pixels).values, model, pixels)
     assert suspect.classes == classes and suspect.batch_size == 9 and suspect.class_names is None
     assert suspect.identity == {
         "kind": "state dict",
@@ -69,9 +69,9 @@ def test_a_state_dict_of_a_library(name, classes, build, tmp_path):
     path = saved(tmp_path / "theirs.safetensors", stirred(model).state_dict())
     suspect = open_model(path, name, "cpu")
     pixels = images(2, suspect.preprocessing.size[0])
-    wanted = expected(model, pixels, suspect.preprocessing.mean, suspect.preprocessing.std)
-    np.testing.assert_allclose(suspect.ask(pixels).values, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
-    assert suspect.classes == classes == wanted.shape[1]
+    values = suspect.ask(pixels).values
+    assert_answers(values, model, pixels, suspect.preprocessing.mean, suspect.preprocessing.std)
+    assert suspect.classes == classes == values.shape[1]
     assert suspect.preprocessing.source == (build or "torchvision")
     assert suspect.identity["net_type"] == f"{build or 'torchvision'}:{plain}"
 
@@ -81,11 +81,10 @@ def test_auxiliary_classifiers(tmp_path):
     model = stirred(torchvision.models.get_model("googlenet", weights=None, num_classes=5, init_weights=False))
     tensors = model.state_dict()
     pixels = images(1, 64)
-    wanted = expected(model, pixels)
     for content in (tensors, {name: value for name, value in tensors.items() if not name.startswith("aux")}):
         path = saved(tmp_path / "theirs.pt", content)
         suspect = open_model(path, "torchvision:googlenet", "cpu", overrides=dict(GIVEN, size=64))
-        np.testing.assert_allclose(suspect.ask(pixels).values, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        assert_answers(suspect.ask(pixels).values, model, pixels)
     refused(path, "--mean", "--std", net_type="torchvision:googlenet")
 
 
@@ -108,7 +107,7 @@ def test_wrappers_and_prefixes(wrapper, prefix, smallnet, tmp_path):
     path = saved(tmp_path / "theirs.pt", tensors if wrapper is None else wrapped)
     pixels = images(2, 32)
     answers = open_model(path, "smallnet", "cpu", overrides=GIVEN).ask(pixels)
-    np.testing.assert_allclose(answers.values, expected(smallnet, pixels), rtol=0, atol=1e-5)
+    assert_answers(answers.values, smallnet, pixels)
 
 
 def test_a_prefix_of_some_keys_stays(smallnet, tmp_path):
