@@ -32,7 +32,8 @@ def test_names_and_unknown_name():
     user_error(lambda: dataset.recipe("TinyImagenet"), "did you mean tinyimagenet?")
 
 
-# SPEC.md section 2, batches of 224 px as in the published scripts: net, training images, epochs, learning rate, batch, weight decay, validation, marked, classes.
+# SPEC.md section 2; batches of 224 px are those of the published scripts. Net, training images, epochs, learning rate,
+# batch, weight decay, validation, marked, classes.
 SPEC = {
     "cifar10": ("wideresnet284", 25_000, 100, 0.1, 256, 5e-4, 0.2, 25, (0, 2, 5, 6, 9), "train"),
     "cifar100": ("wideresnet284", 25_000, 100, 0.1, 256, 5e-4, 0.2, 25, (17, 36, 69, 80, 93), "train"),
