@@ -1,5 +1,5 @@
-# make demo | app | test | check | bench | lock | clean: each sets up .venv first, when it is missing. Needs Python >= 3.10
-# and make. Versions come from requirements/lock*.txt, with hashes; `make lock` writes these anew.
+# make demo | app | test | check | bench | servers | lock | clean: each sets up .venv first, when it is missing. Needs
+# Python >= 3.10 and make. Versions come from requirements/lock*.txt, with hashes; `make lock` writes these anew.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -18,7 +18,7 @@ UPGRADE ?=
 COMPILE := uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" -c requirements/constraints.txt
 
-.PHONY: demo app test check bench lock clean
+.PHONY: demo app test check bench servers lock clean
 
 demo: $(VENV)/ready
 	$(RUN) train.py --dataset photos --out demo
@@ -46,6 +46,15 @@ bench: $(VENV)/ready-dev
 	$(RUN) -m benchmarks.rmia --out results/bench-rmia.json
 	$(RUN) -m benchmarks.help --out results/bench-help.json
 
+# Real model servers for the tests, each in an environment of its own since their dependencies don't fit together.
+# Without them those tests are skipped.
+servers: .servers/mlserver/ready .servers/kserve/ready .servers/triton/ready
+
+.servers/%/ready: requirements/servers-%.txt
+	test -x .servers/$*/bin/python || $(if $(UV),uv venv --quiet --seed --python $(PYTHON),$(PYTHON) -m venv) .servers/$*
+	$(subst $(RUN),.servers/$*/bin/python,$(INSTALL)) -r $<
+	@touch $@
+
 lock:
 	@command -v uv >/dev/null || { echo "make lock needs uv: pip install uv"; exit 2; }
 	$(COMPILE) $(UPGRADE) requirements/dev.txt -o requirements/lock-dev.txt
@@ -54,7 +63,7 @@ lock:
 	$(COMPILE) -c requirements/lock-dev.txt requirements.txt -o requirements/lock.txt
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .servers demo .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/ready: requirements/lock.txt
