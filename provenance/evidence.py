@@ -280,6 +280,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
+_FormKey = Literal["input", "datatype", "layout", "output", "from"]
 _Three = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
 
 
@@ -293,6 +294,7 @@ class _Preprocessing(BaseModel):
     white: Literal[1.0, 255.0]
     interpolation: str
     source: Annotated[str, Field(max_length=1000)]
+    form: Annotated[dict[_FormKey, str], Field(min_length=5)] | None = None
 
 
 class _Document(_Part):

@@ -384,6 +384,8 @@ HOSTILE = {
     "std 0": (set_in("preprocessing", "std", [0.5, 0.5, 0.0])),
     "interpolation": (set_in("preprocessing", "interpolation", [])),
     "more preprocessing": (set_in("preprocessing", "more", 1)),
+    "form": (set_in("preprocessing", "form", {"input": "x"})),
+    "form no text": (set_in("preprocessing", "form", "x")),
     "groups": (set_in(*COMMIT, "groups", [10**12] * 10)),
     "stamp no base64": (set_in(*BATCH, "timestamp", "\u00e9")),
     "publications": (set_in("publications", [1])),
