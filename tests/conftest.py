@@ -1,6 +1,7 @@
 """Shared by all tests: one small finished run of train.py, and a way to call a script's main function."""
 
 import importlib
+import os
 import signal
 import sys
 from collections import Counter
@@ -33,6 +34,8 @@ def _interruptible():
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
+    # Of what code under test starts, too: a launcher shares the cores of a machine where nobody has said how many.
+    os.environ.setdefault("OMP_NUM_THREADS", THREADS)
     torch.set_num_threads(int(THREADS))
 
 

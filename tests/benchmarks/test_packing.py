@@ -66,7 +66,8 @@ def test_a_vmapped_step_rounds_to_bfloat16_as_autocast_does():
         [packing.Solo(model, recipe).step(*pair) for model, *pair in zip(networks(), images, labels, strict=True)]
     )
     assert not torch.equal(losses["bfloat16"], losses["float32"])
-    assert torch.allclose(losses["bfloat16"], alone, atol=2e-3)
+    # Logits of about 1, which either way rounds by 2^-9 in an order of its own; their mean over 32 images moves less.
+    assert torch.allclose(losses["bfloat16"], alone, rtol=0, atol=2.0**-9)
 
 
 def test_all_packings_train_on_the_batches_of_the_training_loop():
