@@ -8,11 +8,7 @@ import zipfile
 import pytest
 
 from dataset.archives import unpack
-from tests.dataset.parts import (
-    MAKERS,
-    make_tar,
-    make_zip,
-)
+from tests.dataset.parts import MAKERS, make_tar, make_zip
 from tests.parts import user_error
 
 

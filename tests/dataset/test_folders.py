@@ -10,14 +10,7 @@ from PIL import Image
 import dataset
 from dataset import folders, imagefolder, store
 from dataset.base import Recipe
-from tests.dataset.parts import (
-    RED,
-    all_images,
-    fill,
-    image_bytes,
-    make_zip,
-    write_image,
-)
+from tests.dataset.parts import RED, all_images, fill, image_bytes, make_zip, write_image
 from tests.parts import user_error
 
 # --- imagefolder ---

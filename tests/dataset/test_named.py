@@ -12,13 +12,7 @@ import torch
 
 import dataset
 from dataset import artbench, celeba, cifar10, cifar100, tinyimagenet
-from tests.dataset.parts import (
-    MAKERS,
-    RunsCode,
-    all_images,
-    fill,
-    image_bytes,
-)
+from tests.dataset.parts import MAKERS, RunsCode, all_images, fill, image_bytes
 from tests.parts import user_error
 
 NAMED = {

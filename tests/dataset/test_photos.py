@@ -12,10 +12,7 @@ from PIL import Image
 import dataset
 from dataset import photos
 from dataset.base import make_splits
-from tests.dataset.parts import (
-    all_images,
-    write_image,
-)
+from tests.dataset.parts import all_images, write_image
 from tests.parts import user_error
 
 

@@ -15,15 +15,7 @@ from PIL import Image
 import dataset
 from dataset import store
 from dataset.store import FileStore, MemoryStore
-from tests.dataset.parts import (
-    BLUE,
-    GREEN,
-    RED,
-    RunsCode,
-    all_images,
-    fill,
-    write_image,
-)
+from tests.dataset.parts import BLUE, GREEN, RED, RunsCode, all_images, fill, write_image
 from tests.parts import user_error
 
 # --- stores ---

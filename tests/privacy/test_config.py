@@ -6,12 +6,7 @@ from privacy import config as configuration
 from privacy import pipeline
 from privacy.attack import ATTACKS
 from tests.parts import ROOT
-from tests.privacy.parts import (
-    config_of,
-    error_of,
-    sections,
-    write,
-)
+from tests.privacy.parts import config_of, error_of, sections, write
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,7 @@ import torch
 
 from privacy import config as configuration
 from privacy import data
-from tests.privacy.parts import (
-    config_of,
-    error_of,
-    planned,
-)
+from tests.privacy.parts import config_of, error_of, planned
 
 
 def test_purchase100_formats(tmp_path):

@@ -11,12 +11,7 @@ from kit import files
 from networks import build_network
 from privacy import config as configuration
 from privacy import data, pipeline, training
-from tests.privacy.parts import (
-    config_of,
-    error_of,
-    sections,
-    write,
-)
+from tests.privacy.parts import config_of, error_of, sections, write
 
 
 def third_party(folder, queries=None, rows=None):

@@ -9,10 +9,7 @@ from safetensors.torch import load_file
 
 from privacy import config as configuration
 from privacy import data, pipeline
-from tests.privacy.parts import (
-    sections,
-    write,
-)
+from tests.privacy.parts import sections, write
 
 
 @pytest.mark.parametrize("peft_type", [None, "lora"])

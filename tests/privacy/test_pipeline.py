@@ -6,11 +6,7 @@ import json
 import pytest
 
 from tests.parts import ROOT
-from tests.privacy.parts import (
-    copy_of,
-    sections,
-    write,
-)
+from tests.privacy.parts import copy_of, sections, write
 
 
 def test_script_ends_with_a_table_and_a_report(finished, tmp_path, script):

@@ -13,12 +13,7 @@ from safetensors.torch import load_file
 from privacy import config as configuration
 from privacy import pipeline, signals, training
 from tests.parts import ROOT, environment
-from tests.privacy.parts import (
-    config_of,
-    copy_of,
-    sections,
-    write,
-)
+from tests.privacy.parts import config_of, copy_of, sections, write
 
 
 def weights(log):

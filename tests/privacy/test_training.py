@@ -13,12 +13,7 @@ import utils
 from kit.files import load_model
 from privacy import config as configuration
 from privacy import data, models, pipeline, training
-from tests.privacy.parts import (
-    config_of,
-    copy_of,
-    error_of,
-    planned,
-)
+from tests.privacy.parts import config_of, copy_of, error_of, planned
 
 # --- networks, recipe, queries ---
 

@@ -19,16 +19,7 @@ from provenance import protect
 from provenance import record as records
 from provenance.photos import read_photo
 from tests.provenance.hostile_photos import png
-from tests.provenance.parts import (
-    contents,
-    loaded,
-    marked_of,
-    picture,
-    record_of,
-    refused,
-    save,
-    tree,
-)
+from tests.provenance.parts import contents, loaded, marked_of, picture, record_of, refused, save, tree
 from utils import Marking, mark_images
 
 # --- what is written, and where ---
