@@ -548,7 +548,7 @@ def test_pipes_and_closed_folders(tmp_path, monkeypatch):
     assert find_photos(tmp_path) == (
         ["a.jpg"],
         [("closed", "can't be opened (Permission denied)"), ("pipe.jpg", "is not a regular file")],
-        0,
+        [],
     )
     with pytest.raises(UserError, match="Permission denied"):
         find_photos(tmp_path / "closed")
@@ -561,4 +561,4 @@ def test_no_folder(tmp_path):
     with pytest.raises(UserError, match=r"a\.jpg is not a folder"):
         find_photos(tmp_path / "a.jpg")
     (tmp_path / "empty").mkdir()
-    assert find_photos(tmp_path / "empty") == ([], [], 0)
+    assert find_photos(tmp_path / "empty") == ([], [], [])
