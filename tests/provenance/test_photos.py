@@ -491,7 +491,7 @@ def test_photos_of_a_tree(tmp_path, order):
     other = ["notes.txt", "deep/raw.cr2", "jpg", "x.jpg.bak"]
     clutter = [".hidden.jpg", ".cache/e.jpg", "__MACOSX/f.jpg", "Thumbs.db", "deep/thumbs.db", "._a.jpg", ".DS_Store"]
     make(tmp_path, *(photos + other + clutter)[::order])
-    assert find_photos(tmp_path) == (sorted(photos), [], 4)
+    assert find_photos(tmp_path) == (sorted([*photos, "deep/raw.cr2"]), [], ["jpg", "notes.txt", "x.jpg.bak"])
     assert find_photos(str(tmp_path)) == find_photos(tmp_path)
 
 
