@@ -1,8 +1,9 @@
 """Mean and std of a server that does not state them: which of the usual ones it must have been trained with.
 
 Photos of no consequence are shown under each candidate, whole, and cut into pieces that are shuffled. The one under
-which the model is surer about the whole photos than about the pieces, by most, is proposed, and somebody has to confirm
-it. Confidence alone would not do: a network that is fed numbers far too large is sure of everything, pieces included.
+which the pieces make the model unsure by most (the entropy of its answers grows) is proposed, and somebody has to
+confirm it. Confidence alone would not do: a network that is fed numbers far too large is sure of everything, pieces
+included. It is a proposal: candidates that a network can hardly tell apart may be taken for each other.
 
 Never are these the audit's own queries. A choice that depended on them, or on which half was published, would make p
 inexact.
@@ -13,7 +14,7 @@ Public: Calibration, calibrate, CANDIDATES, MOST_PHOTOS.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import entr, softmax
 
 from kit.errors import UserError
 from suspects.suspect import Preprocessing
@@ -24,9 +25,9 @@ CANDIDATES = {
     "0.5/0.5": {"mean": (0.5,) * 3, "std": (0.5,) * 3, "white": 1.0},
     "0..255": {"mean": (0.0,) * 3, "std": (1.0,) * 3, "white": 255.0},
 }
-MOST_PHOTOS = 16
-PIECES = 4  # a side
-LEAST_GAIN = 0.03  # below, nothing stands out
+MOST_PHOTOS = 32
+PIECES, SHUFFLES = 4, 2  # pieces a side
+LEAST_GAIN = 0.05  # nats; below, nothing stands out
 GIVE = "give --mean and --std as in its training"
 
 
@@ -56,9 +57,7 @@ def calibrate(ask, settings, givers, form, calibration):
     }
     if not photos or not fitting:
         raise UserError(
-            "there are no photos to calibrate with"
-            if fitting
-            else "no usual mean and std fits the flags that are given",
+            "there are no photos to calibrate with" if fitting else "the flags rule out every usual mean and std",
             advice=GIVE,
             flag="--mean",
         )
@@ -66,53 +65,60 @@ def calibrate(ask, settings, givers, form, calibration):
     for name, candidate in fitting.items():
         preprocessing = Preprocessing(**{**settings, **candidate}, source=source, form=form)
         whole = np.stack([preprocessing.fit(photo) for photo in photos])
-        pieces = np.stack([_in_pieces(image, number) for number, image in enumerate(whole)])
-        sure, unsure = (_confidence(ask(preprocessing, images)) for images in (whole, pieces))
+        pieces = np.stack([_in_pieces(image, seed) for seed, image in enumerate([*whole] * SHUFFLES)])
+        answers = ask(preprocessing, whole)
         rows.append(
             {
                 "name": name,
                 **{key: list(value) if isinstance(value, tuple) else value for key, value in candidate.items()},
-                "confidence": round(sure, 4),
-                "in_pieces": round(unsure, 4),
+                "entropy": round(_uncertainty(answers), 4),
+                "entropy_in_pieces": round(_uncertainty(ask(preprocessing, pieces)), 4),
             }
         )
-    best = max(rows, key=lambda row: row["confidence"] - row["in_pieces"])
+    best = max(rows, key=_gain)
     found = {"photos": len(photos), "from": calibration.origin, "candidates": rows, "chosen": best["name"]}
     _refuse_unconfirmed(best, rows, len(photos), calibration)
     return Preprocessing(**{**settings, **fitting[best["name"]]}, source=source, form=form), found
 
 
-def _in_pieces(image, number):
+def _gain(row):
+    return row["entropy_in_pieces"] - row["entropy"]
+
+
+def _in_pieces(image, seed):
     """A photo, uint8 (3, h, w), cut into PIECES x PIECES that are shuffled; what is left over stays."""
     _, height, width = image.shape
     high, wide = height // PIECES, width // PIECES
     places = [(row * high, column * wide) for row in range(PIECES) for column in range(PIECES)]
     shuffled = image.copy()
-    for (top, left), goal in zip(places, np.random.default_rng(number).permutation(len(places)), strict=True):
+    for (top, left), goal in zip(places, np.random.default_rng(seed).permutation(len(places)), strict=True):
         to, at = places[goal]
         shuffled[:, to : to + high, at : at + wide] = image[:, top : top + high, left : left + wide]
     return shuffled
 
 
-def _confidence(answers):
-    """The mean of the largest probability."""
+def _uncertainty(answers):
+    """The mean entropy of answers, in nats; what a top-k answer does not name counts as one class."""
     if answers.values is None:
         raise UserError("it names classes alone, so that nothing shows how sure it is", advice=GIVE, flag="--mean")
     there = answers.rows(~answers.missing)
     if not len(there):
         raise UserError("it says nothing usable about the photos of the calibration", advice=GIVE, flag="--mean")
-    if there.classes is not None:
-        return float(there.values.max(axis=1).mean())
-    return float(softmax(there.log_probabilities()[0], axis=1).max(axis=1).mean())
+    if there.classes is None:
+        chances = softmax(there.log_probabilities()[0], axis=1)
+    else:
+        named = np.where(there.classes < 0, 0.0, there.values).clip(0, 1)
+        chances = np.concatenate([named, (1 - named.sum(axis=1, keepdims=True)).clip(0, 1)], axis=1)
+    return float(entr(chances).sum(axis=1).mean())
 
 
 def _refuse_unconfirmed(best, rows, count, calibration):
-    table = ", ".join(f"{row['name']} {row['confidence']:.2f} ({row['in_pieces']:.2f} in pieces)" for row in rows)
+    table = ", ".join(f"{row['name']} {_gain(row):.2f}" for row in rows)
     seen = (
-        f"it does not say how photos become its input. How sure it is of {count} photos ({calibration.origin}), under "
-        f"each of the usual mean and std, and of the same photos in shuffled pieces: {table}"
+        f"it does not say how photos become its input. {count} photos ({calibration.origin}) were shown under each of "
+        f"the usual mean and std, whole and in shuffled pieces; how much the pieces made it less sure (nats): {table}"
     )
-    if best["confidence"] - best["in_pieces"] < LEAST_GAIN:
+    if _gain(best) < LEAST_GAIN:
         raise UserError(f"{seen}. None of them stands out", advice=GIVE, flag="--mean")
     if calibration.confirmed not in (None, best["name"]):
         raise UserError(
