@@ -33,6 +33,7 @@ FLAGS = {
     "--record": "“Record”",
     "--beacon_chain": "“Facts of another beacon”",
     "--timestamp_roots": "“Certificates for time stamps”",
+    "--witness_key": "“Key of a witness”",
     "--publication": "“Where the photos were published”",
     "--query_batch": "“Images a request”",
     "--batch_size": "“Images a request”",

@@ -186,10 +186,10 @@ def _details(desk, draft, fields):
     }
 
 
-def _open(details, header, folder, **server):
+def _open(desk, details, header, folder, **server):
     """The Case of a job's details, whose answers lie in `folder`."""
     records.read_finished(details["record"])  # before a model is opened, or a server asked
-    suspect = inputs.open_model(details, header, **server)
+    suspect = inputs.open_model(details, header, folder, **server)
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in details["options"].items()}
     return case.open_case(
         details["record"],
@@ -198,6 +198,8 @@ def _open(details, header, folder, **server):
         case.Options(**options),
         folder=folder,
         log=details["log"],
+        roots=desk.roots,
+        chain=desk.chain,
     )
 
 
@@ -210,7 +212,6 @@ def _number(planned):
             "left out": [number for number, path in enumerate(planned.originals) if path is None],
             "model": planned.suspect.identity,
             "preprocessing": planned.suspect.preprocessing.describe(),
-            "batch": planned.suspect.batch_size,
             "keys": planned.plan.keys,
             "audit_seed": planned.plan.audit_seed,
         }
@@ -223,10 +224,10 @@ def _plan(desk, ready, fields):
     draft = desk.draft()
     try:
         details = _details(desk, draft, fields)
-        planned = _open(details, fields["header"], draft.folder, retries=1)  # somebody waits for it
+        planned = _open(desk, details, fields["header"], draft.folder, retries=1)  # somebody waits for it
         number = _number(planned)
         if (place := desk.root / "checks" / number).exists():  # with answers, which may not count as asked anew
-            planned = _open(details, fields["header"], place, retries=1)
+            planned = _open(desk, details, fields["header"], place, retries=1)
         ready = {
             "number": number,
             "draft": draft,
@@ -318,7 +319,7 @@ def _start(desk, job, header):
         torch.set_num_threads(THREADS)
         if "judgement" not in details:
             raise UserError("this audit was begun by an early version", advice="fill in the fields and count again")
-        planned = _open(details, header, running.folder, sleep=running.sleep)
+        planned = _open(desk, details, header, running.folder, sleep=running.sleep)
         if _number(planned) != running.id:
             raise UserError(
                 "the model or the record has changed since the queries were counted", advice="count them again"

@@ -23,7 +23,7 @@ from provenance import record as records
 
 THREADS = torch.get_num_threads()
 # The fields of the tab, in the order of its components.
-INPUTS = ("bundle", *inputs.RECORD, *inputs.MODEL, "chain", "roots")
+INPUTS = ("bundle", *inputs.RECORD, *inputs.MODEL, "witness_key", "chain", "roots")
 
 
 def build(desk):
@@ -74,8 +74,11 @@ def _fields():
             found |= inputs.model_field("evidence", "The model, if you have it")
         with gr.Column(min_width=300):
             found |= inputs.record_fields("evidence", "The record, if it was disclosed (zip or record.json)")
-    with gr.Accordion("More about the model, the beacon and time stamps", open=False):
+    with gr.Accordion("More about the model, the witness, the beacon and time stamps", open=False):
         found |= inputs.model_fields()
+        found["witness_key"] = inputs.line(
+            "Key of a witness", "Of whoever ran the audit, and whom you trust: 64 letters and digits."
+        )
         with gr.Row():
             found["chain"] = gr.File(label="Facts of another beacon (JSON)", height=120, elem_id="evidence-chain")
             found["roots"] = gr.File(label="Certificates for time stamps (PEM)", height=120, elem_id="evidence-roots")
@@ -102,7 +105,8 @@ def _details(desk, draft, fields):
         raise UserError(
             "the record is missing", advice="photos and model are of use with the disclosed record; hand it in, too"
         )
-    return {**details, "chain": None, "roots": None, **files, "record": record and str(record), "folders": folders}
+    own = {"record": record and str(record), "folders": folders, "witness_key": fields["witness_key"].strip() or None}
+    return {**details, "chain": None, "roots": None, **files, **own}
 
 
 def _begin(desk, panel, request, fields):
@@ -131,6 +135,7 @@ def _check(desk, job, header):
     trusted = {
         "chain": beacon.read_chain(details["chain"]) if details["chain"] else desk.chain,
         "roots": details["roots"] or desk.roots,
+        "witness_key": details["witness_key"],
     }
     try:
         found = replay.replay(details["bundle"], **trusted)

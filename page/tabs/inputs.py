@@ -11,7 +11,8 @@ import gradio as gr
 
 from kit.errors import UserError
 from page.desk import typed_path
-from provenance import case
+from provenance import case, opening
+from suspects.server import is_address
 
 RECORD = ("record", "originals", "folder")
 # All are kept with a job but the header, which is a secret.
@@ -40,7 +41,7 @@ def model_field(name, title="Model: .safetensors, .pt, .pth or .onnx"):
         "model": gr.File(label=title, height=160, elem_id=f"{name}-model"),
         "address": line(
             "Or its path or address",
-            "An address of the Open Inference Protocol, or a run folder of train.py.",
+            "An address of the Open Inference Protocol (grpc://host:port/NAME, too), or a run folder of train.py.",
             placeholder="http://localhost:8000/v2/models/NAME",
         ),
     }
@@ -125,7 +126,7 @@ def model_details(desk, draft, fields):
     if fields["model"]:
         desk.receive(draft, [fields["model"]], "model", unpacked=False)
         address = str(next((draft.folder / "model").iterdir()))
-    elif not address.startswith(("http://", "https://")):
+    elif not is_address(address):
         address = str(typed_path(address) or "")
     overrides = {
         "size": size(fields["input_size"]),
@@ -142,14 +143,21 @@ def model_details(desk, draft, fields):
     }
 
 
-def open_model(details, header, **server):
-    """The Suspect of `model_details`. server: more keyword arguments of `server.open_server`."""
+def open_model(details, header, folder=None, **server):
+    """The Suspect of `model_details`.
+
+    folder: of the audit, for a server to be fed as when it began; server: more keyword arguments of
+    `server.open_server`.
+    """
+    options = {"headers": [header] if header else [], "rate_limit": details["rate_limit"], **server}
+    if folder is not None and is_address(details["model"]):
+        options["stored"] = opening.stored_input(details["record"], details["model"], folder)
     return case.open_suspect(
         details["model"],
         details["net_type"],
         overrides={name: tuple(value) for name, value in details["overrides"].items()},
         batch_size=details["query_batch"],
-        server_options={"headers": [header] if header else [], "rate_limit": details["rate_limit"], **server},
+        server_options=options,
     )
 
 

@@ -112,8 +112,8 @@ def facts(result):
     judgement, missing = result.get("judgement") or {}, result.get("missing", 0)
     number = f" (judgement {judgement['number']} of this model)" if judgement else ""
     rows = [
-        ("by chance in", f"{one_in(result['p_value'])} audits, if the model never saw the photos"),
-        ("compared with", f"{one_in(result['alpha'])}{number}"),
+        ("by chance in", f"{one_in(result['p_value'])} audits of a model that never saw the photos"),
+        ("needed for a proof", f"{one_in(result['alpha'])} or rarer{number}"),
         ("photos", f"{result['published']} published, {result['photos'] - result['published']} held out"),
         ("class", result["label"]),
         ("queries", f"{result['queries']:,}" + (f", {missing:,} unanswered" if missing else "")),
@@ -128,6 +128,9 @@ def facts(result):
                 f"as often happens by chance in {one_in(result['refusal_p_value'])} audits",
             )
         )
+    counted = result.get("p_adjusted", result["p_value"])
+    if counted > result["p_value"]:
+        rows.insert(1, ("all judgements counted", f"{one_in(counted)}; the sentence above says this"))
     return look.facts(rows)
 
 

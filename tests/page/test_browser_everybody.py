@@ -72,7 +72,7 @@ def test_nobody_is_left_out(visit, protected, models, finished_run, scheme, widt
     count(page)
     found["Check"] = serious(page)
     go(page, "Evidence")
-    page.get_by_role("button", name="More about the model, the beacon and time stamps").click()
+    page.get_by_role("button", name="More about the model, the witness").click()
     page.get_by_role("button", name="Check the evidence").click()
     expect(page.locator("#evidence-refused [role=alert]")).to_be_visible()
     found["Evidence"] = serious(page)

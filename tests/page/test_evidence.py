@@ -98,12 +98,14 @@ def test_invented_answers_are_found_when_the_model_is_asked(desk, kept):
         from suspects.suspect import Answers
 
         arrays["values"] = np.random.default_rng(0).normal(size=arrays["values"].shape).astype(np.float32)
-        found = bundles.check_document(document, len(arrays["order"]), "x")
-        plan, alpha = found.judgement.plan, found.judgement.alpha
         answers = Answers(arrays["values"], None)
+        found = bundles.check_document(document, answers, "x")
+        plan, alpha = found.judgement.plan, found.judgement.alpha
         document["result"] = grid.judge(
             found.record, plan, found.label, alpha, arrays["order"], answers, document["classes"]
         )[0]
+        for entry in (document["judgement"], *document["log"]):
+            entry["p_value"] = document["result"]["p_value"]
 
     forged = changed(bundle, invent)
     alone = checked(desk, forged)
