@@ -1,6 +1,6 @@
 """Audit a trained model: a run of train.py again, or any model for one user's mark record.
 
-Again:    python eval.py --checkpoint saved_res/cifar100-wideresnet284-singleTarget-17 --instance_mi 1
+Again:    python eval.py --checkpoint saved_res/cifar100-wideresnet284-25000-singleTarget-17 --instance_mi 1
 One user: python eval.py --record photos_record/record.json --originals photos --checkpoint MODEL --label LABEL
 Replay:   python eval.py --replay evidence.zip
 

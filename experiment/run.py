@@ -21,7 +21,7 @@ def train_and_audit(args):
         device = choose_device(device)
         data = load_dataset(args.dataset or "cifar100", args.data_root, args.image_size)
         training, audit = resolve_settings(args, data, device)
-        paths = run_paths(args, data.name, training["net_type"])
+        paths = run_paths(args, training)
         if not team.leader:
             if team.agree(None):
                 experiment = setup.prepare(training, audit, data, args.data_root)
@@ -64,8 +64,7 @@ def _base_model(args, experiment):
         )
     path = Path(args.base_model)
     if not path.exists() and path.name == args.base_model:
-        settings = experiment.settings
-        path = tagged_paths(args, settings["dataset"], settings["net_type"], args.base_model).model
+        path = tagged_paths(args, experiment.settings, args.base_model).model
     if not path.exists():
         raise UserError(
             f"--base_model {args.base_model} is neither a run folder, nor a checkpoint, nor the "
@@ -112,7 +111,8 @@ def _find_model(args):
     """The files of the run that --checkpoint, or the flags of its training, name."""
     if args.checkpoint is None:
         data = load_dataset(args.dataset or "cifar100", args.data_root, args.image_size)
-        return tagged_paths(args, data.name, args.net_type or data.recipe.net_type)
+        given = {name: getattr(args, name) or getattr(data.recipe, name) for name in ("net_type", "train_size")}
+        return tagged_paths(args, {"dataset": data.name, **given})
     path = Path(args.checkpoint)
     if path.is_dir():
         return folder.RunPaths.existing(path)

@@ -12,22 +12,36 @@ import torch
 from experiment.flags import AUDIT_FLAGS, DEFAULTS, TRAINING_FLAGS, USER_FLAGS
 from experiment.folder import TWO_VALUES, RunPaths
 from kit.errors import UserError
-from kit.files import file_digest
+from kit.files import file_digest, read_json
 from utils import choose_precision
 
 
-def run_paths(args, dataset, net_type):
-    """The files of the run that train.py's flags name: --out, or the data set, network and tag."""
-    return RunPaths.of_folder(args.out) if args.out else tagged_paths(args, dataset, net_type)
+def run_paths(args, settings):
+    """The files of the run that train.py's flags name: --out, or `tagged_paths`."""
+    return RunPaths.of_folder(args.out) if args.out else tagged_paths(args, settings)
 
 
-def tagged_paths(args, dataset, net_type, tag=None):
-    """Files in --res_folder and --ckpt_folder, of --save_tag or another one. A tag that would leave these folders is a
-    UserError."""
+def tagged_paths(args, settings, tag=None):
+    """Files in --res_folder and --ckpt_folder: of data set, network and training size (entries of `settings`), and of
+    --save_tag or another tag. A tag that would leave these folders is a UserError.
+
+    The published scripts use one tag for several sizes. A run of an earlier version, whose name has no size, is found.
+    """
     tag = args.save_tag if tag is None else tag
     if "/" in tag or "\\" in tag or tag in ("", ".", ".."):
         raise UserError(f"--save_tag {tag!r} can't be a file name", advice="use letters, digits, '-' and '_'")
-    return RunPaths.of_tag(args.res_folder, args.ckpt_folder, f"{dataset}-{net_type}-{tag}")
+    size, start = settings["train_size"], f"{settings['dataset']}-{settings['net_type']}"
+    paths, before = (
+        RunPaths.of_tag(args.res_folder, args.ckpt_folder, name) for name in (f"{start}-{size}-{tag}", f"{start}-{tag}")
+    )
+    return before if not paths.config.exists() and _train_size_of(before) == size else paths
+
+
+def _train_size_of(paths):
+    """The training size of a run that is there, None without one."""
+    content = read_json(paths.config) if paths.config.exists() else None
+    training = content.get("training") if isinstance(content, dict) else None
+    return training.get("train_size") if isinstance(training, dict) else None
 
 
 def with_stored(args, stored):

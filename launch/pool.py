@@ -137,7 +137,8 @@ def _make_run(words, logs):
 
 
 def _paths_of(words):
-    """RunPaths of a train.py command; None for other commands, and for flags that train.py will refuse."""
+    """RunPaths of a train.py command; None for other commands, for flags that train.py will refuse, and where only the
+    images tell how many of them are trained on."""
     from dataset import recipe
     from experiment import flags, settings
 
@@ -147,7 +148,10 @@ def _paths_of(words):
     try:
         args = flags.make_parser("").parse_args(words[place + 1 :])
         dataset = args.dataset or "cifar100"
-        return settings.run_paths(args, dataset, args.net_type or recipe(dataset).net_type)
+        if dataset == "imagefolder" and not (args.train_size or args.out):
+            return None
+        given = {name: getattr(args, name) or getattr(recipe(dataset), name) for name in ("net_type", "train_size")}
+        return settings.run_paths(args, {"dataset": dataset, **given})
     except (UserError, SystemExit):
         return None
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kit.errors import UserError
@@ -351,3 +352,27 @@ def test_links(path):
 def test_a_broken_link_is_seen():
     text = "# One\n[a](README.md) [b](gone.md) [c](#one) [d](#two) [e](README.md#no-such) ![f](https://x/y) `gone.py`"
     assert broken_links("made-up.md", text) == ["gone.md", "#two", "README.md#no-such", "gone.py"]
+
+
+def test_the_table_of_differences_says_what_the_code_does():
+    """results/README.md: each row has what the published artifact does, what is done here, and mostly why."""
+    import utils
+    from dataset import recipe
+
+    text = (ROOT / "results" / "README.md").read_text()
+    table = re.search(r"## What differs from the published artifact\n.*?\n\n(\|.*?)\n\n", text, re.DOTALL)[1]
+    rows = {line.strip("| ").split(" | ")[0]: line.strip("| ").split(" | ") for line in table.splitlines()[2:]}
+    assert len(rows) > 20
+    here = {name: cells[2] for name, cells in rows.items()}
+    colors = utils.STRIPE_COLORS
+    assert len(set(colors.values())) == 11 and str(colors["blue"]) in here["colours of the stripes"]
+    assert here["purple, brown"] == f"{colors['purple']}, {colors['brown']}"
+    assert "uniform_continuous" in here["`--noise_injection_type uniform`"]
+    assert rows["batch size"][1] == f"{recipe('tinyimagenet').batch_size}, CelebA {recipe('celeba').batch_size}"
+    from networks import build_network
+
+    layers = build_network("wideresnet284", 10).modules()
+    assert {layer.momentum for layer in layers if hasattr(layer, "momentum")} == {0.1}
+    assert "0.1 everywhere" in here["WideResNet"]
+    hits = utils.membership_inference(np.full((1, 1), 0.5), np.arange(1000)[:, None], fprs=(1e-3,))
+    assert hits["tpr_at_fpr"][0]["tpr"] == 1.0 and "FPR <= f" in here["TPR at a FPR f"]

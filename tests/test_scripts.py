@@ -252,12 +252,77 @@ def test_eval_finds_a_run_by_its_flags(tmp_path, script):
     folders = ("--res_folder", tmp_path / "res", "--ckpt_folder", tmp_path / "ckpt", "--save_tag", "tagged")
     assert script("train", *SMALL, *folders, "--epoch", 1).code == 0
     visible = [path.name for path in (tmp_path / "ckpt").iterdir() if not path.name.startswith(".")]
-    assert visible == ["photos-smallnet-tagged.safetensors"]
-    run = tmp_path / "res" / "photos-smallnet-tagged"
+    assert visible == ["photos-smallnet-500-tagged.safetensors"]
+    run = tmp_path / "res" / "photos-smallnet-500-tagged"
     assert files_in(run) == RUN_FILES - {"model.safetensors"}
     assert script("eval", *SMALL, *folders, "--epoch", 1).code == 0
     assert files_in(run / "eval") == {"losses.npz", "result.json", "roc.png", "losses.png", "marks.png"}
     assert script("eval", "--checkpoint", run).code == 0
+
+
+def test_one_tag_serves_several_training_sizes(tmp_path, script):
+    """The published test.sh and single-target.sh use one tag for runs of two sizes; before, the second was refused."""
+    folders = ("--res_folder", tmp_path / "res", "--ckpt_folder", tmp_path / "ckpt", "--save_tag", "singleTarget-4")
+    for size in (500, 400):
+        done = script("train", *SMALL, *folders, "--epoch", 1, "--train_size", size)
+        assert done.code == 0, done.err
+        result = result_of(tmp_path / "res" / f"photos-smallnet-{size}-singleTarget-4")
+        assert result["settings"]["training"]["train_size"] == size
+    assert len(list((tmp_path / "res").iterdir())) == 2
+
+
+def test_a_run_whose_name_has_no_size_is_taken_up(tmp_path, script):
+    """Earlier versions named runs without it; another size is another run."""
+    folders = ("--res_folder", tmp_path / "res", "--ckpt_folder", tmp_path / "ckpt", "--save_tag", "old")
+    command = (*SMALL, *folders, "--epoch", 1)
+    assert script("train", *command).code == 0
+    old, new = (tmp_path / "res" / f"photos-smallnet{name}" for name in ("-old", "-500-old"))
+    new.rename(old)
+    weights = tmp_path / "ckpt" / "photos-smallnet-old.safetensors"
+    (tmp_path / "ckpt" / "photos-smallnet-500-old.safetensors").rename(weights)
+    stamp = weights.stat().st_mtime_ns
+    for name in ("train", "eval"):
+        assert script(name, *command).code == 0
+    assert not new.exists() and weights.stat().st_mtime_ns == stamp and (old / "eval" / "result.json").exists()
+    assert script("train", *command, "--train_size", 400).code == 0
+    assert (tmp_path / "res" / "photos-smallnet-400-old" / "result.json").exists()
+
+
+# What the published artifact's scripts start, in their order: data set, flags, sizes, tags.
+TARGETS = "17 36 69 80 93"
+ARTIFACT = [
+    ("test.sh", "cifar100", "--epoch 1 --marked_samples_per_user 1", [1000], "singleTarget-{}", "17"),
+    ("single-target.sh", "cifar100", "--lr 0.1", [25000], "singleTarget-{}", TARGETS),
+    ("single-target.sh", "tinyimagenet", "--lr 0.01 --epoch 30", [25000], "singleTarget-{}", "4 58 102 168 184"),
+    ("single-target.sh", "celeba", "--lr 0.01 --epoch 30", [2000], "singleTarget-{}", "58 95 164 228 306"),
+    ("single-target.sh", "cifar100", "--net_type resnet", [25000], "resnet-singleTarget-{}", TARGETS),
+    ("single-target.sh", "cifar100", "--net_type densenet", [25000], "densenet-singleTarget-{}", TARGETS),
+    ("single-target.sh", "cifar100", "--lr 0.1", [5000, 15000], "singleTarget-{}", TARGETS),
+    ("multi-target.sh", "cifar100", "--num_of_multiTarget_diffCls 100", [25000], "multiTarget-100", ""),
+]
+
+
+def test_the_artifacts_scripts_can_run_one_after_the_other():
+    """Every line of theirs is taken, and none has the folder of an earlier one."""
+    from dataset import recipe
+    from experiment.flags import make_parser
+    from experiment.settings import run_paths
+
+    names = []
+    for script, data, flags, sizes, tag, classes in ARTIFACT:
+        common = (
+            f"--dataset {data} {flags} --noise_norm 8 --img_blending_ratio .7 --noise_injection_type perlin "
+            "--ckpt_folder checkpoint --res_folder res-folder --num_of_non_member_user 5000"
+        ).split()
+        for size in sizes:
+            for label in classes.split() or [None]:
+                target = ["--target_user_cls", label] if label else []
+                line = [*common, *target, "--train_size", str(size), "--save_tag", tag.format(label)]
+                args = make_parser("").parse_args(line)
+                settings = {"dataset": data, "net_type": args.net_type or recipe(data).net_type, "train_size": size}
+                names.append((script, run_paths(args, settings).folder))
+    assert len(names) == 1 + 5 + 5 + 5 + 5 + 5 + 10 + 1
+    assert len({folder for _, folder in names}) == len(names)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ DEADLINE = 300  # seconds for anything that happens at once on an idle machine
 FAKE = """
 import fcntl, os, sys, time
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-folder = os.path.join(flags["--res_folder"], "photos-smallnet-" + flags["--save_tag"])
+folder = os.path.join(flags["--res_folder"], "photos-smallnet-1500-" + flags["--save_tag"])
 os.makedirs(folder, exist_ok=True)
 lock = open(os.path.join(folder, ".lock"), "a")
 try:
@@ -192,7 +192,7 @@ def test_a_failed_run_is_named_at_the_end_and_the_others_go_on(folder, script):
     assert done.code == 1 and tags(folder, "end") == ["good"]
     lines = done.err.strip().splitlines()
     assert len(lines) == 2 and all(line.startswith("not finished: ") for line in lines)
-    assert "smallnet-bad (exit code 7" in lines[0] and "lost (exit code 127" in lines[1]
+    assert "smallnet-1500-bad (exit code 7" in lines[0] and "lost (exit code 127" in lines[1]
     assert "exit code 7; error: made to fail" in done.out and "can't start no-such-program" in done.out
     assert Path(lines[0].split("log: ")[1].rstrip(")")).read_text().endswith("error: made to fail\n")
     # Only the failed one is tried again.
@@ -205,7 +205,7 @@ def test_what_is_not_known_to_be_finished_is_left_to_train(folder, script):
     assert script("launch.pool", *started(folder, [command(folder, "run")])).code == 0
     script("launch.pool", *started(folder, [command(folder, "run", epoch=5)]))
     assert tags(folder, "again") == ["run"]
-    result = folder / "res" / "photos-smallnet-run" / "result.json"
+    result = folder / "res" / "photos-smallnet-1500-run" / "result.json"
     result.write_text("[]")
     script("launch.pool", *started(folder, [command(folder, "run")]))
     assert tags(folder, "again") == ["run", "run"]
@@ -261,7 +261,7 @@ def test_a_bad_path_is_named(folder, script, what):
 
 
 def test_a_folder_that_is_locked_for_a_moment_is_waited_for(folder, script):
-    locked = folder / "res" / "photos-smallnet-run"
+    locked = folder / "res" / "photos-smallnet-1500-run"
     locked.mkdir(parents=True)
     lock = open(locked / ".lock", "a")  # noqa: SIM115  (closed once it was met, as if its process had died)
     fcntl.flock(lock, fcntl.LOCK_EX)
