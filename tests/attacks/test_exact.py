@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from contextlib import suppress
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -401,6 +402,77 @@ def test_nobody_gains_by_answers_that_are_missing(drawn_selections):
     check_exact(np.array(ps))
     check_exact(np.array(refusals))
     assert refusal_p_value(np.zeros((4, 2), dtype=bool), drawn_selections[0][:, :4]) is None
+
+
+def refusals_of(kind, rng):
+    """bool (photos, keys): what an owner who never saw the photos refuses, by the image alone."""
+    shape = (PHOTOS, KEYS + 1)
+    if kind == "at random":
+        return rng.random(shape) < 0.3
+    if kind == "like marks":  # a detector of marks: whole patterns, and the photos in which they show
+        return (rng.random(KEYS + 1) < 0.5)[None, :] & (np.arange(PHOTOS) % 3 > 0)[:, None]
+    if kind == "hard photos":
+        return np.broadcast_to((np.arange(PHOTOS) > 5)[:, None], shape)
+    return rng.random(shape) < np.where(rng.random((1, KEYS + 1)) < 0.2, 0.95, 0.02)  # nearly all, of some patterns
+
+
+@pytest.mark.parametrize("label", [0, AUTO])
+@pytest.mark.parametrize("kind", ["at random", "like marks", "hard photos", "nearly all"])
+def test_refusals_and_hard_photos_keep_the_level(drawn_selections, kind, label):
+    """2,000 innocent grids each: P(p <= alpha) stays within the binomial bounds, and so does the refusals' own p."""
+    rng, ps, refusals = np.random.default_rng(17), [], []
+    for selections in drawn_selections:
+        answers = innocent(rng, "logits")
+        refused = refusals_of(kind, rng)
+        answers.values[refused.ravel()] = np.nan
+        if refused.all():
+            continue
+        scores, top, missing = scores_of(answers, PHOTOS, 4, label)
+        assert np.array_equal(missing, refused)
+        ps.append(p_value(exact.statistic_grid(scores, selections, label, top)[0]))
+        refusals.append(refusal_p_value(missing, selections) or 1.0)
+    assert len(ps) > 1900
+    check_exact(np.array(ps))
+    check_exact(np.array(refusals))
+
+
+def test_an_owner_who_refuses_what_was_published_is_seen(drawn_selections):
+    """Refusing the published photos under the own pattern hides them from T, and from nothing else."""
+    rng = np.random.default_rng(1)
+    selections = drawn(4, 199, (20, 10))
+    logits = rng.normal(size=(20, 10, 4)).astype(np.float32)
+    refused = np.zeros((20, 10), dtype=bool)
+    refused[selections[0], 0] = True
+    logits[refused] = np.nan
+    scores, top, missing = scores_of(Answers(logits.reshape(-1, 4)), 20, 4, AUTO)
+    assert p_value(exact.statistic_grid(scores, selections, AUTO, top)[0]) > 0.9
+    assert refusal_p_value(missing, selections) == 1 / 2000
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 100))
+def test_sums_are_exact(seed, scale):
+    """T is what fractions give: no order of additions, and no number of threads, can change a bit of it."""
+    rng = np.random.default_rng(seed)
+    scores, selections = scale * rng.gamma(0.5, size=(15, 2, 1)), drawn(seed, 20, (15, 7))
+    scores[rng.random((15, 2)) < 0.2] = np.nan
+    grid = exact.statistic_grid(scores, selections, 0)[0]
+    worst = min(np.nanmax(scores), exact.LARGEST)
+    kept = np.round(np.minimum(np.where(np.isnan(scores), worst, scores), exact.LARGEST) / exact.STEP)
+    for j, l in itertools.product(range(21), range(2)):  # noqa: E741
+        total = sum(Fraction(int(step)) for step in kept[selections[j], l, 0]) * Fraction(exact.STEP)
+        assert grid[j, l] == float(total) / 7
+
+
+def test_pairs_that_differ_by_rounding_are_ties():
+    """Scores that are apart by less than a bit of float32 can't put the own pair before the others."""
+    selections = drawn(6, 50, (12, 6))
+    scores = np.full((12, 1, 1), 0.7)
+    scores[selections[0]] -= 1e-10
+    assert p_value(exact.statistic_grid(scores, selections, 0)[0]) == 1
+    scores[selections[0]] -= 1e-3
+    same = (selections == selections[0]).all(axis=1).sum()
+    assert p_value(exact.statistic_grid(scores, selections, 0)[0]) == same / 51
 
 
 def test_the_own_keys_rank_is_another_p():

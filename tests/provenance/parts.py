@@ -125,9 +125,9 @@ def bundle_record(label=AUTO, **changes):
     return make_record((10, 0.5), plan=plan)
 
 
-def judged(record, order, answers, label=AUTO, model=None, source="checkpoint", asking=1, log=(), **changes):
-    """The document that an honest audit with these answers leaves. changes: to the committed plan."""
-    plan = record.plan.model_copy(update=changes)
+def judged(record, order, answers, label=AUTO, model=None, source="checkpoint", asking=1, log=(), plan=None):
+    """The document that an honest audit with these answers leaves. plan: changes to the committed one."""
+    plan = record.plan.model_copy(update=plan)
     preprocessing = Preprocessing((32, 32), source=source)
     model = model or {"kind": "test", "sha256": "ab" * 32, "classes": 4}
     suspect = SimpleNamespace(identity=model, preprocessing=preprocessing)
