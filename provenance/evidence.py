@@ -421,7 +421,7 @@ def audit_weaknesses(judgement, log, committed, source):
         )
     others = len({str(entry.model.get("sha256") or entry.model) for entry in log}) - 1
     if others:
-        found.append(f"{others} other model{'s' if others > 1 else ''} were audited with this record")
+        found.append(f"{others} other model{'s were' if others > 1 else ' was'} audited with this record")
     if "flags" in source:
         found.append(
             f"how photos become the model's input was given by flags ({source}): check that it is the model's own"

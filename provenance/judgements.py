@@ -90,6 +90,8 @@ def read_log(path):
 def check_log(content, where, alone=False):
     """The Judgements of a log's JSON: numbered and bound to each other (unless alone). Raises UserError."""
     try:
+        if not isinstance(content, list):
+            raise TypeError
         entries = [Judgement.model_validate(entry) for entry in content]
     except (ValidationError, TypeError) as error:
         problem = first_problem(error) if isinstance(error, ValidationError) else "it is no list"
