@@ -38,6 +38,7 @@ LONG = {
 # Code that plays a scene of the tests, and why.
 PLAYS_TESTS = {
     "benchmarks/browser.py": "measures the page with the photos and the server of its tests",
+    "benchmarks/servers.py": "measures the servers that the tests start",
 }
 
 

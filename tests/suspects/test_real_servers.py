@@ -9,7 +9,8 @@ from kit.errors import UserError
 from suspects import metadata
 from suspects.opened import open_model
 from suspects.server import open_server
-from tests.suspects.real_servers import NAME, SERVERS, STATED, onnx_model, serving
+from tests.parts import ROOT
+from tests.suspects.real_servers import EXAMPLES, NAME, SERVERS, STATED, onnx_model, serving
 
 pytest.importorskip("requests")
 
@@ -161,3 +162,12 @@ def test_the_other_protocols_port_is_told(example):
             open_server(server.grpc + "-not-there")
     with pytest.raises(UserError, match=r"404.*check the model's name"):
         open_server(server.url + "-not-there")
+
+
+def test_the_readme_shows_these_files():
+    text = (ROOT / "suspects" / "README.md").read_text()
+    files = [path for path in EXAMPLES.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert len(files) == 5
+    for path in files:
+        assert f"\n{path.read_text()}```" in text, path
+        assert f"]({path.relative_to(ROOT / 'suspects').as_posix()})" in text, path
