@@ -289,7 +289,7 @@ def needed_preprocessing(form, server, flags):
     pixels = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "white": 255.0} if raw else {}
     settings = {**server, **flags, **pixels, "size": needed_size(form.sides, server, flags)}
     givers = [name for name, given in (("server", server), ("flags", flags)) if given]
-    return settings, givers or (["server"] if raw else [])
+    return settings, givers or (["defaults"] if raw else [])  # raw pixels leave nothing to say
 
 
 def stated_parameter(metadata, config, name, kind):

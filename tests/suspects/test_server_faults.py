@@ -32,7 +32,7 @@ PASSING = [*(fault for fault in FAULTS if fault not in ("redirect", "nan")), 408
 def test_every_passing_fault_is_repeated(binary):
     """Two faults of each kind, then the right answer; a fault that were believed would give wrong or no values."""
     faults = [fault for kind in PASSING for fault in (kind, kind, None)]
-    with audited(faults=faults, binary=binary, timeout=0.25, stall=0.35, retries=2) as (server, model):
+    with audited(faults=faults, binary=binary, timeout=1.0, stall=1.3, retries=2) as (server, model):
         model.ask(photos(1))  # uses up a fault or two: the rest runs with the number of classes known
         first = len(server.log)
         for number, kind in enumerate(PASSING[1:]):
@@ -63,7 +63,7 @@ def test_every_passing_fault_is_repeated(binary):
 )
 def test_a_fault_that_stays_ends_in_one_line(fault, text):
     with (
-        audited(faults=itertools.repeat(fault), timeout=0.25, stall=0.35, retries=2) as (server, model),
+        audited(faults=itertools.repeat(fault), timeout=1.0, stall=1.3, retries=2) as (server, model),
         pytest.raises(UserError, match=text) as error,
     ):
         model.ask(photos(2))
@@ -77,7 +77,7 @@ def test_nothing_is_sent_again_after_a_right_answer(seed):
     binary, images = bool(seed % 2), photos(120, seed)
     kinds = [fault for fault in PASSING if fault != "timeout"] + ["timeout"] * (seed == 0)
     faults = seeded_faults(seed, 0.5, kinds)
-    with audited(faults=faults, binary=binary, timeout=0.25, stall=0.35, retries=50) as (server, model):
+    with audited(faults=faults, binary=binary, timeout=1.0, stall=1.3, retries=50) as (server, model):
         values = np.concatenate([model.ask(images[start : start + 4]).values for start in range(0, 120, 4)])
         sent = model.preprocessing.normalize(images)
     assert same_bits(values, predict(sent))
