@@ -5,6 +5,7 @@ Public: run_attacks, ATTACKS, TITLES, SECTIONS, FPR_GRID.
 
 import difflib
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,13 +34,15 @@ _PREFERRED = ("lira_offline_fixed", "rmia_offline", "lira_offline", "reference",
 FPR_GRID = np.logspace(-5, 0, 251)
 
 
-def run_attacks(signals, settings):
+def run_attacks(signals, settings, ranges=None):
     """Run the attacks on every target: a dict that is ready for JSON but for its entry "arrays".
 
     signals: see `privacy.signals.Signals`. settings: attacks (names of ATTACKS, or "all"), num_ref_models (None, or at
     how many OUT and IN models of each record to stop; in complementary pairs 2 k models for k), gamma, a (None: tuned),
     fprs, seed, ramia, duci, epsilon (None, or a dict with keys of SECTIONS), groups (names; None: all); optional:
-    resamples of the bootstrap. An attack that can't run on these signals is left out, with its reason in "skipped".
+    resamples of the bootstrap. ranges: Signals of the same models and records whose queries but the first are copies of
+    the records, for ramia (default: those of `signals`). An attack that can't run on these signals is left out, with
+    its reason in "skipped".
 
     Keys: attacks [{name, title, average, pooled, targets, mean_roc}], skipped {name: reason}, targets, records,
     headline (the attack with the highest TPR at `fpr`, over all targets), verdict, groups, users, exposed, ramia, duci,
@@ -72,7 +75,9 @@ def run_attacks(signals, settings):
     }
     for name, run in (("ramia", risk.ramia), ("duci", risk.duci), ("epsilon", risk.epsilon)):
         section = _section(settings, name, scores)
-        result[name] = None if section is None else run(signals, plan, scores, is_member, section, options)
+        seen = ranges if name == "ramia" and ranges is not None else signals
+        those = plan if seen is signals else [replace(fold, signals=seen) for fold in plan]
+        result[name] = None if section is None else run(seen, those, scores, is_member, section, options)
     return {**result, "arrays": {"scores": scores, "membership": is_member}}
 
 

@@ -1,19 +1,30 @@
 """The YAML file of privacy-audit.py: four sections with Privacy Meter's field names, checked before anything runs.
 
 Every field has a default but run.log_dir, data.dataset and train.model_name; configs/README.md lists them all. A key
-that is not known is an error that names the nearest one: a setting that is silently ignored would be worse. The file is
-read by YAML's safe loader, which makes nothing but numbers, words, lists and mappings.
-Public: Config, Run, Audit, Train, Data, load, dump, QUERIES, SKETCH.
+that is not known is an error that names the nearest one: a setting that is silently ignored would be worse. Privacy
+Meter's own files are translated (see translation.py). The file is read by YAML's safe loader, which makes nothing but
+numbers, words, lists and mappings.
+Public: Config, Run, Audit, Ranges, Train, Data, load, dump, QUERIES, SKETCH.
 """
 
 import difflib
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from kit.errors import UserError
 from kit.files import atomic_path
+from privacy.translation import translated
 
 # What a record may look like when a model is asked about it; all but the first are for images.
 QUERIES = ("identity", "flip", "up", "down", "left", "right")
@@ -47,6 +58,28 @@ class Run(_Section):
     num_experiments: int = Field(1, ge=1)  # models that are audited as targets
 
 
+class Ranges(_Section):
+    """Which changed copies of a record somebody holds, for audit.ramia."""
+
+    function: Literal["geometric", "l2", "missing_values"]
+    points: int = Field(10, ge=2, le=1000)
+    radius: Annotated[Number, Field(gt=0)] | None = None
+    transformations: list[Literal["horizontal_flip", "vertical_flip", "rotate"]] = Field([], max_length=1000)
+    columns: list[Annotated[list[Number], Field(min_length=2, max_length=2)]] = []
+    categorical: bool = False
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self):
+        needed = {"geometric": "transformations", "l2": "radius", "missing_values": "columns"}[self.function]
+        if not getattr(self, needed):
+            raise ValueError(f"{self.function} needs {needed}")
+        if self.function == "geometric" and len(self.transformations) < 2:
+            raise ValueError("transformations must be two or more")
+        if any(low > high for low, high in self.columns):
+            raise ValueError("columns must be pairs of numbers, the lower one first")
+        return self
+
+
 class Audit(_Section):
     """What is asked of the models, and which attacks make something of the answers."""
 
@@ -65,6 +98,7 @@ class Audit(_Section):
     fprs: list[Share] = Field([1e-2, 1e-3, 1e-4, 0.0], min_length=1)
     groups: list[str] | None = None
     ramia: dict | None = None
+    ranges: Ranges | None = None
     duci: dict | None = None
     epsilon: dict | None = None
 
@@ -94,6 +128,8 @@ class Train(_Section):
     pretrained: str | None = None
     peft_type: Literal["lora"] | None = None
     lora_rank: int = Field(8, ge=1)
+    lora_modules: list[str] = Field(["c_attn"], min_length=1)
+    countermeasure: str | None = None
 
 
 class Data(_Section):
@@ -109,6 +145,7 @@ class Data(_Section):
     tokenizer: str = "bytes"
     max_length: int = Field(128, ge=2)
     features: int = Field(1024, ge=2)
+    canaries: int = Field(0, ge=0)
     marked_users: int = Field(0, ge=0)
     marked_samples_per_user: int = Field(25, ge=1)
     img_blending_ratio: Share = 0.7
@@ -138,7 +175,14 @@ def load(path):
     if not isinstance(content, dict):
         raise UserError(f"{path} has no sections", advice=f"it needs at least {SKETCH}")
     try:
-        return _absolute(Config.model_validate(content))
+        content, notes = translated(content)
+    except UserError as problem:
+        raise UserError(f"{path}: {problem.problem}", problem.advice) from None
+    try:
+        config = _absolute(Config.model_validate(content))
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        return config
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error.errors()[0])}") from None
 

@@ -31,7 +31,8 @@ class Records:
     kind: "images", uint8 (n, 3, H, W); "table", float32 (n, F); "tokens", int64 (n, L) with PAD at the end; "labels",
     no inputs (None), for models whose answers are stored.
     labels: int64 (N,); is_test: bool (N,), what the data set itself calls test records; groups: {name: array (N,)};
-    fingerprint: 16 hex digits that change with the content; vocabulary: number of tokens there are, 0 for other kinds.
+    fingerprint: 16 hex digits that change with the content; vocabulary: number of tokens there are, 0 for other kinds;
+    canaries: rows with a wrong label, which alone are audited where there are any.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Records:
     groups: dict
     fingerprint: str
     vocabulary: int = 0
+    canaries: tuple = ()
 
     def __len__(self):
         return len(self.labels)
@@ -72,6 +74,8 @@ class Plan:
 def load(settings, seed=1):
     """The Records that a config's section `data` names; seed: of marked users (run.random_seed). Raises UserError."""
     records = _load(settings)
+    if settings.canaries:
+        records = _with_canaries(records, settings.canaries, seed)
     return _with_marked_users(records, settings, seed) if settings.marked_users else records
 
 
@@ -108,6 +112,19 @@ def _load(settings):
         f"data.dataset {name!r} is unknown",
         advice=f"did you mean {difflib.get_close_matches(name, known, 1, 0)[0]}? There are {', '.join(known)}",
     )
+
+
+def _with_canaries(records, count, seed):
+    """Records of which `count` that are no test records have another class's label, drawn at random."""
+    train = np.flatnonzero(~records.is_test)
+    if not 2 <= count <= len(train):
+        raise UserError(f"data.canaries {count} must be 2 to {len(train)}, the records that are no test records")
+    draws = key_generator(seed, "canaries")
+    rows, labels = np.sort(draws.permutation(train)[:count]), records.labels.clone()
+    labels[torch.from_numpy(rows)] += torch.from_numpy(draws.integers(1, len(records.class_names), count))
+    labels %= len(records.class_names)
+    fingerprint = digest_of(np.frombuffer(records.fingerprint.encode(), np.uint8), rows, labels.numpy())
+    return replace(records, labels=labels, fingerprint=fingerprint, canaries=tuple(rows.tolist()))
 
 
 class _MarkedStore:
@@ -256,12 +273,17 @@ def plan(config, records):
     owners = _owners(records)
     if owners is not None:  # records of users first, because it is they who are audited
         drawn = drawn[np.argsort(np.isin(owners[drawn], NOBODY), kind="stable")]
+    if records.canaries:
+        if size < len(records.canaries):
+            raise UserError(f"data.size {size} is less than data.canaries {len(records.canaries)}", advice="raise it")
+        drawn = drawn[np.argsort(~np.isin(drawn, records.canaries), kind="stable")]
     outside = np.concatenate([drawn[size:], key_generator(seed, "population").permutation(test)])
     pool = np.sort(drawn[:size])
     units = np.arange(size) if owners is None else _units(owners[pool])
     matrix = np.zeros((config.models, len(records)), dtype=bool)
     matrix[:, pool] = membership.balanced(config.models, units.max() + 1, seed)[:, units]
-    return Plan(_audited(pool, config), _population(outside, size, config), matrix)
+    candidates = np.array(records.canaries) if records.canaries else pool
+    return Plan(_audited(candidates, config), _population(outside, size, config), matrix)
 
 
 def _owners(records):

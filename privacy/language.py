@@ -16,8 +16,8 @@ def build(vocabulary, length, settings):
     """GPT-2 (Radford et al. 2019) for texts of up to `length` tokens out of `vocabulary`.
 
     settings: pretrained, a name of the Hugging Face hub or a folder, or None for random weights and a layer of each
-    width in `hidden` (all alike); peft_type "lora" trains matrices of rank lora_rank beside each attention layer's, and
-    nothing else (Hu et al. 2022). Raises UserError.
+    width in `hidden` (all alike); peft_type "lora" trains matrices of rank lora_rank beside those of lora_modules (each
+    attention layer's), and nothing else (Hu et al. 2022). Raises UserError.
     """
     transformers = optional("transformers", "gpt2")
     if settings["pretrained"] is None:
@@ -51,7 +51,7 @@ def build(vocabulary, length, settings):
         peft.LoraConfig(
             r=settings["lora_rank"],
             lora_alpha=2 * settings["lora_rank"],
-            target_modules=["c_attn"],
+            target_modules=list(settings.get("lora_modules") or ["c_attn"]),
             fan_in_fan_out=True,
             task_type="CAUSAL_LM",
         ),

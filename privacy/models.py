@@ -129,8 +129,7 @@ class Network:
     def signals(self, records, rows, query="identity"):
         """Signals of rows int64 (n,): see the module."""
         rows = torch.as_tensor(rows)
-        inputs = records.inputs[rows]
-        logits = self._query(augmented(inputs, query) if records.kind == "images" else inputs)
+        logits = self._query(_shown(records, rows, query))
         return _checked(logits.cpu(), records.labels[rows])
 
 
@@ -159,7 +158,7 @@ class Suspected:
     def signals(self, records, rows, query="identity"):
         """Signals of rows int64 (n,): see the module."""
         rows, suspect = torch.as_tensor(rows), self._suspect
-        pixels = augmented(records.inputs[rows], query)
+        pixels = _shown(records, rows, query)
         if tuple(pixels.shape[2:]) != tuple(suspect.preprocessing.size) or suspect.preprocessing.resize is not None:
             photos = pixels.permute(0, 2, 3, 1).numpy()
             pixels = torch.from_numpy(np.stack([suspect.preprocessing.fit(photo) for photo in photos]))
@@ -222,6 +221,14 @@ def _checked(logits, labels, name="the model"):
             advice="is its file damaged?",
         )
     return utils.sample_signals(logits, labels)
+
+
+def _shown(records, rows, query):
+    """What a model is shown of rows int64 (n,): inputs as they are, or as a name of QUERIES or a `ranges.Copy` says."""
+    inputs = records.inputs[rows]
+    if callable(query):
+        return query(inputs, rows)
+    return augmented(inputs, query) if records.kind == "images" else inputs
 
 
 def augmented(images, query):

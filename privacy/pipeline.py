@@ -4,6 +4,7 @@ Public: run, train_only, Clock.
 """
 
 import difflib
+import sys
 import time
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,7 +16,7 @@ import utils
 from kit import files
 from kit.environment import hardware_name, software_versions
 from kit.errors import UserError
-from privacy import STAGES, data, models, signals, training
+from privacy import STAGES, data, models, ranges, signals, training
 from privacy.config import QUERIES
 
 
@@ -38,6 +39,7 @@ class Clock:
 
 def train_only(config, number):
     """Train the one model `number` of a config, if its file is missing: what `python -m launch` starts."""
+    config = _with_usable_devices(config)
     records = data.load(config.data, config.run.random_seed)
     plan = data.plan(_with_training(config), records)
     if number >= len(plan.memberships):
@@ -50,6 +52,7 @@ def run(config, stop_after="report"):
 
     Returns (results of `privacy.attack.run_attacks` or None, Clock). Raises UserError.
     """
+    config = _with_usable_devices(config)
     folder = Path(config.run.log_dir)
     clock = Clock(folder / "log_time_analysis.log" if config.run.time_log else None)
     last = STAGES.index(stop_after)
@@ -78,9 +81,38 @@ def run(config, stop_after="report"):
                 folder / "signals",
                 config.audit.precision,
             )
+            copies = ranges.copies_of(config.audit.ranges, records)
+            if copies and any(source.path.suffix == ".npz" for source in sources):
+                raise UserError("stored logits say nothing about copies of records", advice="leave audit.ranges out")
+            around = copies and signals.collect(
+                sources,
+                records,
+                plan,
+                targets,
+                ["identity", *copies],
+                config.audit.batch_size,
+                folder / "signals" / "ranges",
+                config.audit.precision,
+            )
         if last < 3:
             return None, clock
-        return _judge(config, records, found, accuracies, outside, clock, last), clock
+        return _judge(config, records, found, around and around[0], accuracies, outside, clock, last), clock
+
+
+def _with_usable_devices(config):
+    """The config with auto, and a warning, in place of a CUDA device that is not here: such files are passed on."""
+    changed = {}
+    for name in ("audit", "train"):
+        section = getattr(config, name)
+        if section is None or not section.device.startswith("cuda"):
+            continue
+        try:
+            utils.choose_device(section.device)
+        except UserError:
+            changed[name] = section.model_copy(update={"device": "auto"})
+            here = utils.choose_device("auto")
+            print(f"warning: {name}.device {section.device} is not here, so {here} takes its place", file=sys.stderr)
+    return config.model_copy(update=changed)
 
 
 def _check_names(config):
@@ -101,11 +133,11 @@ def _known(names, known, field):
             )
 
 
-def _judge(config, records, found, accuracies, outside, clock, last):
+def _judge(config, records, found, around, accuracies, outside, clock, last):
     from privacy.attack import run_attacks
 
     with clock.stage("audit"):
-        results = run_attacks(found, _audit_settings(config))
+        results = run_attacks(found, _audit_settings(config), around or None)
     if last >= 4:
         from privacy.report import write_report
 
@@ -245,7 +277,7 @@ def _audit_settings(config):
         "a": audit.offline_a,
         "fprs": audit.fprs,
         "seed": config.run.random_seed,
-        "ramia": audit.ramia,
+        "ramia": {} if audit.ramia is None and audit.ranges else audit.ramia,
         "duci": audit.duci,
         "epsilon": audit.epsilon,
         "groups": audit.groups,

@@ -176,8 +176,8 @@ def ramia(signals, plan, scores, is_member, section, options):
     queries = signals.losses.shape[1]
     if queries < 3:
         return {
-            "skipped": "A range is sampled by asking about changed copies of a record: audit.queries needs three "
-            f"or more, and there is only {queries}."
+            "skipped": "A range is sampled by asking about changed copies of a record: audit.ranges says which, "
+            f"or audit.queries needs three or more, and has {queries}."
         }
     kinds, trims = {"range": [], "one_point": [], "record": []}, []
     for fold in plan:

@@ -13,11 +13,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 import utils
+from countermeasures.base import Countermeasure
+from experiment.setup import countermeasure_of
 from kit import files
 from kit.environment import hardware_name
 from kit.errors import UserError
@@ -60,13 +63,13 @@ def train_missing(config, records, plan, folder):
 
 def train_one(config, records, plan, number, folder):
     """Train model `number`, or do nothing where its file is there; an interrupted training of images goes on."""
-    device = utils.choose_device(config.train.device)
+    device, defence = utils.choose_device(config.train.device), _defence(config.train, records)
     with files.lock_folder(Path(folder) / f".model_{number}"):
         if _is_finished(config, records, plan, number, folder, device):
             return
         started, settings = time.monotonic(), _settings(config, records, plan, number, device)
         with utils.seeded(settings["seed"], "initial weights"):
-            model = models.build(config.train.model_name, records, config.train.model_dump())
+            model = defence.prepare(models.build(config.train.model_name, records, config.train.model_dump()))
         path, rows = model_path(folder, number), torch.from_numpy(plan.members(number))
         fit = _fit_images if records.kind == "images" else _fit_table if records.kind == "table" else _fit_tokens
         mean, std, history = fit(model, records, rows, settings, device, path.with_suffix(".progress"))
@@ -81,9 +84,39 @@ def train_one(config, records, plan, number, folder):
                 "history": history,
                 "train_seconds": time.monotonic() - started,
                 "hardware": hardware_name(device),
+                "countermeasure": defence.report(_job(settings, model, records, rows)),
             },
         )
         path.with_suffix(".progress").unlink(missing_ok=True)
+
+
+def _defence(train, records):
+    """The Countermeasure of train.countermeasure: one that acts while a model is trained, and only on its steps."""
+    defence = countermeasure_of({"countermeasure": train.countermeasure})
+    kind = type(defence)
+    if any(getattr(kind, name) is not getattr(Countermeasure, name) for name in ("train", "after", "answer")) or (
+        defence.clean_share
+    ):
+        raise UserError(
+            f"train.countermeasure {defence.name} does more than change the steps of a training",
+            advice="use train.py --countermeasure",
+        )
+    if train.countermeasure is not None and records.kind != "images":
+        raise UserError(
+            f"train.countermeasure is for images, and {records.name} has {records.kind}", advice="leave it out"
+        )
+    return defence
+
+
+def _job(settings, model, records, rows):
+    """What a countermeasure looks at of a training, as of an `experiment.training.TrainingJob`."""
+    return SimpleNamespace(
+        model=model,
+        recipe=_recipe(settings, (), ()),
+        images=rows,
+        classes=len(records.class_names),
+        seed=settings["seed"],
+    )
 
 
 def is_own(path):
@@ -119,6 +152,7 @@ def open_own(path, records, config):
     try:
         with utils.seeded("network of a file"):  # building one draws weights
             model = models.build(settings["net_type"], records, settings)
+            model = countermeasure_of(settings).prepare(model)
         if _weights(model).keys() != tensors.keys():
             raise KeyError(f"{len(_weights(model).keys() ^ tensors.keys())} names of tensors differ")
         model.load_state_dict(tensors, strict=False)
@@ -185,6 +219,9 @@ def _settings(config, records, plan, number, device):
         "pretrained": train.pretrained,
         "peft_type": train.peft_type,
         "lora_rank": train.lora_rank,
+        # Without these two where they are the usual ones: earlier files don't have them.
+        **({} if train.lora_modules == ["c_attn"] else {"lora_modules": train.lora_modules}),
+        **({} if train.countermeasure is None else {"countermeasure": train.countermeasure}),
         "precision": precision,
         "device": device.type,
         "seed": int.from_bytes(utils.derive_key(config.run.random_seed, "model", number)[:6], "little"),
@@ -228,9 +265,9 @@ def _fit_images(model, records, rows, settings, device, progress):
         )
     images = records.inputs[rows]
     mean, std = utils.channel_statistics(images)
-    history = utils.train_model(
-        model, images, records.labels[rows], _recipe(settings, mean, std), device, progress, settings
-    )
+    defence = countermeasure_of(settings)
+    recipe, hooks = defence.recipe(_recipe(settings, mean, std)), defence.hooks(_job(settings, model, records, rows))
+    history = utils.train_model(model, images, records.labels[rows], recipe, device, progress, settings, hooks=hooks)
     return mean, std, history
 
 
