@@ -258,8 +258,13 @@ class ServerSuspect(Suspect):
             try:
                 parts.append(self._ask_once(part))
             except Refusal as refusal:
-                if not refusal.too_large or len(part) == 1 or self._form.tensor.shape[0]:
+                if not refusal.too_large:
                     raise
+                if len(part) == 1 or self._form.tensor.shape[0]:
+                    raise UserError(
+                        f"{refusal.problem}, and fewer images than {len(part)} can't be sent",
+                        advice="ask its owner to allow larger requests",
+                    ) from None
                 self._shrink(len(part) // 2, refusal)
                 continue
             start += len(part)
