@@ -10,6 +10,7 @@ scores_of, check_queries.
 
 import hashlib
 import json
+import random
 import sys
 import threading
 from functools import lru_cache
@@ -35,6 +36,7 @@ from utils import (
 # its size before they are marked, 19 keys of a 12-megapixel photo taking seconds instead of minutes.
 WORKING_FACTOR = 4
 CACHE_BYTES = 1 << 30
+SIGNS = 3  # images of a batch that may show that a model is there
 
 
 class Photos:
@@ -88,33 +90,46 @@ class _Patient:
     """Asks a suspect so that single images without an answer do not end the audit.
 
     A batch that fails is split, down to the single image, as long as the model still answers about something else: an
-    image that it has answered before, or a neutral pattern. What is no number is asked for once more. An image that
-    still fails has no answer (see Answers.missing): it counts as the worst score, for every pair alike. A model that
-    answers nothing at all is not there, and the audit goes on another time.
+    image that it has answered before or a neutral pattern, or some image of the batch, which ones nobody can foresee.
+    What is no number is asked for once more. An image that still fails has no answer (see Answers.missing): it counts
+    as the worst score, for every pair alike. A model that answers nothing at all is not there, and the audit goes on
+    another time.
     """
 
-    def __init__(self, suspect):
-        self._suspect, self._probe = suspect, pattern(1, suspect.preprocessing.size)
+    def __init__(self, suspect, answered=None):
+        self._suspect = suspect
+        self._probe = pattern(1, suspect.preprocessing.size) if answered is None else answered
 
-    def ask(self, images):
-        """Answers for uint8 images (n, 3, h, w), some of them perhaps missing."""
+    def ask(self, images, whole=None):
+        """Answers for uint8 images (n, 3, h, w), some of them perhaps missing. whole: the batch that they belong to."""
+        whole = images if whole is None else whole
         try:
             answers = self._once_more(images, self._suspect.ask(images))
         except UserError:
-            try:
-                form = self._suspect.ask(self._probe)
-            except UserError:
-                form = None
+            form = self._sign_of_life(whole)
             if form is None:
                 raise
             if len(images) == 1:
                 return no_answers(1, form)
             half = len(images) // 2
-            return joined([self.ask(images[:half]), self.ask(images[half:])])
+            return joined([self.ask(images[:half], whole), self.ask(images[half:], whole)])
         there = np.flatnonzero(~answers.missing)
         if len(there):
             self._probe = images[there[:1]]
         return answers
+
+    def _sign_of_life(self, whole):
+        """Any answer of the model's, or None. An owner who knows the pattern could refuse that, too."""
+        some = random.SystemRandom().sample(range(len(whole)), min(SIGNS, len(whole)))
+        for image in (self._probe, *(whole[place : place + 1] for place in some)):
+            try:
+                found = self._suspect.ask(image)
+            except UserError:
+                continue
+            if not found.missing.all():
+                self._probe = image
+                return found
+        return None
 
     def _once_more(self, images, first):
         """The answers, with a second try for those that are missing: of the whole batch, as rounding depends on it."""
@@ -140,7 +155,16 @@ def ask_all(log, suspect, count, prepare, label, transcript=None):
         transcript.adopt(log)
     for _, answers in list(log.blocks.values())[:1]:
         suspect.remember(answers)
-    patient, lock, given_up = _Patient(suspect), threading.Lock(), threading.Event()
+    known = next(
+        (
+            first + int(np.flatnonzero(~kept.missing)[0])
+            for first, (_, kept) in log.blocks.items()
+            if not kept.missing.all()
+        ),
+        None,
+    )
+    answered = None if known is None else prepare(np.array([known]))
+    patient, lock, given_up = _Patient(suspect, answered), threading.Lock(), threading.Event()
 
     def questions():
         for place, stop in log.gaps(count):
