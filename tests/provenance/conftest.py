@@ -47,7 +47,7 @@ def one_day(monkeypatch):
     monkeypatch.setattr(records, "datetime", SimpleNamespace(now=lambda _: datetime(2030, 1, 1)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A user with 16 photos, 8 of them published; a model of train.py that has seen the 8 as one class's part."""
     root = tmp_path_factory.mktemp("world")
@@ -139,7 +139,7 @@ def audit(script, world, record):
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def verdict_folder(world):
     """The finished audit as it was committed, in a process of its own. Tests must not change it."""
     out, record = world.root / "verdict", shutil.copytree(world.record.parent, world.root / "verdict_record")

@@ -68,10 +68,10 @@ def test_a_server_that_dies_in_between(audit, serving, verdict_folder, tmp_path)
         lambda images: local.ask(images).values,
         input_shape=[-1, 3, 32, 32],
         datatype="UINT8",
-        faults=[None, None, 500, 500, 500, 500],  # a batch, and a picture that was answered before
+        faults=[None, None, *[500] * 10],  # a batch, a picture that was answered before, and three of the batch
     )
     with running(app) as server:
-        flags = ("--query_batch", "16", "--retries", "1")
+        flags = ("--query_batch", "16", "--retries", "1", "--concurrency", "1")
         refused(audit(tmp_path / "out", *flags, checkpoint=server.url), "500")
         plan = (tmp_path / "out" / "plan.json").read_bytes()
         done = audit(tmp_path / "out", *flags, checkpoint=server.url)

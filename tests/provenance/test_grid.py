@@ -117,7 +117,9 @@ def test_a_model_that_is_down_ends_the_audit_and_loses_nothing(tmp_path):
     suspect = Moody({120}, "refuses")
     suspect.how = "down"
     user_error(lambda: ask(suspect, tmp_path / "log"), "500")
-    assert len(suspect.asked) == 2, "the batch, and one neutral picture to see whether anything is answered"
+    assert [len(batch) for batch in suspect.asked] == [16, 1, 1, 1, 1], (
+        "the batch, a neutral picture, some of the batch"
+    )
     suspect.how = "refuses"
     assert np.flatnonzero(ask(suspect, tmp_path / "log")[1].missing).tolist() == [20]
 
