@@ -37,8 +37,9 @@ def packed(question, binary):
     if question.outputs:
         request["outputs"] = [{"name": name} for name in question.outputs]
     if not binary:
-        entry["data"] = question.pixels.ravel().tolist()  # as float64, whose shortest decimals give every float32 back
-        return json.dumps(request, separators=(",", ":")).encode(), {"Content-Type": "application/json"}
+        entry["data"] = []
+        head, tail = json.dumps(request, separators=(",", ":")).rsplit('"data":[]', 1)
+        return f'{head}"data":[{_numbers(question.pixels)}]{tail}'.encode(), {"Content-Type": "application/json"}
     entry["parameters"] = {"binary_data_size": question.pixels.nbytes}
     for output in request.get("outputs", ()):
         output["parameters"] = {"binary_data": True}
@@ -47,6 +48,15 @@ def packed(question, binary):
         "Content-Type": "application/octet-stream",
         "Inference-Header-Content-Length": str(len(header)),
     }
+
+
+def _numbers(array):
+    """The numbers of an array as JSON has them, several times faster than json: images have few different ones."""
+    flat = array.ravel()
+    # By their bits, which tell 0 from -0; as float64, whose shortest decimals give every float32 back.
+    bits, places = np.unique(flat.view(f"u{flat.itemsize}"), return_inverse=True)
+    texts = [repr(value) for value in bits.view(flat.dtype).tolist()]
+    return ",".join(map(texts.__getitem__, places.ravel().tolist()))
 
 
 def unpacked(content, headers):
