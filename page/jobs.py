@@ -6,10 +6,13 @@ process ended is "interrupted" at the next start; the files that it left are tho
 Public: Job, Jobs, Cancelled, reason, ACTIVE, STOPPED.
 """
 
+import os
+import shutil
 import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -135,6 +138,19 @@ class Jobs:
                 job._stop.set()
                 if job.state == "waiting":
                     self._enter(job, "cancelled")
+
+    def delete(self, job_id):
+        """Forget a job that is not active, and remove its folder."""
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is None or job.active:
+                return
+            # Renamed first: whoever begins the same work at this moment gets a folder of its own.
+            doomed = job.folder.with_name(f".{job.id}.gone")
+            with suppress(OSError):
+                os.rename(job.folder, doomed)
+            del self._jobs[job_id]
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def _enter(self, job, state, message="", result=None, flag=None):
         # Kept, then said: whoever starts it again writes after this, and whoever sees it finds it on the disk.

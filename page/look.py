@@ -49,6 +49,8 @@ CSS += """
 .mt th, .mt td { padding: .35rem .9rem .35rem 0 !important; } /* Gradio's own comes later */
 .mt tr.near { background: var(--tint); }
 .mt code { font-size: .9em; word-break: break-all; user-select: all; }
+.mt p.empty { border: 1px dashed var(--line); border-radius: .4rem; max-width: none; min-height: 19rem; padding: 1rem;
+             display: grid; place-items: center; text-align: center; color: var(--soft); }
 .mt progress { width: 100%; height: 1.2rem; }
 .mt iframe { width: 100%; height: 80vh; border: 1px solid var(--line); border-radius: .4rem; }
 a:focus-visible, button:focus-visible { outline: 3px solid #0b5cad; outline-offset: 2px; }
@@ -57,12 +59,14 @@ button.icon-button:has(input[type=file]) { display: none; }
 button[role=tab].selected { color: #0b5cad !important; }
 .dark button[role=tab].selected { color: #8ec1ff !important; }
 button { transition: none !important; }
-@media (max-width: 34rem) { .gradio-container main { padding: .5rem !important; } }
+@media (max-width: 34rem) { .mt p.empty { min-height: 6rem; } .gradio-container main { padding: .5rem !important; } }
 """
 
 
-# Arrows move between tabs, as screen readers tell people.
-HEAD = """<script>
+# A picture of the page's own, as browsers ask elsewhere otherwise. Arrows move between tabs, as screen readers tell.
+HEAD = """<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'%20
+viewBox='0 0 3 3'%3E%3Cpath fill='%230b5cad' d='M0 0h3v.6H0zM0 1.2h3v.6H0zM0 2.4h3V3H0z'/%3E%3C/svg%3E">
+<script>
 document.addEventListener("keydown", event => {
   const step = {ArrowRight: 1, ArrowLeft: -1}[event.key], tab = event.target;
   if (!step || !tab.matches || !tab.matches("[role=tab]")) return;

@@ -1,4 +1,4 @@
-"""How a tab shows its jobs: choose one, watch it, cancel it, give what it lacks, go on with it, see what it left.
+"""How a tab shows its jobs: choose, watch, cancel, give what one lacks, go on with it, see what it left, delete it.
 
 Public: Panel.
 """
@@ -23,11 +23,15 @@ class Panel:
 
     render: function job -> markup of a finished job; resume: function (job, *values of the components `typed`, *values
     of the fields `asked`) -> None, starts it again; tell: function text -> markup of what a job has to say before it is
-    done; asked: {flag: (name, what it says)}, fields that are there while a failed job is about that flag.
+    done; asked: {flag: (name, what it says)}, fields that are there while a failed job is about that flag; spare:
+    function job -> whether nobody needs its files any more, so that it may be deleted.
     """
 
-    def __init__(self, desk, kind, title, empty, render, resume, typed=(), tell=None, asked=None):
+    def __init__(
+        self, desk, kind, title, empty, render, resume, typed=(), tell=None, asked=None, spare=lambda job: True
+    ):
         self._desk, self._kind, self._empty, self._render = desk, kind, empty, render
+        self._spare = spare
         self._tell = tell or (lambda text: look.notice("info", text))
         self.chosen = gr.Dropdown(self._choices(), value=None, label=title, interactive=True, elem_id=f"{kind}-job")
         self.view = gr.HTML(look.shown(element("p", empty, class_="soft")), elem_id=f"{kind}-view")
@@ -40,10 +44,13 @@ class Panel:
         with gr.Row():
             self.stop = gr.Button("Cancel", visible=False, elem_id=f"{kind}-cancel")
             self.again = gr.Button("Go on", visible=False, elem_id=f"{kind}-resume")
+            self.drop = gr.Button("Delete", visible=False, elem_id=f"{kind}-delete")
+            self.sure = gr.Button("Delete for good", variant="stop", visible=False, elem_id=f"{kind}-sure")
         self._seen = gr.State("")
         self._lock = Lock()
         self._current = OrderedDict()  # what each open tab was told to show, and how often it has asked for another job
-        self.outputs = [self.chosen, self.view, self.told, *self._asked.values(), self.stop, self.again, self._seen]
+        self.outputs = [self.chosen, self.view, self.told, *self._asked.values()]
+        self.outputs += [self.stop, self.again, self.drop, self.sure, self._seen]
         self._listen(resume, [*typed, *self._asked.values()])
 
     def _listen(self, resume, typed):
@@ -61,6 +68,17 @@ class Panel:
         def cancel(job_id):
             self._desk.jobs.cancel(job_id)
 
+        def delete(job_id, request: gr.Request):
+            job = self._desk.jobs.get(job_id)
+            if job is not None and self._may_go(job):
+                self._desk.jobs.delete(job_id)
+            return self.first(request)
+
+        def ask():
+            return gr.update(visible=False), gr.update(visible=True)
+
+        self.drop.click(ask, None, [self.drop, self.sure], **quiet)
+        self.sure.click(delete, self.chosen, self.outputs, **quiet)
         self.chosen.input(choose, self.chosen, self.outputs, **quiet)
         self.stop.click(cancel, self.chosen, None, **quiet)
         self.again.click(begin_again, [self.chosen, *typed], self.outputs, **quiet)
@@ -92,8 +110,13 @@ class Panel:
             *(self._field(flag, job) for flag in self._asked),
             gr.update(visible=bool(job and job.active)),
             gr.update(visible=bool(job and job.state in STOPPED)),
+            gr.update(visible=bool(job and self._may_go(job))),
+            gr.update(visible=False),
             self._state(job),
         )
+
+    def _may_go(self, job):
+        return not job.active and self._spare(job)
 
     @staticmethod
     def _field(flag, job):

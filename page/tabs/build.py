@@ -31,13 +31,13 @@ def build(desk, found):
                 *marked.first(request),
                 *checked.first(request),
                 *replayed.first(request),
-                gr.update(choices=records()),
+                records(None),
                 gr.update(choices=found.choices()),
             )
 
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         # A reload finds everything again: the state of the page is on the disk, not in the tab.
         blocks.load(first, None, [*marked.outputs, *checked.outputs, *replayed.outputs, known, choice], **quiet)
-        check_tab.select(lambda: gr.update(choices=records()), None, known, **quiet)
+        check_tab.select(records, known, known, **quiet)
         audit_tab.select(lambda: gr.update(choices=found.choices()), None, choice, **quiet)
     return blocks

@@ -36,7 +36,7 @@ INPUTS = ("known", *inputs.RECORD, *inputs.MODEL, *CHOICES)
 
 
 def build(desk):
-    """Fill the tab; returns (the Panel of its jobs, the dropdown of records, a function for its choices)."""
+    """Fill the tab; returns (the Panel of its jobs, the dropdown of records, a function chosen -> its update)."""
     gr.HTML(
         look.shown(
             element(
@@ -47,7 +47,7 @@ def build(desk):
             )
         )
     )
-    fields = _fields(desk)
+    fields, more = _fields(desk)
     values = [fields[name] for name in INPUTS]
     with gr.Row():
         count = gr.Button("Count the queries", elem_id="check-count")
@@ -65,20 +65,23 @@ def build(desk):
     )
 
     def plan_it(ready, *values):
-        return _plan(desk, ready, dict(zip(INPUTS, values, strict=True)))
+        found = _plan(desk, ready, dict(zip(INPUTS, values, strict=True)))
+        # A field that the message names can be seen.
+        lacking = any(f"“{fields[name].label}”" in found[0] for name in inputs.HIDDEN)
+        return *found, gr.update(open=True) if lacking else gr.skip()
 
     def begin(request: gr.Request, ready, *values):
         return _begin(desk, panel, request, ready, dict(zip(INPUTS, values, strict=True)))
 
-    count.click(plan_it, [ready, *values], [plan, ready, start], api_visibility="private")
+    count.click(plan_it, [ready, *values], [plan, ready, start, more], api_visibility="private")
     start.click(
         begin, [ready, *values], [plan, ready, start, *panel.outputs], show_progress="hidden", api_visibility="private"
     )
-    return panel, fields["known"], lambda: known_records(desk)
+    return panel, fields["known"], lambda chosen: _offered(desk, chosen)
 
 
 def _fields(desk):
-    """{name of INPUTS: component}."""
+    """({name of INPUTS: component}, the accordion with inputs.HIDDEN)."""
     with gr.Row():
         with gr.Column(min_width=300):
             found = {
@@ -99,11 +102,11 @@ def _fields(desk):
                 info="Addresses, one a line, best of archived copies. They go into the evidence.",
                 lines=3,
             )
-    with gr.Accordion("More about the model", open=False):
+    with gr.Accordion("More about the model", open=False) as more:
         found |= inputs.model_fields()
     with gr.Accordion("Depart from the committed plan", open=False):
         found |= _plan_fields()
-    return found
+    return found, more
 
 
 def _plan_fields():
@@ -123,7 +126,7 @@ def _plan_fields():
         found["keys"] = inputs.line("Other patterns", "How many other marks yours is compared with.")
         found["selections"] = inputs.line(
             "Other halves",
-            "How many other choices of photos; they cost no queries. 99,999 make up for most departures.",
+            "How many other choices of photos; they cost no queries. 99,999 make up for some departures.",
         )
     with gr.Row():
         found["max_queries"] = inputs.line("Most queries", "Takes fewer other patterns where it has to.")
@@ -144,6 +147,13 @@ def known_records(desk):
         for job in desk.jobs.all("protected")
         if job.state == "done"
     ]
+
+
+def _offered(desk, chosen):
+    """The dropdown of records as they are now; the only one is chosen."""
+    there = known_records(desk)
+    ids = [job_id for _, job_id in there]
+    return gr.update(choices=there, value=chosen if chosen in ids else ids[0] if len(ids) == 1 else None)
 
 
 def _options(fields):

@@ -1,6 +1,6 @@
 """Fields that tabs share: a record with its originals, and a model; and what is read out of them.
 
-Public: line, record_fields, model_field, model_fields, RECORD, MODEL, numbers, whole, size, hand_in_record,
+Public: line, record_fields, model_field, model_fields, RECORD, MODEL, HIDDEN, numbers, whole, size, hand_in_record,
 hand_in_originals, model_details, open_model, header_for, moved.
 """
 
@@ -16,7 +16,8 @@ from suspects.server import is_address
 
 RECORD = ("record", "originals", "folder")
 # All are kept with a job but the header, which is a secret.
-MODEL = ("model", "address", "net_type", "input_size", "mean", "std", "query_batch", "rate_limit", "header")
+HIDDEN = ("net_type", "input_size", "mean", "std", "query_batch", "rate_limit", "header")  # needed by some models alone
+MODEL = ("model", "address", *HIDDEN)
 
 
 def line(label, info=None, value="", **more):
@@ -48,7 +49,7 @@ def model_field(name, title="Model: .safetensors, .pt, .pth or .onnx"):
 
 
 def model_fields():
-    """What only some models need: {name of MODEL: component}."""
+    """The fields of HIDDEN: {name: component}."""
     found = {}
     with gr.Row():
         found["net_type"] = line("Architecture", "For files with weights alone: resnet50, ...")

@@ -1,14 +1,19 @@
 """What a choice costs in detection power: measured figures, read from results/ whenever the page is drawn.
 
-Public: summary, marking_table, photos_table, noise_table, format_table, holdout_table. A file that is missing leaves
-out its rows; nothing is made up.
+Public: summary, of_photos, marking_table, photos_table, noise_table, format_table, holdout_table. A file that is
+missing leaves out its rows; nothing is made up.
 """
 
 import csv
 import json
 from pathlib import Path
 
+from attacks import exact
+from kit.errors import UserError
 from kit.markup import Raw, element, join, table
+from page import look
+from provenance.plan import AuditPlan
+from provenance.record import published_share
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 FIGURE_12, TABLE_8 = "ablation/ablation-figure12.csv", "ablation/ablation-table8.csv"
@@ -52,6 +57,40 @@ def nearest(rows, ratio, norm):
     return min(
         range(len(rows)), key=lambda place: ((rows[place][0] - ratio) / 0.3) ** 2 + ((rows[place][1] - norm) / 8) ** 2
     )
+
+
+def of_photos(photos, holdout):
+    """What so many photos can prove, for people; nothing without photos. holdout: the share that is held back."""
+    if not photos:
+        return Raw("")
+    if not _reachable(photos, holdout):
+        enough = next((more for more in range(photos, 1000) if _reachable(more, holdout)), None)
+        return look.notice(
+            "warn",
+            f"{photos:,} photo{'' if photos == 1 else 's'} can prove nothing: there are too few ways to choose a half. "
+            + (f"{enough} are enough." if enough else "Hold half of more photos back."),
+        )
+    plan, measured = AuditPlan.usual(holdout > 0), _power(HELD_OUT if holdout else ALONE)
+    strongest = exact.one_in(exact.Plan(photos, plan.keys, plan.selections).smallest_p)
+    text = (
+        f"You have {photos:,} photos. An audit will ask {photos * (plan.keys + 1):,} questions, and the strongest "
+        f"result that can come out is one that chance gives in {strongest} audits."
+    )
+    if measured:
+        of = json.loads((RESULTS / POWER).read_text(encoding="utf-8"))["settings"]["photos"]
+        text += f" With {of} photos, {_share(measured)} users of a small model could prove it."
+        text += " Fewer photos prove less." if photos < of else ""
+    return element("p", text)
+
+
+def _reachable(photos, holdout):
+    """Whether a first audit, as it is usually planned, could be a proof."""
+    plan, published = AuditPlan.usual(holdout > 0), published_share(photos, holdout)
+    try:
+        exact.plan_grid(photos, [(published, photos)], plan.alpha / 2, plan.keys, plan.selections)
+    except UserError:
+        return False
+    return True
 
 
 def summary(ratio, norm):

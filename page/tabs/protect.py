@@ -54,6 +54,7 @@ BEACONS = [
     ("drand: takes about a minute; nobody can say that you chose", "drand"),
     ("None: the proof then holds if you are honest", "none"),
 ]
+NO_PREVIEW = look.shown(element("p", "One of your photos, before and after, is shown here.", class_="empty"))
 # Fields for what a job lacks: {flag: (name, what it says)}.
 ASKED = {
     "--beacon": (
@@ -83,11 +84,12 @@ def build(desk):
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             photo = gr.Dropdown([], label="Photo to preview", interactive=True)
-            preview = gr.HTML(elem_id="protect-preview", min_height=320)  # so that nothing jumps when it comes
+            preview = gr.HTML(NO_PREVIEW, elem_id="protect-preview")
         with gr.Column(scale=1, min_width=280):
             chosen = _choices()
-    cost = gr.HTML(look.shown(power.summary(0.7, 8)), elem_id="protect-cost")
-    with gr.Accordion("What these choices cost in detection power: all figures and their sources", open=False):
+    proves = gr.HTML(elem_id="protect-proves")
+    with gr.Accordion("What these choices cost in detection power: figures and their sources", open=False):
+        cost = gr.HTML(look.shown(power.summary(0.7, 8)), elem_id="protect-cost")
         figures = gr.HTML(_figures(0.7, 8), elem_id="protect-figures")
     start = gr.Button("Mark the photos", variant="primary")
     refused = gr.HTML()
@@ -100,6 +102,7 @@ def build(desk):
         lambda job, pasted, stamp: _go_on(desk, job, pasted, stamp),
         tell=_told,
         asked=ASKED,
+        spare=lambda job: not _begun(job).exists(),
     )
 
     def take(*values):
@@ -115,8 +118,17 @@ def build(desk):
         "inputs": [draft, photo, *(chosen[name] for name in VISIBLE)],
         **quiet,
     }
+    weigh = {
+        "fn": lambda draft, holdout: look.shown(power.of_photos(draft["count"], holdout)) if draft else "",
+        "inputs": [draft, chosen["holdout"]],
+        "outputs": proves,
+        **quiet,
+    }
     for event in (files.change, folder.submit, folder.blur):
-        event(take, [files, folder, draft], [draft, found, photo], api_visibility="private").then(**look_again)
+        taken = event(take, [files, folder, draft], [draft, found, photo], api_visibility="private")
+        taken.then(**look_again)
+        taken.then(**weigh)
+    chosen["holdout"].change(**weigh)
     for control in (photo, *(chosen[name] for name in VISIBLE)):
         control.change(trigger_mode="always_last", **look_again)
     strength = [chosen["img_blending_ratio"], chosen["noise_norm"]]
@@ -198,7 +210,8 @@ def _source(files, folder):
 def _take(desk, files, folder, draft):
     """(draft, what was found, names to preview) for the files or the folder that was handed in.
 
-    draft: None, or a dict: source (of the fields), folder (of the photos), own (a draft of the desk, or None), title.
+    draft: None, or a dict: source (of the fields), folder (of the photos), own (a draft of the desk, or None), title,
+    count (of the photos).
     """
     source = _source(files, folder)
     if draft is not None and draft["source"] == source:
@@ -223,7 +236,7 @@ def _take(desk, files, folder, draft):
     )
     first = Path(source[0][0]) if source[0] else place
     title = first.stem if len(source[0]) == 1 or not own else f"{first.stem} and {len(source[0]) - 1} more files"
-    kept = {"folder": place, "own": own, "source": source, "title": title}
+    kept = {"folder": place, "own": own, "source": source, "title": title, "count": len(names)}
     text = look.shown(element("p", words, role="status"), look.problems("Not taken:", unread))
     return kept, text, gr.update(choices=names[:MOST_NAMES], value=names[0] if names else None)
 
@@ -238,7 +251,7 @@ def _screen_photo(path, _changed):
 def _preview(draft, name, ratio, norm, noise):
     """The photo, its marked copy and their difference, with a key for the preview alone."""
     if draft is None or not name:
-        return ""
+        return NO_PREVIEW
     path = draft["folder"] / name
     try:
         settings, bank = protect.resolve_settings(
@@ -344,6 +357,11 @@ def _refuse_twice(desk, folder):
     record = protect.places_of(folder)[1] / "record.json"
     if record.exists():
         raise UserError("These photos are marked already", advice=f"their record is {record}. Hand in others.")
+
+
+def _begun(job):
+    """The record that a job has made, or will: where it is there, nothing of the job may be lost."""
+    return protect.places_of(job.details["folder"])[1] / "record.json"
 
 
 def _start(desk, number, title, details, pasted=""):

@@ -77,6 +77,8 @@ def more(page):
 def go_more(page, batch):
     more(page)
     page.get_by_label("Input size").fill("32")
+    page.get_by_label("Mean").fill("0 0 0")
+    page.get_by_label("Std").fill("1 1 1")
     page.get_by_label("Images a request").fill(batch)
 
 

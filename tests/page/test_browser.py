@@ -101,10 +101,10 @@ def test_a_departure_and_a_second_judgement_are_told_first(visit, protected, mod
     page.get_by_label("A text that the other side adds").fill("court")
     assert "judgement 2 of this model" in count(page)
     page.get_by_label("A text that the other side adds").fill("")
-    page.get_by_label("Class of the photos").fill("1")
+    page.get_by_label("Other patterns").fill("49")
     page.get_by_label("Other halves").fill("99999")
     plan = count(page)
-    assert "label 1 instead of auto" in plan and "choices were open" in plan
+    assert "49 keys instead of 19" in plan and "choices were open" in plan
     assert plan.index("This departs from the plan") < plan.index("will be sent to the model")
 
 

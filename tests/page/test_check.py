@@ -12,7 +12,7 @@ from kit.errors import UserError
 from networks import build_network
 from page.tabs import check, inputs
 from provenance import judgements
-from tests.page.parts import OnePanel, until, uploaded
+from tests.page.parts import OnePanel, mark, save_pictures, until, uploaded
 
 pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
 
@@ -239,6 +239,14 @@ def test_lost_originals_are_told_before_anything_is_asked(desk, fields, album):
         path.unlink()
     shown, _, _ = check._plan(desk, None, fields)
     assert "1 of 20 photos are left out" in shown and "380 queries" in shown
+
+
+def test_the_only_record_is_chosen(desk, album, tmp_path):
+    job, _ = album
+    assert check._offered(desk, None)["value"] == job.id
+    mark(desk, save_pictures(tmp_path / "more", 2))
+    assert check._offered(desk, None)["value"] is None and len(check._offered(desk, None)["choices"]) == 2
+    assert check._offered(desk, job.id)["value"] == job.id and check._offered(desk, "gone")["value"] is None
 
 
 def test_where_photos_were_published_goes_into_the_evidence(desk, fields):

@@ -97,6 +97,20 @@ def test_closing_leaves_jobs_to_be_taken_up(tmp_path):
     assert {job.state for job in Jobs(tmp_path).all("checks")} == {"interrupted"}
 
 
+def test_a_job_is_deleted_with_its_folder_and_not_while_it_runs(tmp_path):
+    jobs, gate = Jobs(tmp_path), threading.Event()
+    job = jobs.start("one", "checks", "t", {}, lambda job: gate.wait(20) and {})
+    until(lambda: job.state == "running")
+    jobs.delete("one")
+    assert jobs.get("one") is job and job.folder.exists()
+    gate.set()
+    until(lambda: not job.active)
+    jobs.delete("one")
+    jobs.delete("one")  # somebody else was faster
+    assert jobs.get("one") is None and not any((tmp_path / "checks").iterdir())
+    assert Jobs(tmp_path).all("checks") == []
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"id": "other"}', '{"id": "x", "kind": "checks", "surprise": 1}'])
 def test_damaged_jobs_are_left_out(tmp_path, content):
     (tmp_path / "checks" / "x").mkdir(parents=True)

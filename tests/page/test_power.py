@@ -28,6 +28,20 @@ def test_figures_are_those_of_the_result_files(tmp_path, monkeypatch):
     assert "No figures were found" in power.holdout_table() and power.noise_table() == power.format_table() == ""
 
 
+def test_what_a_number_of_photos_can_prove(tmp_path, monkeypatch):
+    stored = json.loads((ROOT / "results" / power.POWER).read_text())
+    share = stored["detected"]["probabilities"]["0.001"]
+    assert power.of_photos(0, 0.5) == ""
+    assert "8 photos can prove nothing" in power.of_photos(8, 0.5) and "9 are enough" in power.of_photos(8, 0.5)
+    shown = power.of_photos(30, 0.5)
+    assert "You have 30 photos. An audit will ask 600 questions" in shown and "1 of 20,000 audits" in shown
+    assert f"{share['hits']} of {share['of']}" in shown and "Fewer photos prove less" in shown
+    assert "Fewer photos" not in power.of_photos(stored["settings"]["photos"], 0.5)
+    assert "12,000 questions" in power.of_photos(6, 0.0)  # without a hold-out other patterns are all there is
+    monkeypatch.setattr(power, "RESULTS", tmp_path)
+    assert "You have 30 photos" in power.of_photos(30, 0.5)
+
+
 def test_nearest_measured_choice():
     rows = [(0.5, 8.0), (0.7, 0.0), (0.7, 8.0), (0.9, 8.0), (1.0, 0.0)]
     assert [power.nearest(rows, *choice) for choice in ((0.55, 8), (0.7, 3), (0.7, 6), (0.85, 8), (1, 1))] == [

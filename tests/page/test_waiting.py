@@ -58,12 +58,13 @@ def panel(desk):
             lambda job, *typed: protect._go_on(desk, job, *typed),
             tell=protect._told,
             asked=protect.ASKED,
+            spare=lambda job: not protect._begun(job).exists(),
         )
 
 
 def seen(panel, job):
     """What a tab shows of a job: its parts by name."""
-    names = ("chosen", "view", "told", "round", "stamp", "cancel", "go on", "state")
+    names = ("chosen", "view", "told", "round", "stamp", "cancel", "go on", "delete", "for good", "state")
     return dict(zip(names, panel.show(job.id, TAB), strict=True))
 
 
@@ -203,6 +204,17 @@ def test_photos_are_drawn_once(desk, drawn, holiday, monkeypatch):
     draft, _, _ = protect._take(desk, None, str(holiday), None)
     refused, _ = press(desk, draft, chosen=PUBLIC)
     assert "has begun already" in refused and len(desk.jobs.all("protected")) == 1
+
+
+def test_a_record_is_never_deleted_and_a_job_without_one_may_be(desk, marked, panel, tmp_path):
+    job, _ = marked
+    assert not seen(panel, job)["delete"]["visible"]
+    (tmp_path / "gone").mkdir()
+    failed = ended(
+        desk.jobs.start("x", "protected", "x", {**CHOSEN, "folder": str(tmp_path / "gone")}, lambda job: 1 / 0)
+    )
+    shown = seen(panel, failed)
+    assert shown["delete"]["visible"] and not shown["for good"]["visible"]
 
 
 def test_what_was_said_is_found_again(tmp_path):
