@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import sys
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -218,7 +219,12 @@ def _fast_verifier():
 
 
 def _need_py_ecc():
-    curve = optional("py_ecc.bls.hash_to_curve", "checking a round of the beacon", "'py_ecc>=8'")
+    limit = sys.getrecursionlimit()
+    try:
+        curve = optional("py_ecc.bls.hash_to_curve", "checking a round of the beacon", "'py_ecc>=8'")
+    finally:
+        # py_ecc asks for 100,000, which it does not need: a stranger's nested JSON would then crash the process.
+        sys.setrecursionlimit(limit)
     if not hasattr(curve, "hash_to_G1"):
         raise UserError("checking a round of the beacon needs a newer py_ecc: pip install 'py_ecc>=8'")
 

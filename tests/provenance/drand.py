@@ -6,6 +6,7 @@ import threading
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from provenance import beacon
 from provenance.beacon import DST, Chain, Round
 
 GENESIS = 1_700_000_000
@@ -14,6 +15,7 @@ SECRET = 0x1F2E3D4C5B6A798897A6B5C4D3E2F101
 
 def own_chain(secret=SECRET, name="test-chain", genesis_time=GENESIS, period=3):
     """A Chain whose secret key is a number that everybody knows. Needs py_ecc."""
+    beacon._need_py_ecc()
     from py_ecc.bls.point_compression import compress_G2
     from py_ecc.optimized_bls12_381 import G2, multiply
 
@@ -38,6 +40,7 @@ def info_hash(name, public_key, genesis_time, period, group_hash):
 
 def sign(number, secret=SECRET):
     """The Round that the chain of this secret publishes. Needs py_ecc."""
+    beacon._need_py_ecc()
     from py_ecc.bls.hash_to_curve import hash_to_G1
     from py_ecc.bls.point_compression import compress_G1
     from py_ecc.optimized_bls12_381 import multiply

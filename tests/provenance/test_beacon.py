@@ -3,6 +3,7 @@
 import json
 import math
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ from kit.errors import UserError
 from kit.progress import watched
 from provenance import beacon
 from provenance.beacon import QUICKNET, Chain, Round, Unavailable
+from tests.parts import ROOT, environment
 from tests.provenance.drand import GENESIS, SECRET, Clock, answer, info_hash, own_chain, serving, sign
 
 SIGNATURE = "b44679b9a59af2ec876b1a6b1ad52ea9b1615fc3982b19576350f93447cb1125e342b73a8dd2bacbe47e4b6b63ed5e39"
@@ -402,3 +404,15 @@ def test_the_wait_shows_its_seconds_and_can_be_cancelled(chain, seven):
         with pytest.raises(KeyboardInterrupt), watched(cancel):
             fetch(chain, address, clock=Clock(beacon.time_of(chain, 7) - 60))
     assert len(requests) == 1
+
+
+def test_checking_a_round_leaves_the_limit_of_recursion_as_it_was():
+    """py_ecc raises it to 100,000, with which nested JSON from a stranger crashes the process that reads it next."""
+    code = (
+        "import json, sys\nfrom provenance import beacon\nfrom tests.provenance.drand import own_chain, sign\n"
+        "chain, limit = own_chain(), sys.getrecursionlimit()\nbeacon.verify(chain, sign(7))\n"
+        "assert sys.getrecursionlimit() == limit < 5000\n"
+        "try:\n    json.loads('[' * 100_000)\nexcept RecursionError:\n    print('one line')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0 and done.stdout == "one line\n", done.stderr
