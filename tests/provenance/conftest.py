@@ -11,6 +11,7 @@ import torch
 
 from networks import build_network
 from provenance import record as records
+from provenance import report
 from suspects import opened
 from suspects.answering import FileSuspect
 from tests.parts import call
@@ -183,6 +184,12 @@ def innocent(tmp_path):
         ".25",
         ".25",
     )
+
+
+@pytest.fixture
+def without_plots(monkeypatch):
+    """Where many audits are made that nobody looks at: the plot takes half of the time."""
+    monkeypatch.setattr(report, "draw_grid", lambda grid, result, path: path.write_bytes(b"plot"))
 
 
 # --- queries ---

@@ -13,6 +13,8 @@ from suspects.suspect import Preprocessing
 from tests.parts import user_error
 from tests.provenance.parts import COMMITTED, QUERIES, bundle_record, flat, make_record, refused
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 FREE = ("--device", "cpu")  # as it was committed, at alpha 0.5
 
 

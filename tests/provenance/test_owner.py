@@ -16,6 +16,8 @@ from suspects.server import open_server
 from tests.provenance.drand import serving
 from tests.provenance.parts import KEYS, QUERIES, flat, refused
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 METADATA = {
     "name": "net",
     "versions": ["1"],

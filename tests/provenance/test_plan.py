@@ -13,6 +13,8 @@ from provenance.plan import KEY_CHOICES, SELECTION_CHOICES, STATISTIC, WAYS, Aud
 from tests.parts import user_error
 from tests.provenance.parts import flat, loaded, picture, refused, save
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 COMMITTED = AuditPlan(label="2", keys=4, selections=999, alpha=0.5)
 
 

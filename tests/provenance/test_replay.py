@@ -17,6 +17,8 @@ from tests.parts import user_error
 from tests.provenance.drand import own_chain, sign
 from tests.provenance.parts import QUERIES, bundle_parts, bundle_record, flat, judged, refused
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 INPUT = ("--net_type", "smallnet", "--input_size", "32", "--mean", ".5", ".5", ".5", "--std", ".25", ".25", ".25")
 
 

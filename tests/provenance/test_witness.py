@@ -15,6 +15,8 @@ from suspects.suspect import Answers
 from tests.parts import user_error
 from tests.provenance.parts import QUERIES, bundle_parts, bundle_record, flat, judged, refused, tree
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
 CONTEXT = "ab" * 32
 
 
