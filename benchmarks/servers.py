@@ -90,7 +90,7 @@ def main():
     flags.add_argument("--servers", nargs="+", choices=real_servers.SERVERS, default=real_servers.SERVERS)
     flags.add_argument("--images", type=common.COUNT, default=128)
     flags.add_argument("--concurrency", type=common.COUNT, default=4)
-    flags.add_argument("--query_batch", type=common.COUNT, default=8)
+    flags.add_argument("--query_batch", type=common.COUNT, default=4)
     flags.add_argument(
         "--wait", nargs="+", type=cli.number(float, 0), default=[0.0, 50.0], help="ms (default 0 and 50)"
     )
