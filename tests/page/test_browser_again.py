@@ -13,6 +13,7 @@ from tests.provenance.drand import sign
 from tests.suspects.inference_server import make_app, running
 
 BATCHES = PHOTOS * 20 // 40  # of the slow server
+IN_FLIGHT = 4  # requests that are under way at once; their answers are lost when an audit is stopped
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_reload_and_a_second_tab_find_the_audit_again(visit, protected, slow_s
     assert "USED" in text
     expect(other.locator("#checks-view")).to_contain_text("USED")
     sent = [digest for entry in log for digest in entry["digests"]]
-    assert len(sent) == PHOTOS * 20 and len(log) == BATCHES  # nothing was asked twice
+    assert len(set(sent)) == PHOTOS * 20 and BATCHES <= len(log) <= BATCHES + IN_FLIGHT  # no answer was asked for twice
 
 
 def test_a_killed_page_goes_on_where_it_stopped(browser, tmp_path, protected, slow_server):
@@ -83,8 +84,8 @@ def test_a_killed_page_goes_on_where_it_stopped(browser, tmp_path, protected, sl
         page.get_by_role("button", name="Go on").click()
         assert "USED" in verdict(page, "net")
         page.close()
-    # The batch that was on its way when the process died may have been answered unheard.
-    assert BATCHES <= len(log) <= BATCHES + 1
+    # What was on its way when the process died may have been answered unheard.
+    assert BATCHES <= len(log) <= BATCHES + IN_FLIGHT
 
 
 def test_without_a_network_the_round_is_brought_by_hand(browser, site, protected, tmp_path):

@@ -1,6 +1,8 @@
 """studies/dishonest.py: attacks that succeeded against the old draw do not succeed against the new one, and the study
 runs from end to end."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,14 @@ from attacks import exact
 from dataset import load_dataset
 from experiment import training
 from provenance.plan import AuditPlan
-from studies import attacks_draw, attacks_owner, attacks_plan, dishonest
+from studies import attacks_draw, attacks_evidence, attacks_owner, attacks_plan, dishonest
 from studies import attacks_world as places
+from tests.provenance.parts import save, wavy_picture
 
 PHOTOS, POOL, CLASSES, MODELS = 24, 32, 5, 2
 
 
-def made_up_world(users=3):
+def made_up_world(users=2):
     """Users whose photos differ in difficulty, which two models agree on; a key makes a little difference."""
     world = places.World([f"model {number}" for number in range(MODELS)], [], POOL, 7)
     draws = world.draws("answers")
@@ -68,7 +71,7 @@ def test_shopping_is_paid_for(world):
 
 
 def test_stopping_is_paid_for(world):
-    rows = list(attacks_draw.stopping(world, 3, batches=4))
+    rows = list(attacks_draw.stopping(world, 2, batches=3))
     assert unimpressive(values(rows, "after", "counted"))
     assert {row["counted"] >= 2 * row["p"] or row["counted"] == 1 for row in rows if row["when"] == "after"} == {True}
 
@@ -138,3 +141,48 @@ def suspect(tmp_path_factory):
         path, data.images[rows], data.labels[rows], len(data.class_names), 1, torch.device("cpu"), epoch=1
     )
     return path, data.images[torch.arange(100, 116)]
+
+
+def test_forgeries(suspect, tmp_path, script):
+    checkpoint, images = suspect
+    wanted = (
+        attacks_evidence.invented_server,
+        attacks_evidence.invented_but_one,
+        attacks_evidence.other_plan,
+        attacks_evidence.log_without_judgement,
+        attacks_evidence.other_half,
+        attacks_evidence.other_signature,
+    )
+    chosen = [entry for entry in attacks_evidence.FORGERIES if entry[1] in wanted]
+    found = attacks_evidence.play(tmp_path, images, checkpoint, chosen, keys=4, selections=199)
+    assert [row["outcome"] for row in found] == ["named", "found", *["refused"] * 4]
+    for place, row in enumerate(found):
+        if not chosen[place][2]:  # as eval.py has it
+            done = script("eval", "--replay", tmp_path / f"forgery-{place}" / "evidence.zip", "--strict")
+            assert done.code == row["strict"] and row["words"] in " ".join((done.out + done.err).split()), row
+
+
+# --- the whole ---
+
+
+def test_from_end_to_end(script, tmp_path, monkeypatch):
+    for number in range(180):
+        part = "test" if number < 6 else "train"
+        save(tmp_path / "data" / part / "abc"[number % 3] / f"{number}.png", wavy_picture(number))
+    monkeypatch.setattr(attacks_evidence, "FORGERIES", attacks_evidence.FORGERIES[:1])
+    flags = (
+        "--users 2 --photos 8 --pool 22 --train_size 40 --epoch 1 --repeats 1 --keys 5 --selections 500 --secrets 10 "
+        "--redraws 3 --commitments 2 --audit_seeds 2 --planted 1 --device cpu --data_root"
+    )
+    done = script(
+        "studies.dishonest", *flags.split(), tmp_path / "data", "--out", tmp_path / "out", "--work", tmp_path / "work"
+    )
+    assert done.code == 0, done.err
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert {one["attack"] for one in result["after"]} == set(dishonest.PREVENTED)
+    assert {one["attack"] for one in result["left"]} == set(dishonest.LEFT)
+    assert len(result["forgeries"]) == 1 and len(result["models"]) == 3
+    text = (tmp_path / "out" / "dishonest.md").read_text()
+    assert all(attack in text for attack in (*dishonest.PREVENTED, *dishonest.LEFT))
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"result.json", "dishonest.md", "audits.csv", "before-after.png"}
