@@ -41,16 +41,22 @@ def make_parser():
         help="the largest file that can be handed in, in GiB (default 4); folders have no limit",
     )
     parser.add_argument(
-        "--beacon_chain", metavar="FILE", help="facts of another beacon than drand's quicknet (JSON), to draw with"
+        "--beacon_chain",
+        metavar="FILE",
+        help="facts of the public beacon to draw with, JSON (default: drand's quicknet)",
     )
     parser.add_argument(
-        "--timestamp_roots", metavar="FILE", help="certificates of the authority whose time stamps are asked for (PEM)"
+        "--timestamp_roots",
+        metavar="FILE",
+        help="certificates of the authority whose time stamps are asked for, PEM (default: those that are known here)",
     )
-    parser.add_argument("--no_browser", action="store_true", help="print the address, open no browser")
+    parser.add_argument(
+        "--no_browser", action="store_true", help="print the address, open no browser (default: open it)"
+    )
     parser.add_argument(
         "--share",
         action="store_true",
-        help="refused: your records are secrets, and whoever reached the page could take them",
+        help="refused: your records are secrets, and whoever reached the page could take them (default: not shared)",
     )
     return parser
 

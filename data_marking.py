@@ -19,7 +19,7 @@ def make_parser():
     from kit import cli
 
     parser, number = cli.Parser(__doc__), cli.number
-    parser.add_argument("--data_folder", help="folder with the photos, searched with its sub-folders")
+    parser.add_argument("--data_folder", help="folder with the photos, searched with its sub-folders (no default)")
     marking = parser.add_argument_group("data marking")
     add_marking_flags(marking)
     marking.add_argument("--data_root", help="where --ood_pattern tinyimagenet or celeba lies (default ./dataset)")
@@ -29,10 +29,12 @@ def make_parser():
     output.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace marked photos; a new draw keeps the old record under another name, and counts it",
+        help="replace marked photos; a new draw keeps the old record under another name, and counts it (default: "
+        "refuse)",
     )
     output.add_argument(
-        "--out", help="folder for the marked photos and the record, where none can be made beside the photos"
+        "--out",
+        help="folder for the marked photos and the record, where none can be made beside the photos (default: beside)",
     )
     output.add_argument(
         "--keep_originals",
@@ -41,7 +43,7 @@ def make_parser():
         help="keep copies of all originals with the record, because phones and clouds encode their libraries anew and "
         "the proof needs them to the byte (default yes; takes as much space as the photos)",
     )
-    output.add_argument("--dry_run", action="store_true", help="say what would be done, write nothing")
+    output.add_argument("--dry_run", action="store_true", help="say what would be done, write nothing (default: do it)")
     secret = parser.add_argument_group("record")
     secret.add_argument(
         "--holdout",
@@ -49,15 +51,27 @@ def make_parser():
         default=0.0,
         help="share of the photos, chosen at random, that is not published (0.5 gives the strongest proof; default 0)",
     )
-    secret.add_argument("--record", help="record.json of an earlier call: mark further photos, in a batch of their own")
+    secret.add_argument(
+        "--record",
+        help="record.json of an earlier call: mark further photos, in a batch of their own (default: a new record)",
+    )
     secret.add_argument(
         "--seed",
         type=number(int, 0),
-        help="draw the secret from a number, for experiments: such a record is no evidence",
+        help="draw the secret from a number, for experiments: such a record is no evidence (default: from the system)",
     )
-    secret.add_argument("--verify", metavar="RECORD", help="recompute all marks of a record and check it")
-    secret.add_argument("--originals", nargs="+", default=[], help="for --verify: where the unmarked photos are now")
-    secret.add_argument("--marked_folder", help="for --verify: where the marked photos are now")
+    secret.add_argument(
+        "--verify", metavar="RECORD", help="recompute all marks of a record and check it (default: mark photos)"
+    )
+    secret.add_argument(
+        "--originals",
+        nargs="+",
+        default=[],
+        help="for --verify: where the unmarked photos are now (default: where they were)",
+    )
+    secret.add_argument(
+        "--marked_folder", help="for --verify: where the marked photos are now (default: where they were)"
+    )
     public = parser.add_argument_group(
         "public randomness",
         "Nobody can say that you chose key and photos: a public beacon draws them after the commitment.",
@@ -68,19 +82,29 @@ def make_parser():
         help="drand (default: wait for its round, about a minute, and fetch it), none (the proof then holds if you are "
         "honest), or the round that somebody fetched: a file with its JSON, or ROUND:SIGNATURE",
     )
-    public.add_argument("--beacon_chain", metavar="FILE", help="facts of another beacon than drand's quicknet (JSON)")
     public.add_argument(
-        "--timestamp", metavar="URL|FILE", help="have the commitment dated by a time-stamping service (RFC 3161)"
+        "--beacon_chain", metavar="FILE", help="facts of the public beacon, JSON (default: drand's quicknet)"
     )
-    public.add_argument("--timestamp_roots", metavar="FILE", help="certificates of that service's authority (PEM)")
+    public.add_argument(
+        "--timestamp",
+        metavar="URL|FILE",
+        help="have the commitment dated by a time-stamping service, RFC 3161 (default: it is not)",
+    )
+    public.add_argument(
+        "--timestamp_roots",
+        metavar="FILE",
+        help="certificates of that service's authority, PEM (default: those that are known here)",
+    )
     plan = parser.add_argument_group(
         "plan of the audit", "Fixed with the photos: what is chosen later weakens the proof."
     )
     plan.add_argument(
         "--label", help="class of the photos, as the model will call it (default auto: what it says most)"
     )
-    plan.add_argument("--label_only", action="store_true", help="use the model's top class alone")
-    plan.add_argument("--top_k", type=number(int, 1), help="use its k largest probabilities alone")
+    plan.add_argument(
+        "--label_only", action="store_true", help="use the model's top class alone (default: all it says)"
+    )
+    plan.add_argument("--top_k", type=number(int, 1), help="use its k largest probabilities alone (default: all)")
     plan.add_argument("--keys", type=number(int, 0), help="other patterns to compare with (default 19)")
     plan.add_argument("--selections", type=number(int, 0), help="other halves to compare with (default 999)")
     plan.add_argument(

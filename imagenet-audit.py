@@ -28,12 +28,21 @@ def make_parser():
     )
     add_preprocessing_flags(model)
     model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default auto)")
-    model.add_argument("--precision", default="auto", choices=("auto", "bfloat16", "float32"))
+    model.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "bfloat16", "float32"),
+        help="of the arithmetic (default auto: bfloat16 where the hardware multiplies it)",
+    )
     model.add_argument("--batch_size", type=number(int, 1, 4096), default=64, help="images a query (default 64)")
     data = parser.add_argument_group("data")
-    data.add_argument("--member_data_folder", required=True)
-    data.add_argument("--non_member_data_folder", required=True)
-    data.add_argument("--val_set_data_folder", help="CLASS/IMAGES: accuracy, and the order of the classes")
+    data.add_argument("--member_data_folder", required=True, help="marked images that were trained on")
+    data.add_argument("--non_member_data_folder", required=True, help="marked images that were not")
+    data.add_argument(
+        "--val_set_data_folder",
+        help="CLASS/IMAGES: accuracy, and the order of the classes (default: no accuracy, and the order of the model "
+        "or the manifest)",
+    )
     data.add_argument(
         "--val_resize",
         type=number(int, 1, 8192),
@@ -43,7 +52,9 @@ def make_parser():
     data.add_argument(
         "--val_interpolation", choices=INTERPOLATIONS, help="of validation images (default: as of the others)"
     )
-    data.add_argument("--manifest", help="manifest.json of imagenet-prepare.py: says who the users are")
+    data.add_argument(
+        "--manifest", help="manifest.json of imagenet-prepare.py: says who the users are (default: the folders do)"
+    )
     data.add_argument(
         "--marked_samples_per_user",
         type=number(int, 1),
@@ -51,8 +62,9 @@ def make_parser():
         "if users have equally many)",
     )
     judging = parser.add_argument_group("audit")
-    judging.add_argument("--instance_mi", type=int, choices=(0, 1), default=0, help="1: judge single samples, not sets")
-    judging.add_argument("--scaled_loss", type=int, choices=(0, 1), default=0, help="1: LiRA's logit-scaled loss")
+    switch = {"type": int, "choices": (0, 1), "default": 0}
+    judging.add_argument("--instance_mi", help="1: judge single samples, not sets (default 0)", **switch)
+    judging.add_argument("--scaled_loss", help="1: LiRA's logit-scaled loss (default 0)", **switch)
     judging.add_argument(
         "--fpr",
         nargs="+",

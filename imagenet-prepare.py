@@ -25,7 +25,7 @@ def make_parser():
         default=1000,
         help="member users, whose marked images stay in the training tree (default 1000)",
     )
-    users.add_argument("--marked_samples_per_user", type=number(int, 1), default=125, help="default 125")
+    users.add_argument("--marked_samples_per_user", type=number(int, 1), default=125, help="of each user (default 125)")
     users.add_argument(
         "--num_of_non_member_users",
         type=number(int, 1),
@@ -48,7 +48,7 @@ def make_parser():
         "--holdout",
         type=number(float, 0, 0.9),
         default=0.0,
-        help="share of a member's photos that is kept out of the tree, for eval.py's exact test",
+        help="share of a member's photos that is kept out of the tree, for eval.py's exact test (default 0)",
     )
     users.add_argument("--seed", type=number(int, 0), default=1, help="decides users, images and marks (default 1)")
     marking = parser.add_argument_group("data marking")

@@ -25,7 +25,7 @@ def main():
         "--train_model",
         type=cli.number(int, 0),
         metavar="ID",
-        help="train this one model, if it is missing, and nothing else: for `python -m launch`",
+        help="train this one model, if it is missing, and nothing else: for `python -m launch` (default: all)",
     )
     args = parser.parse_args()
     from privacy import config as configuration

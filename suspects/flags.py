@@ -15,13 +15,35 @@ def add_preprocessing_flags(parser):
         "--input_size",
         nargs="+",
         type=number(int, 1, 4096),
-        help="side, or height and width, in pixels (default of all these: the model's own)",
+        help="side, or height and width, in pixels (default: the model's own)",
     )
-    add("--resize", type=number(int, 1, 8192), help="shorter side before the centre crop")
-    add("--mean", nargs=3, type=number(float), help="of each channel, where white is 1")
-    add("--std", nargs=3, type=number(float, above=0))
-    add("--white", type=number(float, above=0), help="what white is before --mean and --std (default 1)")
-    add("--interpolation", choices=INTERPOLATIONS)
+    add(
+        "--resize",
+        type=number(int, 1, 8192),
+        help="shorter side before the centre crop (default: the model's own, else as covers it)",
+    )
+    add(
+        "--mean",
+        nargs=3,
+        type=number(float),
+        help="of each channel, where white is 1 (default: the model's own, else asked for)",
+    )
+    add(
+        "--std",
+        nargs=3,
+        type=number(float, above=0),
+        help="spread of each channel (default: the model's own, else asked for)",
+    )
+    add(
+        "--white",
+        type=number(float, above=0),
+        help="what white is before --mean and --std (default: the model's own, else 1)",
+    )
+    add(
+        "--interpolation",
+        choices=INTERPOLATIONS,
+        help="how a photo is scaled (default: the model's own, else bilinear)",
+    )
 
 
 def preprocessing_of(args):

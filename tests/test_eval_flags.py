@@ -28,16 +28,6 @@ def test_help_shows_records_runs_models_and_evidence_apart(groups):
     assert len(groups["audit of a record"]._group_actions) <= 20
 
 
-def test_every_help_text_says_what_stands_for_a_flag_that_is_not_given(groups):
-    silent = [
-        (title, action.option_strings[0])
-        for title, group in groups.items()
-        for action in group._group_actions
-        if "default" not in (action.help or "") and "default" not in (group.description or "") and action.dest != "help"
-    ]
-    assert silent == []
-
-
 def test_words_of_photographers_in_the_help_for_records(groups):
     text = " ".join(action.help for action in groups["audit of a record"]._group_actions)
     assert "other patterns to compare with" in text and "other halves of the photos" in text

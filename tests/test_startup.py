@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,17 @@ def test_help_imports_nothing_that_takes_time(script):
     code, *imported = done.stderr.split()
     assert code == "0" and "usage" in done.stdout
     assert HEAVY.isdisjoint(imported), HEAVY.intersection(imported)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_help_text_says_what_stands_for_a_flag_that_is_not_given(script):
+    """Before: --std and --interpolation had no text at all, and the description of a group was enough for its flags."""
+    text = start(HELP, script).stdout
+    entries = re.split(r"\n  (?=--)", text.partition("show this help message and exit")[2])[1:]
+    assert entries
+    asked_for = {flag for flag in re.findall(r"--\w+", text.partition("\n\n")[0]) if f"[{flag}" not in text}
+    silent = [one.split()[0] for one in entries if "default" not in one.partition("\n\n")[0]]
+    assert set(silent) <= asked_for if "[more flags]" not in text else silent == []
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
