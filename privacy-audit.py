@@ -59,4 +59,4 @@ def show(results, clock, folder):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, writes_to="run.log_dir of the YAML file")

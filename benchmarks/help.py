@@ -26,7 +26,7 @@ def started(*words):
 def main():
     args, device = common.start(common.parser(__doc__, rounds=10))
     reference, found = functools.partial(started, "-c", "import torch"), {}
-    for script in sorted(path.name for path in ROOT.glob("*.py") if "run_script(main)" in path.read_text()):
+    for script in sorted(path.name for path in ROOT.glob("*.py") if "run_script(main" in path.read_text()):
         help_of = functools.partial(started, script, "--help")
         found[script] = common.summary(common.alternate(reference, help_of, args.rounds))
         rows = found[script]["rounds"]

@@ -41,12 +41,13 @@ class UnknownNetwork(UserError):
     """A network's name that nobody knows."""
 
 
-def run_script(main):
+def run_script(main, writes_to="--out"):
     """Run `main()` as a command: bad input, a full disk and Ctrl-C end in one line on stderr, never in a traceback.
 
     main's result is the exit code: 0 (or None) done, 1 done but for what was named. Others: 2 bad input or no room on
     the disk, 75 another process is working there, 130 interrupted (by Ctrl-C or a polite kill). A script imports this
     function alone at its top, and whatever takes time inside main, so that all of that ends in one line as well.
+    writes_to: what says where the script writes, for the advice where it may not.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for jobs in the background
@@ -60,7 +61,7 @@ def run_script(main):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what Python flushes at exit)
         sys.exit(0)
     except Exception as error:
-        if (known := explained(error)) is None:
+        if (known := explained(error, writes_to)) is None:
             raise
         sys.exit(_fail(str(known), known.exit_code))
 
@@ -80,8 +81,11 @@ def _interrupt(_, frame):
     raise KeyboardInterrupt
 
 
-def explained(error):
-    """An exception that is people's input or their machine's as a UserError; None for a defect of ours."""
+def explained(error, writes_to=None):
+    """An exception that is people's input or their machine's as a UserError; None for a defect of ours.
+
+    writes_to: as of `run_script`.
+    """
     if isinstance(error, UserError):
         return error
     if _out_of_memory(error):
@@ -95,7 +99,8 @@ def explained(error):
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no room left on the disk{where}", "free some, then start the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UserError(f"no permission to read or write{where}", "choose another folder", flag="--out")
+        command = f"{writes_to} says where results go" if writes_to else None
+        return UserError(f"no permission to read or write{where}", "choose another folder", command, flag="--out")
     if error.errno == errno.ENOENT:
         return UserError(f"a file is gone{where}", "put it back, or start anew without it")
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):

@@ -3,4 +3,4 @@
 from kit.errors import run_script
 from launch.pool import main
 
-run_script(main)
+run_script(main, writes_to="--logs")

@@ -165,7 +165,7 @@ def test_missing_permissions_are_one_line_and_exit_code_2(number, ended):
     code, lines = ended(raising(OSError(getattr(errno, number), "no", "/some/where")))
     assert code == 2
     assert len(lines) == 1
-    assert "/some/where" in lines[0]
+    assert "/some/where" in lines[0] and lines[0].endswith("--out says where results go")
 
 
 @pytest.mark.parametrize("where", ["a file", "below a file", "too long"])
