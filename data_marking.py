@@ -174,6 +174,9 @@ def show(folder, job, rows, args, record=None):
         print(f"skipped: {name}: {reason}", file=sys.stderr)
     count, published = len(job.numbers), job.published
     table = [("photos", f"{count} ({job.note})"), ("to publish", f"{published}, in {job.marked_folder}")]
+    if kept := [path.stat().st_size for path in (job.record_folder / "originals").rglob("*") if path.is_file()]:
+        where = job.record_folder / "originals"
+        table.append(("their originals, kept", f"{len(kept)}, {sum(kept) / 1e6:,.1f} MB in {where}"))
     if published < count:
         held_out = job.record_folder / "held_out"
         table.append(("held out, never publish them", f"{count - published}, copies in {held_out}"))

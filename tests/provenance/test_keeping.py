@@ -78,7 +78,9 @@ def test_groups_that_would_leave_nothing_to_draw_are_drawn_one_by_one():
 
 
 def test_all_originals_are_kept_with_the_record(mark, scenes, tmp_path):
-    assert mark(scenes, "--holdout", "0.5").code == 0
+    done = mark(scenes, "--holdout", "0.5")
+    sizes = [path.stat().st_size for path in (tmp_path / "user_record" / "originals").iterdir()]
+    assert done.code == 0 and f"{len(sizes)}, {sum(sizes) / 1e6:,.1f} MB in" in done.out  # what it costs
     kept = {
         path.name: path.read_bytes()
         for name in ("originals", "held_out")
@@ -90,7 +92,8 @@ def test_all_originals_are_kept_with_the_record(mark, scenes, tmp_path):
 
 
 def test_originals_are_not_kept_when_that_is_wished(mark, scenes, tmp_path):
-    assert mark(scenes, "--holdout", "0.5", "--keep_originals", "no").code == 0
+    done = mark(scenes, "--holdout", "0.5", "--keep_originals", "no")
+    assert done.code == 0 and "MB" not in done.out
     assert not (tmp_path / "user_record" / "originals").exists()
 
 
