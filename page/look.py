@@ -59,11 +59,13 @@ button.icon-button:has(input[type=file]) { display: none; }
 button[role=tab].selected { color: #0b5cad !important; }
 .dark button[role=tab].selected { color: #8ec1ff !important; }
 button { transition: none !important; }
+/* A long name ends before the arrow. */
+input[aria-autocomplete=list] { margin-right: 2rem; text-overflow: ellipsis; }
 @media (max-width: 34rem) { .mt p.empty { min-height: 6rem; } .gradio-container main { padding: .5rem !important; } }
 """
 
 
-# A picture of the page's own, as browsers ask elsewhere otherwise. Arrows move between tabs, as screen readers tell.
+# A picture of the page's own. Arrows move between tabs, as screen readers tell.
 HEAD = """<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'%20
 viewBox='0 0 3 3'%3E%3Cpath fill='%230b5cad' d='M0 0h3v.6H0zM0 1.2h3v.6H0zM0 2.4h3V3H0z'/%3E%3C/svg%3E">
 <script>

@@ -47,6 +47,9 @@ class Guard:
         first = scope["path"].split("/")[1:2]
         if not _is_local(headers.get("host", "")):
             await _answer(send, scope, 400, "This page answers to 127.0.0.1 and localhost only.")
+        elif scope["path"] == "/favicon.ico" and scope["type"] == "http":
+            # Browsers ask for it before they are told of the page's own, and call a refusal an error.
+            await _answer(send, scope, 204, "")
         elif not first or not hmac.compare_digest(first[0].encode(), self.token.encode()):
             await _answer(
                 send,

@@ -42,8 +42,8 @@ def build(desk):
             element(
                 "p",
                 "Ask a model whether it was trained on photos that you marked. You need the "
-                "private record, the unmarked photos, and the model: a file, or the address of a "
-                "server. Nothing but the server that you name gets to see a photo.",
+                "private record, the unmarked photos (a record made on this page has them), and the model: "
+                "a file, or the address of a server. Nothing but the server that you name gets to see a photo.",
             )
         )
     )
@@ -94,7 +94,7 @@ def _fields(desk):
                 )
             }
             title = "Or the private record (zip or record.json)"
-            found |= inputs.record_fields("check", title, " (not needed for a record of this page)")
+            found |= inputs.record_fields("check", title)
         with gr.Column(min_width=300):
             found |= inputs.model_field("check")
             found["publications"] = gr.Textbox(
@@ -370,15 +370,15 @@ def _result(job):
             "nothing that marks one. Whoever gets it can check it in the tab Evidence.",
             class_="soft",
         ),
-        look.figure(
-            plot,
-            f"Histogram of the statistic for all pairs of patterns and halves; the user's own pair lies "
-            f"at {result['statistic']:.3g}, {result['at_most']} of {result['pairs']} pairs are as low",
-            "The user's own pair beside all others that could have been drawn.",
-            class_="plot",
-        ),
         look.folded(
             "In figures",
+            look.figure(
+                plot,
+                f"Histogram of the statistic for all pairs of patterns and halves; the user's own pair lies "
+                f"at {result['statistic']:.3g}, {result['at_most']} of {result['pairs']} pairs are as low",
+                "The user's own pair beside all others that could have been drawn.",
+                class_="plot",
+            ),
             look.facts([*judged.figures(result), ("files", element("code", str(job.folder)))]),
         ),
     )

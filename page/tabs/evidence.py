@@ -73,7 +73,7 @@ def _fields():
             found = {"bundle": gr.File(label="Evidence: evidence.zip", height=160, elem_id="evidence-bundle")}
             found |= inputs.model_field("evidence", "The model, if you have it")
         with gr.Column(min_width=300):
-            found |= inputs.record_fields("evidence", "The record, if it was disclosed (zip or record.json)")
+            found |= inputs.record_fields("evidence", "The disclosed record (zip or record.json)")
     with gr.Accordion("More about the model, the witness, the beacon and time stamps", open=False):
         found |= inputs.model_fields()
         found["witness_key"] = inputs.line(

@@ -25,12 +25,12 @@ def line(label, info=None, value="", **more):
     return gr.Textbox(value, label=label, info=info, max_lines=1, **more)
 
 
-def record_fields(name, title, note=""):
+def record_fields(name, title):
     """The fields of RECORD, below each other; name: of the tab, for the elements' ids."""
     return {
         "record": gr.File(label=title, height=160, elem_id=f"{name}-record"),
         "originals": gr.File(
-            label=f"Original photos, or a zip{note}", file_count="multiple", height=160, elem_id=f"{name}-originals"
+            label="Original photos, or a zip", file_count="multiple", height=160, elem_id=f"{name}-originals"
         ),
         "folder": line("Or the folder with the original photos"),
     }

@@ -31,6 +31,8 @@ def test_nobody_comes_in_without_the_token(tmp_path):
         for path in ("", "/", "/wrong/", f"/{token[:-1]}/", "/gradio_api/info", f"/x/{token}/"):
             plain = requests.get(root + path, timeout=20)
             assert plain.status_code == 403 and "address that app.py printed" in plain.text, path
+        icon = requests.get(f"{root}/favicon.ico", timeout=20)  # browsers ask by themselves, and no error is shown
+        assert icon.status_code == 204 and not icon.content
         page = requests.get(address, timeout=20)
         assert page.status_code == 200 and "frame-ancestors 'self'" in page.headers["content-security-policy"]
         assert not page.cookies and page.headers["referrer-policy"] == "no-referrer"
