@@ -368,6 +368,7 @@ def test_the_table_of_differences_says_what_the_code_does():
     assert len(set(colors.values())) == 11 and str(colors["blue"]) in here["colours of the stripes"]
     assert here["purple, brown"] == f"{colors['purple']}, {colors['brown']}"
     assert "uniform_continuous" in here["`--noise_injection_type uniform`"]
+    assert recipe("artbench").batch_size == recipe("cifar100").batch_size == 256
     assert rows["batch size"][1] == f"{recipe('tinyimagenet').batch_size}, CelebA {recipe('celeba').batch_size}"
     from networks import build_network
 
@@ -376,3 +377,10 @@ def test_the_table_of_differences_says_what_the_code_does():
     assert "0.1 everywhere" in here["WideResNet"]
     hits = utils.membership_inference(np.full((1, 1), 0.5), np.arange(1000)[:, None], fprs=(1e-3,))
     assert hits["tpr_at_fpr"][0]["tpr"] == 1.0 and "FPR <= f" in here["TPR at a FPR f"]
+
+
+@pytest.mark.parametrize("path", ["README.md", "page/README.md"])
+def test_the_pattern_is_called_what_it_is(path):
+    """Before: "faint", and visible "under close inspection"."""
+    text = (ROOT / path).read_text()
+    assert "skies and dark areas" in text and "faint" not in text and "close inspection" not in text
