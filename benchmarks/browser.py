@@ -17,7 +17,7 @@ from benchmarks import common
 from kit import files
 from kit.cli import show_rows
 from kit.errors import UserError, run_script
-from tests.page import world
+from tests.page import relay, world
 
 LARGE = (3000, 4000)  # 12 megapixels
 BARS = {"first_paint_s": 3.0, "preview_s": 1.0}
@@ -70,7 +70,7 @@ def measure(browser, address, root, rounds):
 
 
 def tell_story(browser, address, root):
-    """Mark, train, check a guilty and an innocent model: {model: the verdict's text}."""
+    """Mark, train, check an innocent and a guilty model, then the evidence: {model: the verdict's text}."""
     people = world.crops(world.PHOTOS)
     originals = world.save_photos(root / "my photos", world.pixels_of(*people[:2]))
     page, _ = opened(browser, address)
@@ -83,8 +83,6 @@ def tell_story(browser, address, root):
     for name, folder in (("innocent.safetensors", None), ("suspect.safetensors", marked)):
         path = world.train(root / name, *people, folder and world.published_images(folder))
         page.get_by_role("tab", name="Check").click()
-        page.get_by_label("Record made on this page").click()
-        page.get_by_role("option").first.click()
         page.get_by_label("Or its path or address").fill(str(path))
         page.get_by_role("button", name="Count the queries").click()
         page.get_by_text("will be sent to the model").wait_for()
@@ -93,6 +91,12 @@ def tell_story(browser, address, root):
         view.locator(".verdict").wait_for()
         verdicts[name] = view.locator(".verdict").inner_text()
         print(f"{name}: {verdicts[name]}")
+    page.get_by_role("tab", name="Evidence").click()
+    evidence = max((root / "work" / "checks").glob("*/evidence.zip"), key=lambda path: path.stat().st_mtime)
+    page.locator("#evidence-bundle input[type=file]").set_input_files(evidence)
+    page.locator("#evidence-bundle", has_text="evidence").wait_for()
+    page.get_by_role("button", name="Check the evidence").click()
+    page.locator("#replays-view", has_text="p recomputed").wait_for()
     page.context.close()
     return originals, verdicts
 
@@ -103,7 +107,7 @@ def shoot(browser, address, originals, run, folder):
         page, _ = opened(browser, address, scheme, width, 1800)
         page.locator("#protect-files input[type=file]").set_input_files(large_photo(originals[0].parent / "photo.jpg"))
         page.locator("#protect-preview img").nth(2).wait_for()
-        for tab in ("Protect", "Check", "Audit"):
+        for tab in ("Protect", "Check", "Evidence", "Audit"):
             page.get_by_role("tab", name=tab).click()
             if tab == "Check":
                 page.locator("#checks-view .verdict").wait_for()
@@ -135,7 +139,12 @@ def main():
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
         root = Path(folder)
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        with world.served(root / "work") as (address, _):
+        chain = relay.quick_chain()
+        facts = relay.write_chain(root / "chain.json", chain)
+        with (
+            relay.relaying(chain) as (beacon, _),
+            world.served(root / "work", "--beacon_chain", facts, relay=beacon) as (address, _),
+        ):
             found = measure(browser, address, root, args.rounds)
             medians = {name: statistics.median(values) for name, values in found.items()}
             show_rows([(name, _said(name, value, found[name])) for name, value in medians.items()])
