@@ -30,6 +30,13 @@ def choose(page, label, option):
     page.get_by_role("option", name=re.compile(re.escape(option))).first.click()
 
 
+def enter(field, number):
+    """Put another number into a field, with the keys that people press: `fill` appends to it in Firefox."""
+    field.press("Control+a")
+    field.press_sequentially(number)
+    field.press("Enter")
+
+
 def hand_in(page, protected, model):
     """Fill the tab Check with the downloaded record, the originals and a model, a path or an address."""
     go(page, "Check")

@@ -61,8 +61,21 @@ def album(desk, tmp_path):
     return mark(desk, folder), folder
 
 
+@pytest.fixture(scope="session", params=["chromium", "firefox"])
+def engine(request, tmp_path_factory):
+    """Starts a browser: function of `sync_playwright` -> the browser. Each has a site and a story of its own."""
+    from tests.page import browsing, firefox
+
+    if request.param == "chromium":
+        return browsing.launched
+    if firefox.installed() is None:
+        pytest.skip("there is no Firefox on this machine")
+    folder = tmp_path_factory.mktemp("firefox")
+    return lambda play: firefox.launched(play, folder)
+
+
 @pytest.fixture(scope="session")
-def site(tmp_path_factory, finished_run):
+def site(engine, tmp_path_factory, finished_run):
     from tests.page.relay import quick_chain, relaying, write_chain
     from tests.page.world import served
 
@@ -114,17 +127,20 @@ def story_of(browser, site):
         user=user,
         strangers=strangers,
         published=site.root / "published",
+        places=[
+            path for path in (site.work / "protected").glob("*/*") if path.name in ("photos_marked", "photos_record")
+        ],
         private=folder / "PRIVATE-record-keep-secret.zip",
     )
 
 
 @pytest.fixture(scope="session")
-def protected(site):
+def protected(site, engine):
     """See `story_of`."""
-    from tests.page.browsing import launched, sync_api
+    from tests.page.browsing import sync_api
 
     with sync_api.sync_playwright() as play:
-        browser = launched(play)
+        browser = engine(play)
         told = story_of(browser, site)
         browser.close()
     return told
@@ -144,12 +160,12 @@ def models(site, protected):
 
 
 @pytest.fixture(scope="module")
-def browser(protected):
-    """A Chromium, after the one of `protected` is closed: there can't be two at a time."""
-    from tests.page.browsing import launched, sync_api
+def browser(protected, engine):
+    """A browser, after the one of `protected` is closed: there can't be two at a time."""
+    from tests.page.browsing import sync_api
 
     with sync_api.sync_playwright() as play:
-        opened = launched(play)
+        opened = engine(play)
         yield opened
         opened.close()
 
@@ -171,7 +187,9 @@ def visit(browser, site):
         page.asked, page.wrong = [], []
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("pageerror", lambda error: page.wrong.append(str(error)))
-        page.goto(address)
+        page.on("console", lambda said: said.type == "error" and page.wrong.append(f"{said.text} {said.location}"))
+        # Playwright can't tell an installed Firefox to be dark, so that Gradio is told.
+        page.goto(f"{address}?__theme=dark" if scheme == "dark" else address)
         page.get_by_role("tab", name="Protect").wait_for()
         return page
 

@@ -11,7 +11,7 @@ from PIL import Image
 from attacks.exact import one_in
 from provenance import beacon
 from provenance import record as records
-from tests.page.browsing import LONG, choose, count, depart, expect, go, hand_in, start, verdict
+from tests.page.browsing import LONG, choose, count, depart, enter, expect, go, hand_in, start, verdict
 from tests.page.world import PHOTOS, pixels_of
 
 
@@ -35,6 +35,8 @@ def test_nobody_chose_and_it_takes_less_than_two_minutes(protected, site):
 
 def test_photos_are_marked_and_both_files_can_be_kept(protected):
     assert f"{PHOTOS // 2} photos are marked" in protected.text and f"{PHOTOS // 2} are held out" in protected.text
+    assert "the mark is" in protected.text and "PSNR" not in protected.text
+    assert all(str(folder) in protected.text for folder in protected.places)
     assert "torn.jpg" in protected.text and "damaged" in protected.text  # named, and the rest is done
     assert "Keep the record" in protected.text
     record, names = opened(protected)
@@ -47,7 +49,7 @@ def test_photos_are_marked_and_both_files_can_be_kept(protected):
         assert np.array_equal(np.array(Image.open(path)), image.permute(1, 2, 0).numpy())  # never changed
 
 
-def test_the_guilty_model_is_found_and_the_innocent_one_is_not(visit, protected, models, script, tmp_path):
+def test_the_guilty_model_is_found_and_the_innocent_one_is_not(visit, site, protected, models, script, tmp_path):
     page = visit()
     hand_in(page, protected, models.guilty)
     plan = count(page)
@@ -61,7 +63,8 @@ def test_the_guilty_model_is_found_and_the_innocent_one_is_not(visit, protected,
     replayed = script("eval", "--replay", tmp_path / "evidence.zip")
     page.locator("#checks-view summary", has_text="In figures").click()
     shown = re.search(r"exact p\s+([\d.e-]+)", page.locator("#checks-view").inner_text())[1]
-    assert f"{one_in(float(shown))} audits, if the model never saw the photos" in text and "exact p" not in text
+    assert f"{one_in(float(shown))} audits of a model that never saw the photos" in text
+    assert not re.search("exact p|p =|alpha", text)  # only where figures are asked for
     assert replayed.code == 0 and float(re.search(r"p recomputed\s+([\d.e-]+)", replayed.out)[1]) == pytest.approx(
         float(shown), rel=0.01
     )
@@ -72,13 +75,17 @@ def test_the_guilty_model_is_found_and_the_innocent_one_is_not(visit, protected,
     start(innocent)
     text = verdict(innocent, "innocent")
     assert "Not shown" in text and "There is no proof" in text
+    innocent.get_by_role("button", name="Delete", exact=True).click()
+    innocent.get_by_role("button", name="Delete for good").click()
+    expect(innocent.locator("#checks-view h2")).to_contain_text("guilty")  # the newest that is left
+    assert len([*(site.work / "checks").glob("*/job.json")]) == 1
     assert all(url.startswith((page.url, "data:", "blob:")) for url in page.asked + innocent.asked)
 
 
 def test_a_record_of_this_page_needs_no_file(visit, protected, models):
     page = visit()
     go(page, "Check")
-    choose(page, "Record made on this page", "photo 00")
+    choose(page, "Record made on this page", f"photo 00 and {PHOTOS} more")  # with torn.jpg
     page.get_by_label("Or its path or address").fill(str(models.innocent))
     assert f"{PHOTOS * 20:,} queries" in count(page)
     depart(page)
@@ -101,7 +108,7 @@ def test_a_departure_and_a_second_judgement_are_told_first(visit, protected, mod
     page.get_by_label("A text that the other side adds").fill("court")
     assert "judgement 2 of this model" in count(page)
     page.get_by_label("A text that the other side adds").fill("")
-    page.get_by_label("Other patterns").fill("49")
+    page.get_by_role("textbox", name=re.compile("^Other patterns")).fill("49")
     page.get_by_label("Other halves").fill("99999")
     plan = count(page)
     assert "49 keys instead of 19" in plan and "choices were open" in plan
@@ -180,17 +187,15 @@ def test_choices_change_preview_and_figures(visit, protected):
     expect(pictures).to_have_count(3)
     before, marked = (pictures.nth(place).get_attribute("src") for place in (0, 1))
     assert "before" in page.locator("#protect-preview").inner_text() and before != marked
+    page.get_by_role("button", name="What these choices cost").click()
     expect(page.locator("#protect-cost")).to_contain_text("This very choice was measured")
     slider = page.locator("#protect-ratio input[type=number]")
     slider.fill("")  # for a moment, while somebody types
     page.wait_for_timeout(300)
-    slider.fill("1")
-    slider.press("Enter")
+    enter(slider, "1")
     expect(pictures.nth(1)).not_to_have_attribute("src", marked)
     assert pictures.nth(0).get_attribute("src") == before
     expect(page.locator("#protect-cost")).to_contain_text("blending ratio 1, noise norm 8")
-    norm = page.locator("#protect-norm input[type=number]")
-    norm.fill("0")
-    norm.press("Enter")
+    enter(page.locator("#protect-norm input[type=number]"), "0")
     expect(page.locator("#protect-preview [role=alert]")).to_contain_text("“Blending ratio” 1 without noise")
     assert page.get_by_test_id("toast-body").count() == 0  # none of gradio's own errors

@@ -4,8 +4,10 @@ import json
 import re
 
 import pytest
+from safetensors.torch import save_file
 
-from tests.page.browsing import count, depart, expect, go, hand_in, more
+from networks import build_network
+from tests.page.browsing import count, depart, enter, expect, go, hand_in, more
 
 axe_module = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
@@ -26,9 +28,7 @@ def test_a_run_of_train_can_be_looked_at(visit, finished_run):
     assert page.locator("#audit-exposed img").count() == 8  # 2 users x 4 images
     rates = page.locator("#audit-rates")
     expect(rates).to_contain_text("At most 0.1 %")
-    number = page.locator("#audit-rate input[type=number]")
-    number.fill("5")
-    number.press("Enter")
+    enter(page.locator("#audit-rate input[type=number]"), "5")
     expect(rates).to_contain_text("At most 5 %")
     assert re.search(r"3 of 60", rates.inner_text())  # 5 % of 60 non-member users
 
@@ -86,6 +86,57 @@ def test_nobody_is_left_out(visit, protected, models, finished_run, scheme, widt
     for tab in found:
         go(page, tab)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{tab} is wider than the screen"
+
+
+# What lies over what, of the tab that is shown: labels of file fields over their icons, names over arrows.
+OVERLAPS = """() => {
+  const shown = one => one.getClientRects().length > 0, box = one => one.getBoundingClientRect(), found = [];
+  const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+  for (const label of [...document.querySelectorAll("label[data-testid=block-label]")].filter(shown))
+    for (const icon of label.parentElement.querySelectorAll(".icon-wrap"))
+      if (meet(box(label), box(icon))) found.push(label.innerText);
+  for (const name of [...document.querySelectorAll("input[aria-autocomplete=list]")].filter(shown))
+    for (const arrow of name.closest(".wrap").querySelectorAll("svg, .icon-wrap"))
+      if (meet(box(name), box(arrow))) found.push(name.ariaLabel || name.value);
+  return found; }"""
+# Heights of what is empty between two neighbours of a column, where more than a finger's breadth.
+GAPS = """() => {
+  const found = [];
+  for (const column of document.querySelectorAll(".column")) {
+    let end = null;
+    for (const one of column.children) {
+      const box = one.getBoundingClientRect();
+      if (!box.height || getComputedStyle(one).visibility === "hidden") continue;
+      if (end !== null && box.top - end > 64) found.push(box.top - end);
+      end = box.bottom;
+    }
+  }
+  return found; }"""
+
+
+def test_nothing_lies_over_anything_on_a_narrow_screen(visit, protected, models):
+    """Before: a label over the icon of its field, names that went on below the arrow, room for a picture that is not
+    there yet."""
+    page = visit("light", 400)
+    for tab in ("Protect", "Check", "Evidence", "Audit"):
+        go(page, tab)
+        page.wait_for_function(SETTLED)
+        assert page.locator("[role=tab][aria-selected=true]").inner_text() == tab
+        assert page.evaluate(OVERLAPS) == [], tab
+        assert page.evaluate(GAPS) == [], tab
+
+
+def test_a_field_that_is_needed_is_shown(visit, protected, tmp_path):
+    """A file of weights alone needs its architecture, which is behind a click as long as nobody needs it."""
+    path = tmp_path / "bare.safetensors"
+    save_file(build_network("smallnet", 10).state_dict(), path)
+    page = visit()
+    hand_in(page, protected, path)
+    field = page.get_by_label("Architecture")
+    expect(field.first).to_be_hidden()
+    page.get_by_role("button", name="Count the queries").click()
+    expect(page.locator("#check-plan [role=alert]")).to_contain_text("“Architecture”")
+    expect(field.first).to_be_visible()
 
 
 def test_keys_alone_are_enough(visit, protected):
