@@ -32,9 +32,10 @@ def _interruptible():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _threads():
-    # Of what code under test starts, too: a launcher shares the cores of a machine where nobody has said how many.
+    # Of what code under test starts, too: a launcher shares the cores of a machine where nobody has said how many. For
+    # each test anew: scripts that ran in this process may have changed it, and bits depend on it.
     os.environ.setdefault("OMP_NUM_THREADS", THREADS)
     torch.set_num_threads(int(THREADS))
 

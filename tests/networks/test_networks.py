@@ -32,15 +32,6 @@ ALL = [*CIFAR_STEM, "resnet18_pretrained", "smallnet"]
 STEM = 64 * 3 * (7 * 7 - 3 * 3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Batches of 1 to 4 images gain nothing from threads, which wait for each other where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def classifier_difference(features):
     return (features + 1) * (1000 - 10)
 
