@@ -327,7 +327,9 @@ def choose_precision(name, device):
     if name != "auto":
         return name
     if device.type == "cpu":
-        helps = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        # The second question is oneDNN's, which does the work and may have been told to use less than there is.
+        library = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+        helps = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() and library()
     else:
         helps = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if helps else "float32"
