@@ -54,13 +54,7 @@ def named_round(public, now=None):
     if public.chain is None:
         return None
     chain, now = public.chain, time.time() if now is None else now
-    return records.BeaconRound(
-        chain=chain.hash,
-        public_key=chain.public_key,
-        genesis_time=chain.genesis_time,
-        period=chain.period,
-        round=beacon.future_round(chain, now, public.seconds),
-    )
+    return records.BeaconRound.of(chain, beacon.future_round(chain, now, public.seconds))
 
 
 def date(record, public, folder, say, now=None):

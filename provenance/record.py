@@ -82,6 +82,12 @@ class BeaconRound(Strict):
     period: int = Field(ge=1)
     round: int = Field(ge=1)
 
+    @classmethod
+    def of(cls, chain, number):
+        """Round `number` of a `beacon.Chain`."""
+        facts = {name: getattr(chain, name) for name in ("public_key", "genesis_time", "period")}
+        return cls(chain=chain.hash, round=number, **facts)
+
     @model_validator(mode="after")
     def _has_a_date(self):
         if self.genesis_time + (self.round - 1) * self.period > LAST_SECOND:

@@ -78,14 +78,7 @@ def make_scene(
 
 
 def _record(found, plan, seed, named_round):
-    chain = beacon.QUICKNET
-    named = records.BeaconRound(
-        chain=chain.hash,
-        public_key=chain.public_key,
-        genesis_time=chain.genesis_time,
-        period=chain.period,
-        round=ROUND.round,
-    )
+    named = records.BeaconRound.of(beacon.QUICKNET, ROUND.round)
     new = records.new_record(common.SETTINGS)
     beacon_round, signature = (named, ROUND.signature) if named_round else (None, None)
     record = records.commit_batch(new, found.photos, 0.5, found.path, "marked", plan, beacon_round, seed)

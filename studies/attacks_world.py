@@ -159,14 +159,7 @@ def photo_of(user, number, name=None, nonce=b""):
 
 def commit(photos, seed, holdout=PUBLISHED_SHARE, plan=None, record=None, redrawn=()):
     """A record with a batch of `photos` (entries), committed to a round that is not out yet."""
-    chain = beacon.QUICKNET
-    named = records.BeaconRound(
-        chain=chain.hash,
-        public_key=chain.public_key,
-        genesis_time=chain.genesis_time,
-        period=chain.period,
-        round=10**8,
-    )
+    named = records.BeaconRound.of(beacon.QUICKNET, 10**8)
     record = record or records.new_record(common.SETTINGS)
     return records.commit_batch(record, photos, holdout, ".", ".", plan, named, int(seed), redrawn, "2026-01-01")
 

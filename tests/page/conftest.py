@@ -61,6 +61,20 @@ def album(desk, tmp_path):
     return mark(desk, folder), folder
 
 
+def pytest_collection_modifyitems(config, items):
+    """All tests of the page in Chromium, and in Firefox those that are marked `every_browser`: the whole story, what is
+    drawn and what is typed. What happens on the server is the same for both.
+    """
+
+    def is_kept(item):
+        chosen = getattr(item, "callspec", None)
+        engine = chosen and chosen.params.get("engine")
+        return engine != "firefox" or item.get_closest_marker("every_browser")
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_kept(item)])
+    items[:] = [item for item in items if is_kept(item)]
+
+
 @pytest.fixture(scope="session", params=["chromium", "firefox"])
 def engine(request, tmp_path_factory):
     """Starts a browser: function of `sync_playwright` -> the browser. Each has a site and a story of its own."""

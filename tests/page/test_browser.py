@@ -22,6 +22,7 @@ def opened(protected):
         return records.read_record(protected.private.parent / "record.json"), bundle.namelist()
 
 
+@pytest.mark.every_browser
 def test_nobody_chose_and_it_takes_less_than_two_minutes(protected, site):
     record, _ = opened(protected)
     (batch,) = record.batches
@@ -49,6 +50,7 @@ def test_photos_are_marked_and_both_files_can_be_kept(protected):
         assert np.array_equal(np.array(Image.open(path)), image.permute(1, 2, 0).numpy())  # never changed
 
 
+@pytest.mark.every_browser
 def test_the_guilty_model_is_found_and_the_innocent_one_is_not(visit, site, protected, models, script, tmp_path):
     page = visit()
     hand_in(page, protected, models.guilty)
@@ -101,6 +103,7 @@ def test_a_record_of_this_page_needs_no_file(visit, protected, models):
     )
 
 
+@pytest.mark.every_browser
 def test_a_departure_and_a_second_judgement_are_told_first(visit, protected, models):
     page = visit()
     hand_in(page, protected, models.guilty)

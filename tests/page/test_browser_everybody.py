@@ -114,6 +114,7 @@ GAPS = """() => {
   return found; }"""
 
 
+@pytest.mark.every_browser
 def test_nothing_lies_over_anything_on_a_narrow_screen(visit, protected, models):
     """Before: a label over the icon of its field, names that went on below the arrow, room for a picture that is not
     there yet."""
@@ -126,6 +127,7 @@ def test_nothing_lies_over_anything_on_a_narrow_screen(visit, protected, models)
         assert page.evaluate(GAPS) == [], tab
 
 
+@pytest.mark.every_browser
 def test_a_field_that_is_needed_is_shown(visit, protected, tmp_path):
     """A file of weights alone needs its architecture, which is behind a click as long as nobody needs it."""
     path = tmp_path / "bare.safetensors"

@@ -100,7 +100,8 @@ def serving(reply):
             pass
 
         def handle(self):
-            with suppress(OSError):  # the client has left, as it should where the answer is too long
+            # The client has left, as it should where the answer is too long, perhaps in the middle of its question.
+            with suppress(OSError, UnicodeDecodeError):
                 super().handle()
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
