@@ -210,5 +210,7 @@ def visit(browser, site):
     yield open_page
     for context in contexts:
         for page in context.pages:
-            assert page.wrong == [], page.wrong
+            # Gradio's client says so of a stream that it ends itself, when a page is left on a slow machine.
+            wrong = [text for text in page.wrong if "AbortError: signal is aborted" not in text]
+            assert wrong == [], wrong
         context.close()
