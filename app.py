@@ -15,6 +15,7 @@ from kit.errors import UserError, optional, run_script
 
 def make_parser():
     from kit import cli
+    from provenance.flags import add_trust_flags
 
     parser, number = cli.Parser(__doc__), cli.number
     parser.add_argument(
@@ -40,16 +41,7 @@ def make_parser():
         default=4.0,
         help="the largest file that can be handed in, in GiB (default 4); folders have no limit",
     )
-    parser.add_argument(
-        "--beacon_chain",
-        metavar="FILE",
-        help="facts of the public beacon to draw with, JSON (default: drand's quicknet)",
-    )
-    parser.add_argument(
-        "--timestamp_roots",
-        metavar="FILE",
-        help="certificates of the authority whose time stamps are asked for, PEM (default: those that are known here)",
-    )
+    add_trust_flags(parser)
     parser.add_argument(
         "--no_browser", action="store_true", help="print the address, open no browser (default: open it)"
     )

@@ -17,6 +17,7 @@ MOST_NAMED = 10  # files that are named one by one
 def make_parser():
     from experiment.flags import add_marking_flags
     from kit import cli
+    from provenance.flags import add_trust_flags
 
     parser, number = cli.Parser(__doc__), cli.number
     parser.add_argument("--data_folder", help="folder with the photos, searched with its sub-folders (no default)")
@@ -83,18 +84,11 @@ def make_parser():
         "honest), or the round that somebody fetched: a file with its JSON, or ROUND:SIGNATURE",
     )
     public.add_argument(
-        "--beacon_chain", metavar="FILE", help="facts of the public beacon, JSON (default: drand's quicknet)"
-    )
-    public.add_argument(
         "--timestamp",
         metavar="URL|FILE",
         help="have the commitment dated by a time-stamping service, RFC 3161 (default: it is not)",
     )
-    public.add_argument(
-        "--timestamp_roots",
-        metavar="FILE",
-        help="certificates of that service's authority, PEM (default: those that are known here)",
-    )
+    add_trust_flags(public)
     plan = parser.add_argument_group(
         "plan of the audit", "Fixed with the photos: what is chosen later weakens the proof."
     )
@@ -168,17 +162,17 @@ def show(folder, job, rows, args, record=None):
 
     from kit.cli import show_rows
     from provenance import disclosed
+    from provenance import record as records
     from provenance.report import show_weaknesses
 
     for name, reason in folder.skipped:
         print(f"skipped: {name}: {reason}", file=sys.stderr)
     count, published = len(job.numbers), job.published
     table = [("photos", f"{count} ({job.note})"), ("to publish", f"{published}, in {job.marked_folder}")]
-    if kept := [path.stat().st_size for path in (job.record_folder / "originals").rglob("*") if path.is_file()]:
-        where = job.record_folder / "originals"
-        table.append(("their originals, kept", f"{len(kept)}, {sum(kept) / 1e6:,.1f} MB in {where}"))
+    originals, held_out = (job.record_folder / records.COPIES[is_published] for is_published in (True, False))
+    if kept := [path.stat().st_size for path in originals.rglob("*") if path.is_file()]:
+        table.append(("their originals, kept", f"{len(kept)}, {sum(kept) / 1e6:,.1f} MB in {originals}"))
     if published < count:
-        held_out = job.record_folder / "held_out"
         table.append(("held out, never publish them", f"{count - published}, copies in {held_out}"))
     if folder.skipped:
         table.append(("skipped, unreadable", len(folder.skipped)))

@@ -22,6 +22,7 @@ INSTEAD = {"--batch_size": "--query_batch", "--exact_keys": "--keys", "--seed": 
 def make_parser():
     from experiment.flags import add_run_flags
     from kit import cli
+    from provenance.flags import add_trust_flags
     from suspects.flags import add_preprocessing_flags, add_server_flags
 
     usage = "%(prog)s [--record RECORD | --replay BUNDLE] --checkpoint MODEL [more flags]"
@@ -77,12 +78,7 @@ def make_parser():
         help="exit code 1 unless nothing is left to be believed; for --record, too (default: 0 if it is right)",
     )
     add("--witness_key", metavar="HEX", help="public key of a witness whom you trust (default: nobody is trusted)")
-    add("--beacon_chain", metavar="FILE", help="facts of the public beacon, JSON (default: drand's quicknet)")
-    add(
-        "--timestamp_roots",
-        metavar="FILE",
-        help="certificates of the time-stamping authority, PEM (default: those that are known here)",
-    )
+    add_trust_flags(check)
     model = parser.add_argument_group(
         MODEL, "How it is asked; by default as it says itself. A file of weights alone needs --net_type."
     )

@@ -1,6 +1,7 @@
 """From a folder of photos to a verdict: what data_marking.py and eval.py share for one user and any model.
 
-photos: reading and writing what people have | record: the private mark record and its commitment | suspect: what a
-model under audit is | models: files that hold one | protocol: servers that answer for one | verdict: the exact
-randomization test | evidence: stored answers, the bundle and its replay. Nothing here imports a script.
+photos, folder: reading and writing what people have | commit, beacon, timestamp, draw: from a commitment to a draw
+record: the private mark record | protect: marking | plan, judgements: what is fixed before the first query
+case, grid: asking a suspect, and judging | evidence, disclosed, witness: the bundle | replay: checking somebody else's
+attacks/exact.py has the test itself, suspects/ the models. Nothing here imports a script.
 """

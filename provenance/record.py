@@ -12,7 +12,7 @@ photos were published: it stays private.
 
 Public: MarkRecord, MarkSettings, Batch, Photo, Commitment, BeaconRound, Strict, Digest, RelativePath, new_record,
 commit_batch, draw_batch, finish_batch, changed_batch, published_share, selections_of, record_file, read_record,
-read_finished, write_record, first_problem, copy_of, locate_originals, private_folder.
+read_finished, write_record, first_problem, copy_of, COPIES, locate_originals, private_folder.
 """
 
 import hashlib
