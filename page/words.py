@@ -1,6 +1,6 @@
 """The command line's messages in the words of the page, which has fields where that has flags.
 
-Public: FLAGS, plain, of_error, of_progress.
+Public: FLAGS, flag_of, plain, of_error, of_progress.
 """
 
 import re
@@ -38,6 +38,11 @@ FLAGS = {
     "--query_batch": "“Images a request”",
     "--batch_size": "“Images a request”",
 }
+
+
+def flag_of(name):
+    """The flag that a field of the page stands for, None where the command line has none."""
+    return next((flag for flag, field in FLAGS.items() if field == f"“{name}”"), None)
 
 
 def plain(text):

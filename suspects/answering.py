@@ -105,6 +105,7 @@ def merged_preprocessing(path, parts, hint=""):
         raise UserError(
             f"{path} does not say how photos become its input, and a wrong guess would make the audit worthless",
             advice=f"give {' and '.join(missing)} as in its training{hint}",
+            flag=missing[0],
         )
     sources = [source for source, _ in parts if source in {used for _, used in chosen.values()}]
     return Preprocessing(**{key: value for key, (value, _) in chosen.items()}, source=" and ".join(sources))
@@ -136,5 +137,6 @@ def cleaned_setting(path, source, key, value):
         raise UserError(
             f"{path}: {key} {str(value)[:60]!r} (from {source}) can't be",
             advice=f"give {flag_of(key)}: {SETTINGS[key]}",
+            flag=flag_of(key),
         )
     return cleaned

@@ -285,7 +285,9 @@ def needed_preprocessing(form, server, flags):
     """
     raw = form.tensor.datatype == "UINT8"
     if raw and {"mean", "std", "white"} & flags.keys():
-        raise UserError(f"its input {form.tensor} takes raw pixels", advice="leave --mean, --std and --white away")
+        raise UserError(
+            f"its input {form.tensor} takes raw pixels", advice="leave --mean, --std and --white away", flag="--mean"
+        )
     pixels = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "white": 255.0} if raw else {}
     settings = {**server, **flags, **pixels, "size": needed_size(form.sides, server, flags)}
     givers = [name for name, given in (("server", server), ("flags", flags)) if given]

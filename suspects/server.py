@@ -294,7 +294,9 @@ class ServerSuspect(Suspect):
             pixels = np.ascontiguousarray(pixels, dtype=DTYPES[form.tensor.datatype])
         if not np.isfinite(pixels).all():
             raise UserError(
-                f"normalised images don't fit {form.tensor.datatype}", advice="correct --mean, --std and --white"
+                f"normalised images don't fit {form.tensor.datatype}",
+                advice="correct --mean, --std and --white",
+                flag="--mean",
             )
         identifier, reader = uuid.uuid4().hex, self._reader
         outputs = tuple(tensor.name for tensor in reader.outputs) if reader.outputs else ()

@@ -65,10 +65,7 @@ def build(desk):
     )
 
     def plan_it(ready, *values):
-        found = _plan(desk, ready, dict(zip(INPUTS, values, strict=True)))
-        # A field that the message names can be seen.
-        lacking = any(f"“{fields[name].label}”" in found[0] for name in inputs.HIDDEN)
-        return *found, gr.update(open=True) if lacking else gr.skip()
+        return _plan(desk, ready, dict(zip(INPUTS, values, strict=True)))
 
     def begin(request: gr.Request, ready, *values):
         return _begin(desk, panel, request, ready, dict(zip(INPUTS, values, strict=True)))
@@ -229,7 +226,8 @@ def _number(planned):
 
 
 def _plan(desk, ready, fields):
-    """(what would be asked, what it takes to start, the button): nothing is sent but a server's own metadata."""
+    """(what would be asked, what it takes to start, the button, the accordion of inputs.HIDDEN): nothing is sent but a
+    server's own metadata."""
     desk.discard(ready and ready["draft"])
     draft = desk.draft()
     try:
@@ -245,10 +243,13 @@ def _plan(desk, ready, fields):
             "fields": fields,
             "title": f"{planned.suspect.name} ({planned.photos} photos)",
         }
-        return _described(desk, planned, number), ready, gr.update(interactive=True)
+        return _described(desk, planned, number), ready, gr.update(interactive=True), gr.skip()
     except Exception as error:
         desk.discard(draft)
-        return look.shown(look.failed(reason(error))), None, gr.update(interactive=False)
+        # A field that the message is about can be seen.
+        lacking = getattr(error, "flag", None) in {f"--{name}" for name in inputs.HIDDEN}
+        opened = gr.update(open=True) if lacking else gr.skip()
+        return look.shown(look.failed(reason(error))), None, gr.update(interactive=False), opened
 
 
 def _judgement(planned):

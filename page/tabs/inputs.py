@@ -11,6 +11,7 @@ import gradio as gr
 
 from kit.errors import UserError
 from page.desk import typed_path
+from page.words import flag_of
 from provenance import case, opening
 from suspects.server import is_address
 
@@ -77,7 +78,7 @@ def numbers(text, name, count):
     except ValueError:
         values = ()
     if len(values) != count or not all(map(math.isfinite, values)):
-        raise UserError(f"“{name}” takes {count} number{'s' if count > 1 else ''}, not {text!r}")
+        raise UserError(f"“{name}” takes {count} number{'s' if count > 1 else ''}, not {text!r}", flag=flag_of(name))
     return values
 
 
@@ -88,7 +89,9 @@ def whole(text, name, most, least=1):
         return None
     # Looked at before it is read: a number of thousands of digits would take its time.
     if not text.isdecimal() or len(text) > len(str(most)) or not least <= int(text) <= most:
-        raise UserError(f"“{name}” takes a whole number from {least} to {most:,}, not {text[:20]!r}")
+        raise UserError(
+            f"“{name}” takes a whole number from {least} to {most:,}, not {text[:20]!r}", flag=flag_of(name)
+        )
     return int(text)
 
 
@@ -96,7 +99,7 @@ def size(text):
     """(height, width) out of a field with one number or two, None where it is empty."""
     sides = [whole(part, "Input size", 4096) for part in (text or "").replace(",", " ").replace("x", " ").split()]
     if len(sides) > 2:
-        raise UserError(f"“Input size” takes one number, or height and width, not {text!r}")
+        raise UserError(f"“Input size” takes one number, or height and width, not {text!r}", flag=flag_of("Input size"))
     return (sides * 2 if len(sides) == 1 else sides) or None
 
 

@@ -52,7 +52,7 @@ def begun(desk, ready, fields):
 
 
 def audited(desk, fields):
-    shown, ready, _ = check._plan(desk, None, fields)
+    shown, ready, *_ = check._plan(desk, None, fields)
     assert ready is not None, shown
     text, job = begun(desk, ready, fields)
     assert job is not None and job.state == "done", (text, job and job.message)
@@ -115,7 +115,7 @@ def test_what_a_verdict_rests_on_comes_first(desk, fields):
 
 
 def test_a_model_that_changed_after_the_count_is_not_asked(desk, fields):
-    _, ready, _ = check._plan(desk, None, fields)
+    _, ready, *_ = check._plan(desk, None, fields)
     save_network(fields["address"], 2)
     _, job = begun(desk, ready, fields)
     assert job.state == "failed" and "has changed since the queries were counted" in job.message
@@ -123,7 +123,7 @@ def test_a_model_that_changed_after_the_count_is_not_asked(desk, fields):
 
 
 def test_fields_left_empty_are_as_committed(desk, album, fields):
-    shown, ready, _ = check._plan(desk, None, fields)
+    shown, ready, *_ = check._plan(desk, None, fields)
     assert ready["details"]["options"] | {"publications": []} == {
         **dict.fromkeys(("label", "keys", "selections", "alpha", "max_queries", "audit_seed", "top_k")),
         "label_only": False,
@@ -136,7 +136,7 @@ def test_fields_left_empty_are_as_committed(desk, album, fields):
 
 
 def test_a_departure_is_shown_before_anything_is_asked(desk, fields):
-    shown, ready, _ = check._plan(desk, None, {**fields, "label": "2", **STRONG})
+    shown, ready, *_ = check._plan(desk, None, {**fields, "label": "2", **STRONG})
     factor = 2 * 15 * (4 + 1) * 2  # see provenance/plan.py: judged as committed or not, parts, labels, selections
     alpha = 0.001 / 2 / factor
     assert shown.index("This departs from the plan") < shown.index("will be sent to the model")
@@ -150,7 +150,7 @@ def test_a_departure_is_shown_before_anything_is_asked(desk, fields):
 
 
 def test_a_departure_that_can_prove_nothing_is_refused(desk, fields):
-    shown, ready, _ = check._plan(desk, None, {**fields, "label": "2"})
+    shown, ready, *_ = check._plan(desk, None, {**fields, "label": "2"})
     assert ready is None and "label 2 instead of auto" in shown and "keep to the committed plan" in shown
     assert "--" not in shown
 
@@ -186,7 +186,7 @@ def test_another_class_asks_nothing_again_and_is_another_judgement(desk, fields)
 
 
 def test_a_judgement_that_came_between_is_not_passed_over(desk, fields):
-    _, ready, _ = check._plan(desk, None, fields)
+    _, ready, *_ = check._plan(desk, None, fields)
     audited(desk, {**fields, "audit_seed": "again"})
     _, job = begun(desk, ready, fields)
     assert job.state == "failed" and "came between" in job.message and not (job.folder / "answers.bin").exists()
@@ -229,7 +229,7 @@ def test_judgements_that_come_with_a_record_count(desk, fields, album, tmp_path)
     (folder / "judgements.json").unlink()
     audited(desk, {**fields, "audit_seed": "something else"})
     wanted["record"] = uploaded(desk, "whole.zip", content)
-    shown, ready, _ = check._plan(desk, None, wanted)
+    shown, ready, *_ = check._plan(desk, None, wanted)
     assert ready is None and "whoever removes judgements proves nothing" in shown
 
 
@@ -237,7 +237,7 @@ def test_lost_originals_are_told_before_anything_is_asked(desk, fields, album):
     (album[1] / "3.png").unlink()
     for path in (album[1].parent / "album_record").rglob("3.png"):
         path.unlink()
-    shown, _, _ = check._plan(desk, None, fields)
+    shown, *_ = check._plan(desk, None, fields)
     assert "1 of 20 photos are left out" in shown and "380 queries" in shown
 
 
@@ -257,7 +257,7 @@ def test_where_photos_were_published_goes_into_the_evidence(desk, fields):
 
 
 def test_an_audit_goes_on_though_its_inputs_have_moved(desk, fields, tmp_path):
-    _, ready, _ = check._plan(desk, None, fields)
+    _, ready, *_ = check._plan(desk, None, fields)
     moved = (tmp_path / "elsewhere").with_suffix(".pt")
     (tmp_path / "net.pt").rename(moved)
     _, job = begun(desk, ready, fields)
@@ -278,7 +278,7 @@ def test_headers_go_to_their_own_server_alone():
 
 
 def test_no_header_is_kept(desk, fields):
-    _, ready, _ = check._plan(desk, None, {**fields, "header": "Authorization: tops3cret"})
+    _, ready, *_ = check._plan(desk, None, {**fields, "header": "Authorization: tops3cret"})
     begun(desk, ready, {**fields, "header": "Authorization: tops3cret"})
     assert not any(b"tops3cret" in path.read_bytes() for path in desk.root.rglob("*") if path.is_file())
 
@@ -299,7 +299,7 @@ def test_no_header_is_kept(desk, fields):
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(desk, fields, capfd, changes, words):
-    shown, ready, _ = check._plan(desk, None, {**fields, **changes})
+    shown, ready, *_ = check._plan(desk, None, {**fields, **changes})
     assert ready is None and words in shown and 'role="alert"' in shown and "defect" not in shown
     assert list((desk.root / "drafts").iterdir()) == [] and capfd.readouterr().err == ""
 
@@ -307,7 +307,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(desk, fields, capfd, changes, 
 def test_a_recount_leaves_one_draft(desk, fields):
     ready = None
     for _ in range(3):
-        _, ready, _ = check._plan(desk, ready, fields)
+        _, ready, *_ = check._plan(desk, ready, fields)
     assert len(list((desk.root / "drafts").iterdir())) == 1
 
 
@@ -319,7 +319,7 @@ def test_damaged_uploads_are_one_line(desk, fields):
         {"record": uploaded(desk, "notes.txt", b"hello")},
         {"model": str(desk.root / "uploads" / "gone")},
     ):
-        shown, ready, _ = check._plan(desk, None, {**fields, **changes})
+        shown, ready, *_ = check._plan(desk, None, {**fields, **changes})
         assert ready is None and 'role="alert"' in shown and "defect" not in shown, shown
 
 
