@@ -77,7 +77,7 @@ def of_photos(photos, holdout):
         f"result that can come out is one that chance gives in {strongest} audits."
     )
     if measured:
-        of = json.loads((RESULTS / POWER).read_text(encoding="utf-8"))["settings"]["photos"]
+        of = _study()["settings"]["photos"]
         text += f" With {of} photos, {_share(measured)} users of a small model could prove it."
         text += " Fewer photos prove less." if photos < of else ""
     return element("p", text)
@@ -195,11 +195,19 @@ def format_table():
     )
 
 
+def _study():
+    """The result of studies/power.py, {} where there is none."""
+    try:
+        return json.loads((RESULTS / POWER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def _power(name):
     """Users proven at 0.001 in one of the audits of studies/power.py, or None."""
     try:
-        return json.loads((RESULTS / POWER).read_text(encoding="utf-8"))["detected"][name]["0.001"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return _study()["detected"][name]["0.001"]
+    except (KeyError, TypeError):
         return None
 
 
@@ -208,7 +216,7 @@ def holdout_table():
     held, alone = (_power(name) for name in (HELD_OUT, ALONE))
     if held is None or alone is None:
         return element("p", f"No figures were found in results/{POWER}; run studies/power.py to measure them.")
-    settings = json.loads((RESULTS / POWER).read_text(encoding="utf-8"))["settings"]
+    settings = _study()["settings"]
     return join(
         table(
             f"Users whose {settings['photos'] // 2} published photos were used, among {settings['train_size']:,} "

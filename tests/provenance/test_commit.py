@@ -182,13 +182,7 @@ def test_beacons_that_can_not_be(photos, script, text):
 
 
 def job_record(number):
-    named = records.BeaconRound(
-        chain=CHAIN.hash,
-        public_key=CHAIN.public_key,
-        genesis_time=CHAIN.genesis_time,
-        period=CHAIN.period,
-        round=number,
-    )
+    named = records.BeaconRound.of(CHAIN, number)
     return records.commit_batch(records.new_record(SETTINGS), photo_entries("abcdef"), 0.5, "in", "out", beacon=named)
 
 

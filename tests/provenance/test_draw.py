@@ -78,14 +78,7 @@ def test_another_photo_draws_everything_anew():
 
 @pytest.fixture(scope="module")
 def beacon():
-    chain = own_chain()
-    return records.BeaconRound(
-        chain=chain.hash,
-        public_key=chain.public_key,
-        genesis_time=chain.genesis_time,
-        period=chain.period,
-        round=1000,
-    )
+    return records.BeaconRound.of(own_chain(), 1000)
 
 
 def test_the_rounds_randomness_decides_key_and_half(beacon):

@@ -296,14 +296,7 @@ def test_another_record_and_other_marked_files_are_refused(audited, honest, bund
 
 
 def beacon_record(signature=None, number=1000):
-    chain = own_chain()
-    named = records.BeaconRound(
-        chain=chain.hash,
-        public_key=chain.public_key,
-        genesis_time=chain.genesis_time,
-        period=chain.period,
-        round=number,
-    )
+    named = records.BeaconRound.of(own_chain(), number)
     base = bundle_record()
     record = records.commit_batch(
         records.new_record(base.settings),
