@@ -65,10 +65,10 @@ def build(desk):
     )
 
     def plan_it(ready, *values):
-        return _plan(desk, ready, dict(zip(INPUTS, values, strict=True)))
+        return _plan(desk, ready, _filled_in(values))
 
     def begin(request: gr.Request, ready, *values):
-        return _begin(desk, panel, request, ready, dict(zip(INPUTS, values, strict=True)))
+        return _begin(desk, panel, request, ready, _filled_in(values))
 
     count.click(plan_it, [ready, *values], [plan, ready, start, more], api_visibility="private")
     start.click(
@@ -151,6 +151,13 @@ def _offered(desk, chosen):
     there = known_records(desk)
     ids = [job_id for _, job_id in there]
     return gr.update(choices=there, value=chosen if chosen in ids else ids[0] if len(ids) == 1 else None)
+
+
+def _filled_in(values):
+    """{name of INPUTS: value} of what decides an audit. A record that was handed in goes before one of the dropdown,
+    which the page itself may choose at any moment: what was counted stays valid."""
+    fields = dict(zip(INPUTS, values, strict=True))
+    return {**fields, "known": None} if fields["record"] else fields
 
 
 def _options(fields):
