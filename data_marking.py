@@ -17,15 +17,29 @@ MOST_NAMED = 10  # files that are named one by one
 def make_parser():
     from experiment.flags import add_marking_flags
     from kit import cli
+    from kit.names import VISIBILITIES
     from provenance.flags import add_trust_flags
+    from suspects.views import MOST_VIEWS
 
     parser, number = cli.Parser(__doc__), cli.number
     parser.add_argument("--data_folder", help="folder with the photos, searched with its sub-folders (no default)")
     marking = parser.add_argument_group("data marking")
+    marking.add_argument(
+        "--visibility",
+        choices=tuple(VISIBILITIES),
+        help="clear (default, the paper's mark), faint (hardly seen), or none: photos are published as they are, and "
+        "the secret is which half of them it was; a flag of its own goes before what the name stands for",
+    )
     add_marking_flags(marking)
     marking.add_argument("--data_root", help="where --ood_pattern tinyimagenet or celeba lies (default ./dataset)")
     output = parser.add_argument_group("output")
     output.add_argument("--format", choices=("png", "jpeg"), help="png (default, lossless) or jpeg")
+    output.add_argument(
+        "--metadata",
+        choices=("drop", "keep"),
+        help="drop (default: the published files hold pixels alone) or keep: with --visibility none, publish the very "
+        "files, EXIF and GPS data included",
+    )
     output.add_argument("--quality", type=number(int, 1, 100), help="of JPEG files (default 95)")
     output.add_argument(
         "--overwrite",
@@ -49,8 +63,8 @@ def make_parser():
     secret.add_argument(
         "--holdout",
         type=number(float, 0, 0.9),
-        default=0.0,
-        help="share of the photos, chosen at random, that is not published (0.5 gives the strongest proof; default 0)",
+        help="share of the photos, chosen at random, that is not published (0.5 gives the strongest proof; default 0, "
+        "with --visibility none 0.5)",
     )
     secret.add_argument(
         "--record",
@@ -99,8 +113,29 @@ def make_parser():
         "--label_only", action="store_true", help="use the model's top class alone (default: all it says)"
     )
     plan.add_argument("--top_k", type=number(int, 1), help="use its k largest probabilities alone (default: all)")
-    plan.add_argument("--keys", type=number(int, 0), help="other patterns to compare with (default 19)")
-    plan.add_argument("--selections", type=number(int, 0), help="other halves to compare with (default 999)")
+    plan.add_argument(
+        "--reference",
+        action="append",
+        metavar="MODEL",
+        help="a model that has not seen the photos, which the audit will ask, too: what it finds difficult is no "
+        "memory; repeatable (default: none)",
+    )
+    plan.add_argument("--reference_net_type", help="network of a reference that is a file of weights (no default)")
+    plan.add_argument("--device", default="auto", help="where references are opened (default auto)")
+    plan.add_argument(
+        "--query_augmentations",
+        type=number(int, 0, MOST_VIEWS),
+        help=f"show the model each photo so many times, mirrored and shifted, at most {MOST_VIEWS} (default 2, "
+        f"without marks {MOST_VIEWS}); 0: as it is alone",
+    )
+    plan.add_argument(
+        "--keys", type=number(int, 0), help="other patterns to compare with (default 19, without marks 0)"
+    )
+    plan.add_argument(
+        "--selections",
+        type=number(int, 0),
+        help="other halves to compare with (default 9,999, without marks 99,999)",
+    )
     plan.add_argument(
         "--alpha", type=number(float, above=0, high=0.5), help="accused wrongly at most this often (default 0.001)"
     )
@@ -125,6 +160,14 @@ def main():
 
     public = commit.parse_beacon(args.beacon, args.beacon_chain, args.timestamp, args.timestamp_roots)
     settings, bank = protect.resolve_settings(vars(args), args.record, args.data_root)
+    if args.holdout is None:
+        args.holdout = 0.5 if settings.unmarked else 0.0
+    if settings.unmarked and not args.holdout:
+        raise UserError(
+            "--holdout 0 with --visibility none leaves no secret: all photos would be published as they are",
+            advice="give --holdout 0.5",
+            flag="--holdout",
+        )
     folder = inspect_folder(args.data_folder, settings.format)
     job = protect.open_record(
         folder,
@@ -133,7 +176,7 @@ def main():
         args.seed,
         args.record,
         args.overwrite,
-        plan_of(args),
+        plan_of(args, settings),
         public,
         args.out,
         args.keep_originals == "yes",
@@ -144,16 +187,21 @@ def main():
     return show(folder, job, rows, args, record)
 
 
-def plan_of(args):
+def plan_of(args, settings):
     """The AuditPlan of the flags, None where none of them was given."""
+    from provenance import references
     from provenance.plan import AuditPlan
 
     chosen = {name: getattr(args, name) for name in ("label", "top_k", "keys", "selections", "alpha")}
     if args.label_only:
         chosen["answers"] = "label only"
+    if args.query_augmentations is not None:
+        chosen["views"] = max(1, args.query_augmentations)
+    if models := references.open_models(args.reference, args.reference_net_type, args.device):
+        chosen["references"] = sorted(map(references.digest_of, models))
     if all(value is None for value in chosen.values()):
         return None
-    return AuditPlan.usual(args.holdout > 0, **chosen)
+    return AuditPlan.usual(args.holdout > 0, not settings.unmarked, **chosen)
 
 
 def show(folder, job, rows, args, record=None):
@@ -185,6 +233,8 @@ def show(folder, job, rows, args, record=None):
         table.append((f"look alike{together}", named([" = ".join(names) for names in folder.alike], "; ")))
     if rows is None:
         table.append(("dry run", "nothing was written"))
+    elif job.record.settings.unmarked:
+        table.append(("marks", "none: nothing was changed, and which half is published is the secret"))
     elif rows:
         table += [
             (name, f"{np.mean(values):.2f} on average, lowest {min(values):.2f}")
@@ -194,6 +244,7 @@ def show(folder, job, rows, args, record=None):
             )
             if values
         ]
+    if rows:
         table.append(("contact sheet", job.record_folder / "contact_sheet.png"))
     if rows is not None:
         table += [("record, keep it secret", job.record_path), ("commitment", record.commitments[-1])]

@@ -24,6 +24,7 @@ def make_parser():
     from kit import cli
     from provenance.flags import add_trust_flags
     from suspects.flags import add_preprocessing_flags, add_server_flags
+    from suspects.views import MOST_VIEWS
 
     usage = "%(prog)s [--record RECORD | --replay BUNDLE] --checkpoint MODEL [more flags]"
     parser, number = cli.Parser(__doc__, usage=usage), cli.number
@@ -38,11 +39,25 @@ def make_parser():
         help="what the photos show, as the model calls it: name or number of the class, or auto, what it says most "
         "often (default: as fixed, auto)",
     )
+    add(
+        "--reference",
+        action="append",
+        metavar="MODEL",
+        help="a model that has not seen the photos, asked the same: what it finds difficult is no memory; repeatable, "
+        "best fixed with the photos (default: none; none: without those that were fixed)",
+    )
+    add("--reference_net_type", help="network of a reference that is a file of weights alone (no default)")
+    add(
+        "--query_augmentations",
+        type=number(int, 0, MOST_VIEWS),
+        help=f"show each marked photo so many times, mirrored and shifted as in training, at most {MOST_VIEWS}; 0: as "
+        "it is alone (default: as fixed, 2)",
+    )
     add("--keys", type=number(int, 0), help="other patterns to compare with (fresh keys; default: as fixed, 19)")
     add(
         "--selections",
         type=number(int, 0),
-        help="other halves of the photos to compare with (fresh selections; default: as fixed, 999)",
+        help="other halves of the photos to compare with (fresh selections; default: as fixed, 9,999)",
     )
     add(
         "--alpha",
@@ -147,6 +162,7 @@ def audit_user(args):
         args.data_root,
         roots=args.timestamp_roots,
         chain=find_chain(args),
+        references=open_references(args),
     )
     print(planned.describe())
     if args.dry_run:
@@ -172,6 +188,13 @@ def open_suspect(args):
         args.query_batch,
         server_options(args),
     )
+
+
+def open_references(args):
+    """The models that --reference names; None where none is spoken of, [] for "none"."""
+    from provenance import references
+
+    return references.open_models(args.reference, args.reference_net_type, args.device, args.query_batch)
 
 
 def server_options(args):
@@ -236,6 +259,7 @@ def check_evidence(args):
         roots=args.timestamp_roots,
         chain=find_chain(args),
         witness_key=args.witness_key,
+        references=open_references(args) or (),
     )
     show_weaknesses(found.weaknesses)
     cli.show_rows(found.rows, 14)

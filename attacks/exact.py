@@ -16,7 +16,7 @@ whatever order a processor adds them in, and sums that are equal but for roundin
 user.
 
 Public: Plan, plan_grid, score, random_selections, statistic_grid, p_value, key_p_value, refusal_p_value, sentences,
-one_in, AUTO.
+one_in, AUTO, SELECTIONS.
 """
 
 import math
@@ -31,30 +31,33 @@ STEP = 2.0**-32  # of scores
 LARGEST = 2.0**5  # scores are cut off at +-32 (a loss of 1,024): 2^16 photos of such scores still sum exactly
 SLACK = 1e-9  # relative; above what rounding to STEP does to a mean (2^-33), far below what a photo does
 CHUNK = 4096  # selections at a time
+SELECTIONS = 9_999  # that an audit draws unless told; they cost no queries
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many keys (L) and selections (m) beside the user's own, and what they can show."""
+    """How many keys (L) and selections (m) beside the user's own, and what they can show. views: queries about one
+    marked photo (see suspects/views.py)."""
 
     photos: int
     keys: int
     selections: int
+    views: int = 1
 
     @property
     def queries(self):
-        return self.photos * (self.keys + 1)
+        return self.photos * (self.keys + 1) * self.views
 
     @property
     def smallest_p(self):
         return 1 / ((self.keys + 1) * (self.selections + 1))
 
 
-def plan_grid(photos, batches, alpha, keys=None, selections=None, max_queries=None):
+def plan_grid(photos, batches, alpha, keys=None, selections=None, max_queries=None, views=1):
     """The grid for `photos` photos, of which `batches` (published, all) were drawn. Raises UserError when the grid
     can't reach `alpha`, or not within `max_queries`.
 
-    Defaults: 19 keys and 999 selections with a hold-out, else as many keys as alpha needs.
+    Defaults: 19 keys and SELECTIONS selections with a hold-out, else as many keys as alpha needs.
     """
     possible = math.prod(math.comb(total, published) for published, total in batches)
     held_out = possible > 1
@@ -64,26 +67,26 @@ def plan_grid(photos, batches, alpha, keys=None, selections=None, max_queries=No
             advice="leave it out",
         )
     if selections is None:
-        selections = 999 if held_out else 0
+        selections = SELECTIONS if held_out else 0
     # ceil, and not one less than alpha's inverse rounded: 1 / (L + 1) must not exceed alpha.
     needed = math.ceil(1 / (alpha * (selections + 1)) - 1e-9) - 1
     if keys is None:
         keys = max(needed, 19) if held_out else needed
         if max_queries is not None:
-            keys = min(keys, max_queries // photos - 1)
+            keys = min(keys, max_queries // (photos * views) - 1)
             if keys < needed or keys < 0:
                 raise UserError(
-                    f"alpha {alpha:g} needs {photos * (needed + 1)} queries for {photos} photos, and --max_queries "
-                    f"allows {max_queries}",
+                    f"alpha {alpha:g} needs {photos * (needed + 1) * views} queries for {photos} photos, and "
+                    f"--max_queries allows {max_queries}",
                     "allow more, or choose a larger --alpha",
                     "or more --selections" if held_out else None,
                     flag="--max_queries",
                 )
-    plan = Plan(photos, keys, selections)
+    plan = Plan(photos, keys, selections, views)
     if max_queries is not None and plan.queries > max_queries:
         raise UserError(
             f"--keys {keys} needs {plan.queries} queries, more than --max_queries {max_queries}",
-            advice=f"give --keys {max(0, max_queries // photos - 1)} or less",
+            advice=f"give --keys {max(0, max_queries // (photos * views) - 1)} or less",
             flag="--max_queries",
         )
     if plan.smallest_p > alpha * (1 + 1e-9):
@@ -131,9 +134,11 @@ def statistic_grid(scores, selections, label=AUTO, top=None):
     scores: (n, L + 1, C), low where the model remembers the photo, NaN where it gave no answer, which counts as the
     worst score of all, for every pair alike; selections: bool (m + 1, n), row 0 the published one; label: a class
     number, or AUTO for the class that the model names most often for the pair's photos (the lowest of several), which
-    is worked out for each pair alike from top, int (n, L + 1), -1 where it named none.
+    is worked out for each pair alike from top, int (n, L + 1) or, with several views of each, (n, L + 1, views), -1
+    where it named none.
     """
     scores = _exact(scores)
+    top = None if top is None else top.reshape(*top.shape[:2], -1)
     grid = np.empty((len(selections), scores.shape[1]))
     labels = np.empty(grid.shape, dtype=np.int64)
     weights, sizes = selections.astype(np.float64), selections.sum(axis=1)
@@ -142,12 +147,15 @@ def statistic_grid(scores, selections, label=AUTO, top=None):
             labels[:, key] = label
             grid[:, key] = weights @ scores[:, key, label]
             continue
-        named = top[:, key, None] == np.arange(scores.shape[2])
+        # No pair's label is a class that no photo is given; where none is given at all, all have the first.
+        found = top[:, key][top[:, key] >= 0]
+        classes = np.unique(found) if len(found) else np.zeros(1, dtype=np.int64)
+        named = (top[:, key, :, None] == classes).sum(axis=1).astype(np.float64)
         for start in range(0, len(weights), CHUNK):
             part = slice(start, start + CHUNK)
-            labels[part, key] = (weights[part] @ named).argmax(axis=1)
-            sums = weights[part] @ scores[:, key]
-            grid[part, key] = sums[np.arange(len(sums)), labels[part, key]]
+            place = (weights[part] @ named).argmax(axis=1)
+            sums = weights[part] @ scores[:, key, classes]
+            labels[part, key], grid[part, key] = classes[place], sums[np.arange(len(sums)), place]
     # With photos left out a selection may be empty; it then shows nothing, and counts as the worst.
     return np.where(sizes[:, None] > 0, grid / np.maximum(sizes, 1)[:, None], LARGEST), labels
 
@@ -178,10 +186,11 @@ def key_p_value(grid):
 
 def refusal_p_value(missing, selections):
     """Whether a model refuses to answer about the published marked photos more often than about others: p, or None
-    where it answered always. missing: bool (n, L + 1)."""
+    where it answered always. missing: bool (n, L + 1) or (n, L + 1, views)."""
     if not missing.any():
         return None
-    return p_value(statistic_grid(-missing[:, :, None].astype(np.float64), selections, 0)[0])
+    refused = missing.reshape(*missing.shape[:2], -1).mean(axis=2, keepdims=True)
+    return p_value(statistic_grid(-refused, selections, 0)[0])
 
 
 def sentences(p, alpha, published, key_p=None, keys=0):

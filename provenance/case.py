@@ -18,9 +18,10 @@ from kit.errors import UserError
 from provenance import disclosed, evidence, judgements, opening, protect, report, witness
 from provenance import grid as user_audit
 from provenance import record as records
+from provenance import references as references_of
 from provenance import strangers as strangers_of
 from provenance.legacy import LegacyRecord
-from provenance.plan import KEY_CHOICES, SELECTION_CHOICES, AuditPlan, departures
+from provenance.plan import KEY_CHOICES, SELECTION_CHOICES, STATISTIC, VIEW_CHOICES, AuditPlan, departures
 from suspects import opened, server
 from suspects.suspect import Suspect
 from utils import Users
@@ -32,6 +33,7 @@ class Options:
 
     label: str | None = None
     keys: int | None = None
+    query_augmentations: int | None = None
     selections: int | None = None
     alpha: float | None = None
     max_queries: int | None = None
@@ -42,9 +44,9 @@ class Options:
     verdict_fpr: float = 1e-3
     publications: tuple = ()
 
-    def plan(self, committed, photos, aside):
+    def plan(self, committed, photos, aside, references=None):
         """The AuditPlan that follows: the committed one with what was chosen. photos: how many; aside: queries that are
-        spent otherwise."""
+        spent otherwise; references: digests of those that were given, None where none was spoken of."""
         changes = {
             name: getattr(self, name)
             for name in ("label", "keys", "selections", "alpha", "audit_seed")
@@ -54,16 +56,46 @@ class Options:
             changes |= {"answers": "label only", "top_k": None}
         elif self.top_k is not None:
             changes |= {"answers": "top k", "top_k": self.top_k}
-        wanted = changes.get("keys", committed.keys)
-        if self.keys is None and self.max_queries is not None and photos * (wanted + 1) > self.max_queries - aside:
-            fitting = [keys for keys in KEY_CHOICES if photos * (keys + 1) <= self.max_queries - aside]
-            changes["keys"] = max(fitting, default=0)
+        if self.query_augmentations is not None:
+            changes["views"] = max(1, self.query_augmentations)
+        if references is not None:
+            changes["references"] = references
+        if self.max_queries is not None:
+            changes |= self._within(committed, changes, photos, self.max_queries - aside)
+        if {"views", "references"} & changes.keys():
+            changes["statistic"] = STATISTIC
         try:
             return AuditPlan.model_validate({**committed.model_dump(), **changes})
         except ValidationError as error:
             raise UserError(
                 f"no audit can be planned so: {records.first_problem(error)}", "correct that flag"
             ) from None
+
+    def _within(self, committed, changes, photos, queries):
+        """{"keys", "views"} that take at most `queries`, as many of each as fit: what was given stays as it is."""
+        wanted = {name: changes.get(name, getattr(committed, name)) for name in ("keys", "views")}
+        if photos * (wanted["keys"] + 1) * wanted["views"] <= queries:
+            return {}
+        given = {"keys": self.keys is not None, "views": self.query_augmentations is not None}
+        open_to = {
+            name: [wanted[name]] if given[name] else [some for some in choices if some <= wanted[name]]
+            for name, choices in (("keys", KEY_CHOICES), ("views", VIEW_CHOICES))
+        }
+        fitting = [
+            (keys, views)
+            for keys in open_to["keys"]
+            for views in open_to["views"]
+            if photos * (keys + 1) * views <= queries
+        ]
+        least = tuple(min(choices) for choices in open_to.values())
+        keys, views = max(fitting, key=lambda split: worth(*split), default=least)
+        return {"keys": keys, "views": views}
+
+
+def worth(keys, views):
+    """What splits of the same number of queries are sorted by: two views and four other keys are worth most, then four
+    views, then keys (results/statistic)."""
+    return (min(views, 2), min(keys, 4), min(views, 4), keys, views)
 
 
 def open_suspect(
@@ -111,7 +143,7 @@ class Case:
     originals: paths by number; plan: the AuditPlan; label: its label as class number, or AUTO; departs, factor: see
     `plan.departures`; strangers: (OutWorld, Users) for Algorithm 1, or None; folder: where answers and results go; log:
     the file of judgements; judgement: the one to be made, or made before; classes: how many the model said it has
-    before it was asked; weaknesses: what a verdict on the record rests on, sentences.
+    before it was asked; weaknesses: what a verdict on the record rests on, sentences; references: Reference models.
     """
 
     record: records.MarkRecord
@@ -129,11 +161,12 @@ class Case:
     judgement: judgements.Judgement
     classes: int | None
     weaknesses: list
+    references: list
 
     @property
     def queries(self):
         """How many images the model will be asked about, those for Algorithm 1 included."""
-        return self.photos * (self.plan.keys + 1) + self.aside
+        return self.photos * (self.plan.keys + 1) * self.plan.views + self.aside
 
     @property
     def photos(self):
@@ -155,10 +188,14 @@ class Case:
         asked = (
             f"model: {suspect.name}, {suspect.classes or 'unknown number of'} classes; "
             f"{suspect.preprocessing.describe()}\n"
-            f"queries: {self.queries - self.aside} ({self.photos} photos x {plan.keys + 1} keys)"
+            f"queries: {self.queries - self.aside} ({self.photos} photos x {plan.keys + 1} keys"
+            + (f" x {plan.views} views)" if plan.views > 1 else ")")
             + (f" + {self.aside} for Algorithm 1" if self.strangers else "")
             + f"; smallest p that can come out: {self.smallest_p:.2g}"
         )
+        if self.references:
+            names = ", ".join(reference.suspect.name for reference in self.references)
+            asked += f"\nreferences: {names}, asked the same"
         lost = len(self.originals) - self.photos
         gone = f"\n{lost} photos are left out: their originals are missing or were changed" if lost else ""
         departs = f"; it departs from the committed plan ({'; '.join(self.departs)})" if self.departs else ""
@@ -175,22 +212,15 @@ class Case:
         photos = user_audit.Photos(self.originals, self.suspect.preprocessing.size)
         with files.lock_folder(self.folder):
             # A folder with other answers is refused before its plan is changed and a judgement counted.
-            answered = user_audit.open_answers(
-                self.record, photos, self.suspect, self.plan.keys, self.plan.audit_seed, self.folder
-            )
-            transcript = self._transcript(witness_key, photos) if witness_key else None
+            answered = user_audit.open_answers(self.record, photos, self.suspect, self.plan, self.folder)
+            # References first: what they say is fixed before the model under audit is asked.
+            beside = references_of.ask(self.record, self.originals, self.references, self.plan, self.folder, self.bank)
+            transcript = self._transcript(witness_key, photos, beside) if witness_key else None
             if transcript:
                 transcript.adopt(answered)
             judgement = self._fix_plan()
             order, digests, answers = user_audit.ask_grid(
-                self.record,
-                photos,
-                self.suspect,
-                self.plan.keys,
-                self.plan.audit_seed,
-                self.folder,
-                self.bank,
-                transcript,
+                self.record, photos, self.suspect, self.plan, self.folder, self.bank, transcript
             )
             result, grid, _ = user_audit.judge(
                 self.record,
@@ -202,6 +232,7 @@ class Case:
                 self.classes,
                 judgement.left_out,
                 judgement.price,
+                beside,
             )
             if self.strangers:
                 result["algorithm_1"] = self._beside(photos, order, answers)
@@ -211,7 +242,7 @@ class Case:
             # As the log has it now, so that the same audit again leaves the same files.
             judgement = next(entry for entry in log if entry.digest == judgement.digest)
             self._put_away(judgement)
-            self._write(photos.side, result, judgement, log, grid, order, digests, answers, signed)
+            self._write(photos.side, result, judgement, log, grid, order, digests, answers, signed, beside)
         return files.read_json(self.folder / "result.json")
 
     def _fix_plan(self):
@@ -223,10 +254,12 @@ class Case:
         files.write_json(self.folder / opening.PLAN_FILE, content)
         return judgement
 
-    def _transcript(self, key, photos):
-        count = len(photos) * (self.plan.keys + 1)
-        order = user_audit.query_order(self.record, count, self.plan.audit_seed)
-        return witness.Transcript(self.folder, key, witness.context_of(self.judgement.digest, self.label, order))
+    def _transcript(self, key, photos, beside):
+        order = user_audit.query_order(
+            self.record, len(photos) * (self.plan.keys + 1), self.plan.audit_seed, self.plan.views
+        )
+        context = witness.context_of(self.judgement.digest, self.label, order, beside)
+        return witness.Transcript(self.folder, key, context)
 
     def _locked_log(self):
         return files.lock_file(self.log.with_name(f".{self.log.name}.lock"))
@@ -239,7 +272,9 @@ class Case:
         )
         kept = [number for number, path in enumerate(self.originals) if path is not None]
         own_queries = [
-            place * (plan.keys + 1) for place, number in enumerate(kept) if self.record.photos[number].published
+            place * (plan.keys + 1) * plan.views
+            for place, number in enumerate(kept)
+            if self.record.photos[number].published
         ]
         own = user_audit.in_order(answers, order).rows(own_queries)
         only = plan.answers == "label only"
@@ -273,7 +308,7 @@ class Case:
                 if old.exists():
                     old.replace(old.with_name(f"{old.stem}-judgement-{before}{old.suffix}"))
 
-    def _write(self, side, result, judgement, log, grid, order, digests, answers, signed):
+    def _write(self, side, result, judgement, log, grid, order, digests, answers, signed, beside):
         """Plot, evidence bundle and result.json, the last."""
         record, suspect = self.record, self.suspect
         document = {
@@ -287,15 +322,17 @@ class Case:
             "classes": self.classes,
             "model": suspect.identity,
             **opening.input_of(suspect),
+            "references": references_of.describe(self.references),
             "publications": list(self.options.publications),
             "witness": signed,
             "result": result,
             "versions": environment.software_versions(),
         }
         found = evidence.audit_weaknesses(judgement, log, record.plan, suspect.preprocessing.source)
+        found += evidence.reference_weaknesses(judgement.plan, record.plan, document["references"])
         weak = self.weaknesses + found
         report.draw_grid(grid, result, self.folder / "grid.png")
-        evidence.write_bundle(self.folder / "evidence.zip", document, order, digests, answers)
+        evidence.write_bundle(self.folder / "evidence.zip", document, order, digests, answers, beside)
         files.write_json(
             self.folder / "result.json",
             {
@@ -305,6 +342,7 @@ class Case:
                 "plan_sha256": judgement.digest,
                 "model": suspect.identity,
                 **opening.input_of(suspect),
+                "references": document["references"],
                 "commitment": record.commitments[-1],
                 "evidence": record.evidence,
                 "working_size": side,
@@ -324,13 +362,15 @@ def open_case(
     log=None,
     roots=None,
     chain=None,
+    references=None,
 ):
     """Plan an audit: a Case. Raises UserError where it can't be carried out, before anything is asked.
 
     folders: where the originals are (see `records.locate_originals`); out_world: an `OutWorld`, or None to leave
     Algorithm 1 out; folder: for the results, None for one named after the model beside the record; log: the file of
     judgements, None for the one beside the record (a copy of a record has to share the log of the others); roots,
-    chain: see `disclosed.check`.
+    chain: see `disclosed.check`; references: opened models (see `references.open_models`), [] for none though some were
+    committed, None for those that were committed: none may be.
     """
     options = options or Options()
     record = records.read_finished(record_path)
@@ -350,8 +390,11 @@ def open_case(
         )
     photos = len(originals) - len(left_out)
     _refuse_too_few(record, left_out, published)
-    plan = options.plan(record.plan, photos, aside)
+    _refuse_lacking(record.plan, references)
+    digests = None if references is None else sorted(references_of.digest_of(one) for one in references)
+    plan = options.plan(record.plan, photos, aside, digests)
     label = resolve_label(plan.label, suspect)
+    references = references_of.matched(references or [], suspect, label)
     # Nothing was committed for an early record, so that there is nothing to depart from; its verdict says what it is.
     committed = plan if isinstance(record, LegacyRecord) else record.plan
     departs, factor = departures(committed, plan, suspect.classes)
@@ -392,7 +435,20 @@ def open_case(
         judgement,
         suspect.classes,
         weaknesses,
+        references,
     )
+
+
+def _refuse_lacking(committed, references):
+    """Raise UserError where references were committed and nothing is said of any."""
+    if committed.references and references is None:
+        lacking = ", ".join(digest[:16] for digest in committed.references)
+        raise UserError(
+            f"the plan was committed with references (SHA-256 {lacking}), and none is given",
+            advice="give them with --reference",
+            command="or --reference none, which departs from the plan",
+            flag="--reference",
+        )
 
 
 def _refuse_too_few(record, left_out, published):
@@ -419,6 +475,7 @@ def _refuse_unreachable(record, plan, committed, photos, factor, max_queries):
         plan.keys,
         plan.selections,
         max_queries,
+        plan.views,
     )
 
 

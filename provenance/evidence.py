@@ -7,7 +7,7 @@ judgement and the log of all judgements, model, versions, result, the witness's 
 SHA-256 of every image that was sent, answers). The secret of the marks is not in it.
 
 Public: AnswerLog, write_bundle, read_bundle, check_document, Checked, preprocessing_of, audit_weaknesses,
-BUNDLE_FORMAT, ANSWER_FILE.
+reference_weaknesses, BUNDLE_FORMAT, ANSWER_FILE.
 """
 
 import io
@@ -23,11 +23,11 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from attacks.exact import AUTO
+from attacks.exact import AUTO, LARGEST
 from kit.errors import UserError
 from kit.files import atomic_path, check_same_settings, read_json, write_json
 from provenance import disclosed, judgements
-from provenance.plan import STATISTIC, AuditPlan, departures
+from provenance.plan import STATISTIC, STATISTICS, AuditPlan, departures, unpriced
 from provenance.record import first_problem
 from suspects.suspect import Answers, Preprocessing, joined
 
@@ -35,6 +35,7 @@ BUNDLE_FORMAT, EARLY_FORMAT = "membershiptracker-evidence-2", "membershiptracker
 ANSWER_FILE = "answers.bin"
 MAX_BUNDLE_BYTES = 2 << 30
 MAX_CLASSES = 1 << 20
+NO_REFERENCES = np.zeros((0, 0, 0), np.float32)
 _HEAD = struct.Struct("<4sIIII")  # magic, first query, images, values a row, classes a row; a CRC-32 of all follows
 _CHECK = struct.Struct("<I")
 _MAGIC, _BATCHES = b"MTA3", b"MTA2"  # earlier blocks, all of one size, have the number of the batch instead
@@ -152,10 +153,13 @@ def _unpack(body, rows, values, classes):
     return digests, Answers(numbers, named)
 
 
-def write_bundle(path, document, order, digests, answers):
-    """Write evidence.zip: `document` (JSON-ready), the order of the queries, their digests and their answers."""
+def write_bundle(path, document, order, digests, answers, references=None):
+    """Write evidence.zip: `document` (JSON-ready), the order of the queries, their digests and their answers, and the
+    scores of references, float32 (R, n, L + 1), where there are any."""
     arrays = {"order": order.astype(np.int64), "digests": digests}
     arrays |= {name: getattr(answers, name) for name in ("values", "classes") if getattr(answers, name) is not None}
+    if references is not None and len(references):
+        arrays["references"] = references
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     members = {
@@ -170,7 +174,8 @@ def write_bundle(path, document, order, digests, answers):
 
 
 def read_bundle(path):
-    """Read a bundle: (document, order, digests, Answers). Raises UserError for anything that is not one."""
+    """Read a bundle: (document, order, digests, Answers, scores of its references). Raises UserError for anything that
+    is not one."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"evidence bundle {path} does not exist", advice="eval.py writes it as evidence.zip")
@@ -207,7 +212,7 @@ def read_bundle(path):
         raise UserError(
             f"{path} is not an evidence bundle of eval.py ({error})", advice="get an undamaged copy"
         ) from None
-    return document, order, digests, answers
+    return document, order, digests, answers, arrays.get("references", NO_REFERENCES)
 
 
 def early_document(document):
@@ -217,6 +222,8 @@ def early_document(document):
     plan = AuditPlan(
         label=str(audit["label"]),
         answers=next((name for name, is_so in chosen.items() if is_so), "as given"),
+        statistic=STATISTICS[0],
+        views=1,
         **{name: audit[name] for name in ("top_k", "keys", "selections", "alpha", "audit_seed")},
     )
     judgement = judgements.Judgement(
@@ -297,6 +304,16 @@ class _Preprocessing(BaseModel):
     form: Annotated[dict[_FormKey, str], Field(min_length=5)] | None = None
 
 
+class _Reference(_Part):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    digest: str
+    name: Annotated[str, Field(max_length=1000)]
+    model: dict
+    label: Literal["auto"] | Annotated[int, Field(ge=0, lt=MAX_CLASSES)]
+    preprocessing: Annotated[str, Field(max_length=2000)]
+
+
 class _Document(_Part):
     record: dict
     judgement: dict
@@ -307,6 +324,7 @@ class _Document(_Part):
     model: dict
     preprocessing: _Preprocessing
     publications: list[str]
+    references: list[_Reference] = []
     result: dict
 
 
@@ -338,10 +356,10 @@ def preprocessing_of(content):
     )
 
 
-def check_document(document, answers, where, roots=None, chain=None):
+def check_document(document, answers, where, roots=None, chain=None, references=NO_REFERENCES):
     """The Checked document of a bundle whose commitments, draw, plan and sizes fit together. Raises UserError.
 
-    answers: the bundle's Answers; roots, chain: see `disclosed.check`.
+    answers: the bundle's Answers; roots, chain: see `disclosed.check`; references: the scores of its references.
     """
     try:
         checked = _Document.model_validate(document)
@@ -369,17 +387,31 @@ def check_document(document, answers, where, roots=None, chain=None):
         "how photos became the model's input": record.early or judgement.preprocessing == preprocessing.describe(),
         "alpha": judgement.alpha == judgements.share_of_alpha(plan, committed, judgement.number, factor)
         and judgement.departures == departs,
-        "its statistic": (plan.statistic, plan.references, plan.views) == (STATISTIC, [], 1),
+        "its statistic": plan.statistic == STATISTIC
+        or (plan.statistic in STATISTICS and (plan.references, plan.views) == ([], 1)),
+        "its references": [entry.digest for entry in checked.references] == plan.references
+        and all(entry.model.get("sha256", entry.digest) == entry.digest for entry in checked.references)
+        and _are_scores(references, plan, photos),
         "the label": plan.label == checked.label if auto else plan.label in (str(checked.label), name),
         "what was left out": all(0 <= number < total for number in judgement.left_out),
         "the number of classes": _classes_fit(checked.classes, answers),
-        "the number of answers": photos * (plan.keys + 1) == len(answers)
+        "the number of answers": photos * (plan.keys + 1) * plan.views == len(answers)
         and 8 * photos * (plan.selections + 1) <= MAX_BUNDLE_BYTES,
     }
     if wrong := [what for what, right in fits.items() if not right]:
         raise UserError(f"{where}: {wrong[0]} does not fit its plan", advice="somebody changed it")
     found = record.weaknesses + audit_weaknesses(judgement, log, record.plan, preprocessing.source)
+    found += reference_weaknesses(plan, record.plan, [entry.model_dump() for entry in checked.references])
     return Checked(record, judgement, log, checked.label, preprocessing, found)
+
+
+def _are_scores(references, plan, photos):
+    """Whether an array can be the scores of a plan's references for `photos` photos."""
+    return (
+        references.dtype == np.float32
+        and references.shape == ((len(plan.references), photos, plan.keys + 1) if plan.references else (0, 0, 0))
+        and not (np.abs(references) > LARGEST).any()
+    )
 
 
 def _classes_fit(claimed, answers):
@@ -391,10 +423,26 @@ def _classes_fit(claimed, answers):
     return answers.classes.max() < claimed
 
 
+def reference_weaknesses(plan, committed, entries):
+    """What a verdict rests on because of its references: sentences. entries: of `references.describe`."""
+    found = []
+    if fresh := unpriced(committed, plan).get("references"):
+        found.append(
+            f"{disclosed.HONEST}: {len(fresh)} of {len(entries)} references were not fixed with the photos; who "
+            "chooses one after the draw can look for the one that likes the result"
+        )
+    if servers := [entry["name"] for entry in entries if not entry["model"].get("sha256")]:
+        found.append(
+            f"{disclosed.HONEST}: the reference {servers[0]} is a server, of which only the address was fixed, and not "
+            "the answers"
+        )
+    return found
+
+
 def audit_weaknesses(judgement, log, committed, source):
     """What a verdict rests on beside record and answers: sentences. source: where the preprocessing came from."""
     found = []
-    if judgement.plan.audit_seed != committed.audit_seed:
+    if "audit_seed" in unpriced(committed, judgement.plan):
         found.append(
             f"{disclosed.HONEST}, or if the text that was added to the draw came from the other side: "
             f"{judgement.plan.audit_seed[:60]!r}"

@@ -116,16 +116,18 @@ def _alike(photos):
 
 
 def output_names(photos, suffix, taken=()):
-    """A name below the marked folder for each photo: its own with the new suffix; `a.jpg.png` where two would meet."""
+    """A name below the marked folder for each photo: its own with the new suffix; `a.jpg.png` where two would meet.
+    suffix: None leaves each its own."""
 
     def fold(name):  # as file systems do that don't tell A from a
         return unicodedata.normalize("NFC", name).casefold()
 
     originals = [photo["original"] for photo in photos]
-    short = [str(PurePosixPath(name).with_suffix(suffix)) for name in originals]
+    short = [str(PurePosixPath(name).with_suffix(suffix)) if suffix else name for name in originals]
     wanted, used, names = Counter(map(fold, short)), {fold(name) for name in taken}, []
     for plain, original in zip(short, originals, strict=True):
-        longer = (f"{original}{f'.{number}' if number else ''}{suffix}" for number in itertools.count())
+        end = suffix or PurePosixPath(original).suffix
+        longer = (f"{original}{f'.{number}' if number else ''}{end}" for number in itertools.count())
         # Where several want a short name none gets it, so that names don't depend on who comes first.
         choices = itertools.chain([plain] if wanted[fold(plain)] == 1 else [], longer)
         names.append(

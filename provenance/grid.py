@@ -1,10 +1,10 @@
 """One user's audit of one model: ask the grid, ask the out-world, judge.
 
 ask_grid queries the model for every (photo, key) pair in an order that the secret decides, so that a server whose
-answers drift treats no key in a special way; ask_out_world does the same for Algorithm 1's strangers; judge and
-algorithm_1 turn answers into verdicts; check_queries rebuilds every image that was sent.
+answers drift treats no key in a special way; the views of a pair follow each other. judge turns answers into a verdict;
+check_queries rebuilds every image that was sent.
 
-Public: Photos, query_order, prepared_image, digests_of, ask_all, open_answers, ask_grid, in_order, log_settings, judge,
+Public: Photos, Queries, query_order, digests_of, ask_all, open_answers, ask_grid, in_order, log_settings, judge,
 scores_of, check_queries.
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from attacks import exact
+from attacks.difficulty import taken_out
 from kit.errors import UserError
 from kit.flight import in_flight
 from kit.progress import Progress
@@ -27,6 +28,7 @@ from provenance.photos import UnreadablePhoto, read_photo
 from provenance.protect import mark_photo, shrunk
 from suspects.answering import pattern
 from suspects.suspect import Answers, joined, no_answers
+from suspects.views import view_of
 from utils import (
     REFERENCE_SIZE,
     key_generator,
@@ -36,6 +38,7 @@ from utils import (
 # its size before they are marked, 19 keys of a 12-megapixel photo taking seconds instead of minutes.
 WORKING_FACTOR = 4
 CACHE_BYTES = 1 << 30
+PAIRS = 64  # marked photos that are kept for their views
 SIGNS = 3  # images of a batch that may show that a model is there
 
 
@@ -65,20 +68,44 @@ class Photos:
         return np.array(shrunk(image, self.side, Image.Resampling.LANCZOS))
 
 
-def query_order(record, count, audit_seed):
-    """The order in which `count` queries are asked: int64, a permutation that the secret decides."""
-    return key_generator(record.seed_of("query order", audit_seed)).permutation(count)
+def query_order(record, pairs, audit_seed, views=1):
+    """The order in which the queries about `pairs` (photo, key) pairs are asked: int64, a permutation that the secret
+    decides; the views of a pair stay together."""
+    drawn = key_generator(record.seed_of("query order", audit_seed)).permutation(pairs)
+    return (drawn[:, None] * views + np.arange(views)).ravel()
 
 
-def prepared_image(photos, keys, query, record, bank, preprocessing):
-    """The image of query number `query` = place among the kept photos * len(keys) + key: uint8 (3, h, w), as the model
-    gets it. keys: of `record.keys`.
+class Queries:
+    """The questions of a plan's grid, as a model with `preprocessing` gets them.
+
+    Query number = (place among the kept photos * keys + key) * views + view.
     """
-    place, key = divmod(int(query), len(keys))
-    number = photos.kept[place]
-    photo = record.photos[number]
-    marked = mark_photo(photos[number], keys[key][photo.batch], number, record.settings.marking(bank))
-    return preprocessing.fit(marked)
+
+    def __init__(self, record, photos, plan, preprocessing, bank=None):
+        self._record, self._photos, self._views = record, photos, plan.views
+        self._keys, self._bank, self._preprocessing = record.keys(plan.keys, plan.audit_seed), bank, preprocessing
+        # Marking takes far longer than what makes a view of a marked picture.
+        self._pair = lru_cache(maxsize=PAIRS)(self._marked)
+
+    def __len__(self):
+        return len(self._photos) * len(self._keys) * self._views
+
+    def _marked(self, pair):
+        place, key = divmod(pair, len(self._keys))
+        number = self._photos.kept[place]
+        photo = self._record.photos[number]
+        marking = self._record.settings.marking(self._bank)
+        marked = mark_photo(self._photos[number], self._keys[key][photo.batch], number, marking)
+        return self._preprocessing.fit(marked)
+
+    def image(self, query):
+        """The picture of one query: uint8 (3, h, w)."""
+        pair, view = divmod(int(query), self._views)
+        return view_of(self._pair(pair), view)
+
+    def images(self, queries):
+        """The pictures of several: uint8 (n, 3, h, w)."""
+        return np.stack([self.image(query) for query in queries])
 
 
 def digests_of(images):
@@ -236,42 +263,43 @@ def log_settings(record, suspect, **more):
     }
 
 
-def open_answers(record, photos, suspect, keys, audit_seed, folder):
+def open_answers(record, photos, suspect, plan, folder):
     """The AnswerLog of a grid in `folder`. Raises UserError where the folder has answers to other questions."""
     left_out = sorted(set(range(len(record.photos))) - set(photos.kept))
-    settings = {"keys": keys, "audit_seed": audit_seed, "left_out": left_out or None}
+    settings = {"keys": plan.keys, "audit_seed": plan.audit_seed, "left_out": left_out or None}
+    if plan.views > 1:
+        settings["views"] = plan.views
     return AnswerLog(folder, log_settings(record, suspect, **settings))
 
 
-def ask_grid(record, photos, suspect, keys, audit_seed, folder, bank=None, transcript=None):
-    """Query the model for all photos under the user's own and `keys` fresh keys; resumes from `folder`.
+def ask_grid(record, photos, suspect, plan, folder, bank=None, transcript=None, label="asking the model"):
+    """Query the model for all photos under the user's own and the plan's fresh keys, in the plan's views; resumes from
+    `folder`.
 
     Returns (order of the queries, SHA-256 digests uint8 (N, 32) and Answers, both in the order asked).
     """
-    all_keys = record.keys(keys, audit_seed)
-    order = query_order(record, len(photos) * len(all_keys), audit_seed)
-    log = open_answers(record, photos, suspect, keys, audit_seed, folder)
-
-    def prepare(places):
-        return np.stack(
-            [prepared_image(photos, all_keys, query, record, bank, suspect.preprocessing) for query in order[places]]
-        )
-
-    return (order, *ask_all(log, suspect, len(order), prepare, "asking the model", transcript))
+    queries = Queries(record, photos, plan, suspect.preprocessing, bank)
+    order = query_order(record, len(queries) // plan.views, plan.audit_seed, plan.views)
+    log = open_answers(record, photos, suspect, plan, folder)
+    return (
+        order,
+        *ask_all(log, suspect, len(order), lambda places: queries.images(order[places]), label, transcript),
+    )
 
 
-def judge(record, plan, label, alpha, order, answers, classes, left_out=(), price=1):
+def judge(record, plan, label, alpha, order, answers, classes, left_out=(), price=1, references=()):
     """The exact test on answers in the order asked: (result dict, grid T, labels of the pairs).
 
     record: anything with `selections`, a MarkRecord or what a bundle discloses of one; plan: the `AuditPlan`; label:
     its label as a class number, or AUTO; alpha: what p is compared with; left_out: numbers of photos that were not
-    asked about; price: of `Judgement.price`, by which the sentences multiply p.
+    asked about; price: of `Judgement.price`, by which the sentences multiply p; references: scores of the plan's
+    references, float (R, photos, keys + 1).
     """
     selections = record.selections(plan.selections, plan.audit_seed)
     selections = np.delete(selections, np.asarray(left_out, dtype=int), axis=1)
     answers = in_order(answers, order).limited(plan.answers == "label only", plan.top_k)
-    scores, top, missing = scores_of(answers, selections.shape[1], classes, label)
-    grid, labels = exact.statistic_grid(scores, selections, label, top)
+    scores, top, missing = scores_of(answers, selections.shape[1], classes, label, plan.views)
+    grid, labels = exact.statistic_grid(taken_out(scores, references), selections, label, top)
     p, key_p = exact.p_value(grid), exact.key_p_value(grid)
     published = int(selections[0].sum())
     others = np.delete(grid.ravel(), 0)
@@ -298,9 +326,9 @@ def judge(record, plan, label, alpha, order, answers, classes, left_out=(), pric
     return result, grid, labels
 
 
-def scores_of(answers, photos, classes, label):
-    """(scores float64 (n, L + 1, C), top classes int64 (n, L + 1), missing bool (n, L + 1)) of Answers by query
-    number.
+def scores_of(answers, photos, classes, label, views=1):
+    """(scores float64 (n, L + 1, C), each the mean over its views, NaN where no view has an answer; top classes int64
+    (n, L + 1, views); missing bool (n, L + 1, views)) of Answers by query number.
     """
     logs, top, only = answers.log_probabilities(classes)
     if label != exact.AUTO and not 0 <= label < logs.shape[1]:
@@ -314,18 +342,30 @@ def scores_of(answers, photos, classes, label):
         logs = np.concatenate([logs, np.full((len(logs), label + 1 - logs.shape[1]), lowest)], axis=1)
         logs[top < 0] = np.nan
     scores = np.where(np.isnan(logs), np.nan, -logs) if only else exact.score(logs)
-    return scores.reshape(photos, -1, logs.shape[1]), top.reshape(photos, -1), answers.missing.reshape(photos, -1)
+    scores, missing = scores.reshape(photos, -1, views, logs.shape[1]), answers.missing.reshape(photos, -1, views)
+    return _mean_over_views(scores, missing), top.reshape(photos, -1, views), missing
+
+
+def _mean_over_views(scores, missing):
+    """A view without an answer counts as the worst score of all, so that a refusal never helps; where all views of a
+    pair lack one, so does the pair: NaN."""
+    if scores.shape[2] == 1:
+        return scores[:, :, 0]
+    if missing.any():
+        worst = np.nanmax(scores)
+        scores = np.where(missing[..., None] & ~missing.all(axis=2)[:, :, None, None], worst, scores)
+    return scores.mean(axis=2)
 
 
 def check_queries(record, photos, preprocessing, plan, order, digests, bank=None):
     """How many of the images whose digests were kept are those that record and originals give: a number of queries."""
-    keys = record.keys(plan.keys, plan.audit_seed)
-    if len(order) != len(photos) * len(keys):
+    queries = Queries(record, photos, plan, preprocessing, bank)
+    if len(order) != len(queries):
         raise UserError(
-            f"the bundle has {len(order)} queries, this record {len(photos)} photos x {len(keys)} keys",
+            f"the bundle has {len(order)} queries, this record {len(queries)} for its plan",
             advice="give the record of the bundle",
         )
     return sum(
-        bool((digests_of([prepared_image(photos, keys, query, record, bank, preprocessing)])[0] == digest).all())
+        bool((digests_of([queries.image(query)])[0] == digest).all())
         for query, digest in Progress(list(zip(order, digests, strict=True)), "checking", unit="query")
     )

@@ -16,11 +16,12 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from kit.errors import UserError
 from kit.files import canonical_digest
-from provenance.plan import AuditPlan
+from provenance.plan import STATISTICS, AuditPlan
 from provenance.record import Digest, MarkSettings, Photo, Strict, first_problem
 from utils import derive_key, key_words
 
 FORMAT = "membershiptracker-record-1"
+SELECTIONS = 999  # of an audit, then
 OLD = (
     "the record was made by an early version, whose draw used no public randomness and followed the photos' numbers: "
     "it could have been repeated until it pleased"
@@ -68,7 +69,12 @@ class LegacyRecord(Strict):
     commitments: list[Digest]
 
     finished = property(lambda self: len(self.commitments) == len(self.batches))
-    plan = property(lambda self: AuditPlan.usual(any(not photo.published for photo in self.photos)))
+
+    @property
+    def plan(self):
+        """The usual AuditPlan of then."""
+        held_out = any(not photo.published for photo in self.photos)
+        return AuditPlan.usual(held_out, selections=SELECTIONS if held_out else None, views=1, statistic=STATISTICS[0])
 
     @property
     def published(self):

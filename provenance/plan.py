@@ -4,7 +4,8 @@ A plan is committed with the photos, before the beacon's round is out. Whatever 
 tried on innocent stand-ins of the model, offline, until it pleases. So an audit that keeps to the committed plan is
 judged at its alpha, and one that departs from it at alpha divided by the number of choices that were open.
 
-Public: AuditPlan, departures, STATISTIC, KEY_CHOICES, SELECTION_CHOICES.
+Public: AuditPlan, departures, unpriced, STATISTIC, STATISTICS, KEY_CHOICES, VIEW_CHOICES, SELECTION_CHOICES,
+SHARE_OF_SETS, PARTS, VIEWS, MOST_REFERENCES.
 """
 
 import math
@@ -13,21 +14,34 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from attacks import exact
+from suspects.views import MOST_VIEWS
 
-STATISTIC = "square root of the loss, mean over the photos; version 1"
+# What is judged by: the first of them neither averages over views nor knows references.
+STATISTICS = (
+    "square root of the loss, mean over the photos; version 1",
+    "square root of the loss, mean over views and photos, less what references explain; version 2",
+)
+STATISTIC = STATISTICS[-1]
+VIEWS = 2  # of a marked photo: itself and its mirror image, nearly all of the gain of 18 (results/statistic)
 # Numbers that may be chosen later at the price of their count; any other number costs MOST_NUMBERS.
 KEY_CHOICES = (0, 1, 2, 4, 9, 19, 49, 99, 199, 499, 999)
+VIEW_CHOICES = (1, 2, 4, 8, 18)
 SELECTION_CHOICES = (99_999,)  # one number that is always enough
 MOST_NUMBERS = 1000
-WAYS = 2**4 - 1  # the parts of a plan that may depart: label, answers, keys, selections
 UNKNOWN_CLASSES = 1000  # where a model does not say how many it has
 ANSWERS = ("as given", "label only", "top k")
+# The parts of a plan that may depart, beside the selections.
+PARTS = ("label", "answers", "keys", "views", "references")
+# One over the share of a set by its size: 1 empty set (selections alone) and 5 single parts have 1/8 each, 10 pairs 1/6
+# together, 16 larger sets 1/12.
+SHARE_OF_SETS = (8, 8, 60, 192)
+MOST_REFERENCES = 16
 
 
 class AuditPlan(BaseModel):
     """What an audit will do. label: a class by number or name, or "auto" (what the model says most often, a rule
     without choice); answers: how much of an answer is used; top_k: for "top k"; statistic: its name and version;
-    references: SHA-256 of reference models; views: queries of one marked photo, changed as in training; audit_seed:
+    references: SHA-256 of reference models; views: queries of one marked photo (see suspects/views.py); audit_seed:
     what the other side adds to the draw.
     """
 
@@ -37,20 +51,25 @@ class AuditPlan(BaseModel):
     answers: Literal["as given", "label only", "top k"] = "as given"
     top_k: Annotated[int, Field(ge=1)] | None = None
     statistic: str = STATISTIC
-    references: list[str] = []
-    views: int = Field(default=1, ge=1)
+    references: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default=[], max_length=MOST_REFERENCES)
+    views: int = Field(default=VIEWS, ge=1, le=MOST_VIEWS)
     keys: int = Field(default=19, ge=0)
-    selections: int = Field(default=999, ge=0)
+    selections: int = Field(default=exact.SELECTIONS, ge=0)
     alpha: float = Field(default=1e-3, gt=0, le=0.5)
     audit_seed: str = ""
 
     @classmethod
-    def usual(cls, held_out, **chosen):
-        """The usual plan, for photos with or without a hold-out, with what was chosen (None: as usual)."""
+    def usual(cls, held_out, marked=True, **chosen):
+        """The usual plan, for photos with or without a hold-out, marked or not, with what was chosen (None: as usual).
+
+        Without marks there are no other keys to compare with, and selections, which cost nothing, take their place.
+        """
         chosen = {name: value for name, value in chosen.items() if value is not None}
         alpha = chosen.get("alpha", cls.model_fields["alpha"].default)
         # Half of alpha, since the first judgement is made at alpha / 2 (see judgements.py).
-        alone = {} if held_out else {"keys": math.ceil(2 / alpha - 1e-9) - 1, "selections": 0}
+        alone = {} if held_out else {"keys": math.ceil(2 / alpha - 1e-9) - 1, "selections": 0, "views": 1}
+        if not marked:
+            alone |= {"keys": 0, "selections": SELECTION_CHOICES[0], "views": MOST_VIEWS}
         if "answers" not in chosen and chosen.get("top_k"):
             chosen["answers"] = "top k"
         return cls(**{**alone, **chosen})
@@ -59,21 +78,45 @@ class AuditPlan(BaseModel):
 def departures(committed, used, classes):
     """([what differs from the committed plan], by how much alpha is divided for it) of an audit's AuditPlan.
 
-    classes: how many the model has, None when unknown. Without a departure alpha is divided by 1. With one it is
-    divided by the number of choices that were open: 2 (the committed plan could have been judged, too) x WAYS (which
-    parts of the plan depart) x the number of values of each part. The audit seed is not among them: no number counts
-    its choices.
+    classes: how many the model has, None when unknown. Without a departure alpha is divided by 1. All that could have
+    been judged in its place has its share of alpha: one half is the committed plan's. Of the other half each set of
+    PARTS that depart has its share (see SHARE_OF_SETS); of that, selections as committed have 1/2, one of
+    SELECTION_CHOICES 1/4, any other number 1/4; and of that each value of a part the same. No number counts the choices
+    of an audit seed and of references that were not committed: see `unpriced`.
     """
-    classes = classes or UNKNOWN_CLASSES
+    classes, count = classes or UNKNOWN_CLASSES, len(committed.references)
     found = []
     if used.label != committed.label:
         found.append((f"label {used.label} instead of {committed.label}", classes + 1))
     if (used.answers, used.top_k) != (committed.answers, committed.top_k):
         found.append((f"answers used: {used.answers} instead of {committed.answers}", classes + 2))
-    for name, choices in (("keys", KEY_CHOICES), ("selections", SELECTION_CHOICES)):
+    for name, choices in (("keys", KEY_CHOICES), ("views", VIEW_CHOICES)):
         ours, theirs = getattr(used, name), getattr(committed, name)
         if ours != theirs:
             found.append((f"{ours} {name} instead of {theirs}", len(choices) + 1 if ours in choices else MOST_NUMBERS))
-    if not found:
+    if set(used.references) != set(committed.references):
+        found.append((f"{_named(used.references)} instead of {_named(committed.references)}", 2**count))
+    others = used.selections != committed.selections
+    if not found and not others:
         return [], 1
-    return [what for what, _ in found], 2 * WAYS * math.prod(count for _, count in found)
+    sets = SHARE_OF_SETS[min(len(found), 3)]
+    chosen = 4 * (1 if used.selections in SELECTION_CHOICES else MOST_NUMBERS) if others else 2
+    factor = 2 * sets * chosen * math.prod(values for _, values in found)
+    if others:
+        found.append((f"{used.selections} selections instead of {committed.selections}", 1))
+    return [what for what, _ in found], factor
+
+
+def _named(references):
+    return f"references {', '.join(digest[:16] for digest in references)}" if references else "no reference"
+
+
+def unpriced(committed, used):
+    """What an audit's AuditPlan has that no number counts, for it could have been tried on innocent models until it
+    pleased: {"audit_seed": text} and {"references": [digest, ...]}, as far as it was not committed."""
+    found = {}
+    if used.audit_seed != committed.audit_seed:
+        found["audit_seed"] = used.audit_seed
+    if fresh := [digest for digest in used.references if digest not in committed.references]:
+        found["references"] = fresh
+    return found

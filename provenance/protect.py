@@ -26,6 +26,7 @@ from dataset import load_outlier_bank
 from kit import environment, files
 from kit.errors import UserError
 from kit.files import atomic_path, check_same_settings, lock_folder, write_json
+from kit.names import AS_IT_IS, VISIBILITIES
 from provenance import record as records
 from provenance import sheet
 from provenance.commit import NO_BEACON, Public, date, named_round, settle
@@ -44,7 +45,7 @@ DEFAULTS = {
     "format": "png",
     "quality": 95,
 }
-SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", AS_IT_IS: None}
 BIG_PIXELS = 30_000_000  # photos above are marked one at a time: a 100-megapixel photo needs more than a gigabyte
 SSIM_SIDE = 512
 # Rounding differs between processors, so that a mark computed elsewhere may differ in the sign of the noise of a few
@@ -261,9 +262,22 @@ class _Opening:
 def resolve_settings(chosen, record_file=None, data_root=None):
     """(MarkSettings, bank of outlier images or None) out of `chosen`, {name: value}, else a record, else the paper's.
 
-    None as a value stands for "not chosen". Raises UserError for settings that would change nothing.
+    None as a value stands for "not chosen"; visibility: a name of VISIBILITIES, of which single values may be chosen
+    otherwise; metadata: "keep" publishes unmarked photos as the files that they are. Raises UserError for settings that
+    would change nothing, unless that was asked for.
     """
     stored = records.read_record(record_file).settings.model_dump() if record_file else {}
+    unmarked = _unmarked(chosen, stored)
+    if chosen.get("visibility"):
+        stored |= VISIBILITIES[chosen["visibility"]]
+    if chosen.get("metadata") == "keep":
+        if not unmarked or chosen.get("format"):
+            raise UserError(
+                "--metadata keep publishes files as they are, and a mark or another --format changes them",
+                advice="give it with --visibility none alone",
+                flag="--metadata",
+            )
+        stored["format"] = AS_IT_IS
     values = {
         name: chosen[name] if chosen.get(name) is not None else stored.get(name, default)
         for name, default in DEFAULTS.items()
@@ -271,13 +285,26 @@ def resolve_settings(chosen, record_file=None, data_root=None):
     settings = records.MarkSettings(**values)
     bank = load_bank(settings, data_root)
     settings = settings.model_copy(update={"outlier_bank_sha256": bank_digest(bank)})
-    if settings.marking(bank).changes_nothing:
+    if settings.marking(bank).changes_nothing and not unmarked:
         raise UserError(
             "--img_blending_ratio 1 without noise leaves the photos as they are",
             advice="lower it",
+            command="or give --visibility none, if that is what you want",
             flag="--img_blending_ratio",
         )
     return settings, bank
+
+
+def _unmarked(chosen, stored):
+    """Whether the photos are to stay as they are; refuses flags of a mark beside that."""
+    if chosen.get("visibility") != "none":
+        return not chosen.get("visibility") and bool(stored) and records.MarkSettings(**stored).unmarked
+    others = [name for name in VISIBILITIES["none"] if chosen.get(name) is not None]
+    if others:
+        raise UserError(
+            f"--visibility none and --{others[0]} don't go together", advice="leave one out", flag="--visibility"
+        )
+    return True
 
 
 def load_bank(settings, data_root=None):
@@ -411,7 +438,7 @@ def protect(job, bank=None, overwrite=False, thumbnail=None, say=print):
         with one_big_at_a_time if photo.height * photo.width > BIG_PIXELS else nullcontext():
             original = read_photo(job.folder.content(photo))
             published = mark_photo(original, keys[photo.batch], photo.number, marking)
-            data = encode_photo(published, record.settings.format, record.settings.quality)
+            data = _file_of(published, record.settings, job.folder.content(photo))
             write_photo(job.marked_folder / photo.marked, data)
             if record.settings.format == "jpeg":
                 published = read_photo(data)  # what people will see
@@ -430,6 +457,11 @@ def protect(job, bank=None, overwrite=False, thumbnail=None, say=print):
         record = records.finish_batch(record, {row["number"]: row["sha256"] for row in rows})
         records.write_record(job.record_path, record)
     return record, rows
+
+
+def _file_of(pixels, settings, original=None):
+    """The bytes of a photo's published file. original: those of its own file."""
+    return original if settings.format == AS_IT_IS else encode_photo(pixels, settings.format, settings.quality)
 
 
 def _drawn(job, say):
@@ -509,13 +541,13 @@ def verify(record, originals, marked_folders, bank=None):
             return {**row, "problem": "its file was changed after marking"}
         marked = mark_photo(read_photo(originals[photo.number]), record.key_of(photo), photo.number, marking)
         if settings.format == "jpeg":
-            marked = read_photo(encode_photo(marked, settings.format, settings.quality))
+            marked = read_photo(_file_of(marked, settings))
         published = read_photo(content)
         if published.shape != marked.shape:
             return {**row, "problem": f"it is {published.shape[1]} x {published.shape[0]} px, its original is not"}
         # JPEG spreads one pixel's difference over a block.
         apart = np.maximum(published, marked) - np.minimum(published, marked)
-        differing = float((apart.max(axis=2) > (0 if settings.format == "png" else 24)).mean())
+        differing = float((apart.max(axis=2) > (24 if settings.format == "jpeg" else 0)).mean())
         problem = (
             None
             if differing <= TOLERATED_SHARE

@@ -28,6 +28,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from kit.environment import software_versions
 from kit.errors import UserError
 from kit.files import canonical_digest, file_digest, read_json, write_json
+from kit.names import AS_IT_IS
 from provenance import draw
 from provenance.photos import find_photos
 from provenance.plan import AuditPlan
@@ -65,8 +66,13 @@ class MarkSettings(Strict):
     noise_norm: float = Field(ge=0, le=255)
     ood_pattern: str
     outlier_bank_sha256: Digest | None = None
-    format: Literal["png", "jpeg"]
+    format: Literal["png", "jpeg", AS_IT_IS]
     quality: int = Field(ge=1, le=100)
+
+    @property
+    def unmarked(self):
+        """Whether nothing is marked: the secret is which photos are published."""
+        return self.marking().changes_nothing
 
     def marking(self, outlier_bank=None):
         """The `utils.Marking` of these settings; the bank is what `--ood_pattern` named."""
@@ -305,7 +311,9 @@ def commit_batch(
         evidence=seed is None,
         created=created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         settings=record.settings,
-        plan=record.plan if record.batches else plan or AuditPlan.usual(published < len(photos)),
+        plan=record.plan
+        if record.batches
+        else plan or AuditPlan.usual(published < len(photos), not record.settings.unmarked),
         photos=len(photos),
         published=published,
         originals_sha256=canonical_digest([photo["original_sha256"] for photo in photos]),

@@ -15,6 +15,7 @@ from kit.errors import UserError
 from provenance import case, disclosed, evidence, protect, witness
 from provenance import grid as user_audit
 from provenance import record as records
+from provenance import references as references_of
 
 # Answers of the same file on another processor differ by rounding; those of another model by far more. What is
 # tolerated could still be used to move p: the verdict of the fresh answers has to be the same.
@@ -47,16 +48,18 @@ def replay(
     roots=None,
     chain=None,
     witness_key=None,
+    references=(),
 ):
     """Check the evidence bundle `bundle`: a Replay. Raises UserError for one that does not fit itself.
 
     record_path, folders: the disclosed record and its originals, to rebuild every image that was sent; suspect: the
     model, opened, to ask it again (needs the record); out: folder for its answers, from which it goes on; roots, chain:
-    see `disclosed.check`; witness_key: the public key, hex, of a witness who is trusted. With the model, the verdict is
-    that of its own answers, now given, and no longer of those in the bundle.
+    see `disclosed.check`; witness_key: the public key, hex, of a witness who is trusted; references: those of the
+    bundle, opened, to ask them again, too. With the model, the verdict is that of its own answers, now given, and no
+    longer of those in the bundle; so it is with references.
     """
-    document, order, digests, answers = evidence.read_bundle(bundle)
-    checked = evidence.check_document(document, answers, bundle, roots, chain)
+    document, order, digests, answers, beside = evidence.read_bundle(bundle)
+    checked = evidence.check_document(document, answers, bundle, roots, chain, beside)
     result, _, _ = user_audit.judge(
         checked.record,
         checked.judgement.plan,
@@ -67,6 +70,7 @@ def replay(
         document.get("classes"),
         checked.judgement.left_out,
         checked.judgement.price,
+        beside,
     )
     _refuse_other_result(result, checked, document, bundle)
     rows = [
@@ -76,7 +80,7 @@ def replay(
         ("p recomputed", f"{result['p_value']:.6g}, compared with {result['alpha']:.2g}"),
     ]
     weak, right = list(checked.weaknesses), True
-    context = witness.context_of(checked.judgement.digest, checked.label, order)
+    context = witness.context_of(checked.judgement.digest, checked.label, order, beside)
     witnessed = witness.check(document.get("witness"), context, digests, answers, bundle)
     if witnessed:
         rows.append(("witness", witnessed))
@@ -86,15 +90,22 @@ def replay(
     if record_path:
         found, right = _questions(checked, document, order, digests, record_path, folders, data_root)
         rows.append(("images sent", found))
+    if (suspect is not None or references) and not record_path:
+        raise UserError(
+            "asking a model again takes the images that were sent",
+            advice="give the disclosed record and the originals, too",
+            command="with --record and --originals",
+        )
+    if references:
+        places = (record_path, folders, out, data_root)
+        found, same, beside = _ask_references(checked, document, beside, references, *places)
+        rows.append(("references asked", found))
+        right = right and same
+    elif len(beside) and not witnessed:
+        weak.insert(0, _unverified_references(document["references"]))
     if suspect is not None:
-        if not record_path:
-            raise UserError(
-                "asking the model again takes the images that were sent",
-                advice="give the disclosed record and the originals, too",
-                command="with --record and --originals",
-            )
         found, same, result = _ask_again(
-            bundle, checked, document, order, answers, suspect, record_path, folders, out, data_root, result
+            bundle, checked, document, order, answers, suspect, record_path, folders, out, data_root, result, beside
         )
         rows.append(("asked again", found))
         right = right and same
@@ -183,10 +194,56 @@ def _questions(checked, document, order, digests, record_path, folders, data_roo
     return f"{right} of {len(order)} are bit for bit those of record and originals{note}", right == len(order)
 
 
-def _ask_again(bundle, checked, document, order, answers, suspect, record_path, folders, out, data_root, stored):
+def _unverified_references(entries):
+    names = ", ".join(str(entry["name"]) for entry in entries)
+    return (
+        f"nothing shows that the scores of the references came from {names}: made-up ones give any result; give these "
+        "models with --reference, and the record, to ask them again"
+    )
+
+
+def _ask_references(checked, document, stored, suspects, record_path, folders, out, data_root):
+    """(what was found, whether the stored scores are those of these models, their own scores). suspects: the
+    references, opened.
+    """
+    record, plan, entries = _matching_record(checked, record_path), checked.judgement.plan, document["references"]
+    if sorted(map(references_of.digest_of, suspects)) != plan.references:
+        raise UserError(
+            "--reference are not the models of this bundle, whose SHA-256 are "
+            f"{', '.join(digest[:16] for digest in plan.references) or 'none'}",
+            advice="give the files that the audit used",
+            flag="--reference",
+        )
+    found = [
+        references_of.Reference(one, entry["digest"], entry["label"])
+        for one, entry in zip(sorted(suspects, key=references_of.digest_of), entries, strict=True)
+    ]
+    facts = (checked.label, document["class_name"], document["classes"])
+    other = any(one.label != references_of.label_for(one.suspect, *facts) for one in found)
+    _photos(checked, record, folders, record_path, checked.preprocessing)  # refuses where originals are gone
+    out_of_it = set(checked.judgement.left_out)
+    originals = [
+        None if number in out_of_it else path
+        for number, path in enumerate(records.locate_originals(record, folders, record_path, lost=True))
+    ]
+    bank = protect.load_bank(record.settings, data_root)
+    with nullcontext(out) if out else TemporaryDirectory() as folder:
+        fresh = references_of.ask(record, originals, found, plan, folder, bank)
+    apart = sum(references_of.differing(ours, theirs) for ours, theirs in zip(stored, fresh, strict=True))
+    text = f"{stored.size - apart} of {stored.size} scores are the references' own"
+    if other:
+        return f"{text}: THEIR CLASSES WERE CHOSEN OTHERWISE THAN BY THE RULE", False, fresh
+    if apart > TOLERATED_SHARE * stored.size:
+        return f"{text}: THE STORED SCORES ARE NOT THESE MODELS'", False, fresh
+    return text, True, fresh
+
+
+def _ask_again(
+    bundle, checked, document, order, answers, suspect, record_path, folders, out, data_root, stored, beside
+):
     """(what was found, whether the stored answers are this model's, the result of its own answers).
 
-    stored: the result that the stored answers give.
+    stored: the result that the stored answers give; beside: scores of the references.
     """
     model = document["model"]
     if not model.get("sha256") or suspect.identity.get("sha256") != model["sha256"]:
@@ -208,7 +265,7 @@ def _ask_again(bundle, checked, document, order, answers, suspect, record_path, 
     bank = protect.load_bank(record.settings, data_root)
     # Nowhere near the bundle: whoever sent that might have sent answers along.
     with nullcontext(out) if out else TemporaryDirectory() as folder:
-        again, _, fresh = user_audit.ask_grid(record, photos, suspect, plan.keys, plan.audit_seed, folder, bank)
+        again, _, fresh = user_audit.ask_grid(record, photos, suspect, plan, folder, bank)
     if not np.array_equal(again, order):
         raise UserError("the bundle asked in another order than its record gives", advice="somebody changed it")
     apart = _apart(answers, fresh)
@@ -222,6 +279,7 @@ def _ask_again(bundle, checked, document, order, answers, suspect, record_path, 
         document.get("classes"),
         checked.judgement.left_out,
         checked.judgement.price,
+        beside,
     )
     found = (
         f"{len(answers) - apart} of {len(answers)} answers are the model's own, which give p = {result['p_value']:.6g}"

@@ -80,6 +80,11 @@ def content_digest(digests, answers):
     return hashlib.sha256(b"|".join(parts)).hexdigest()
 
 
+def _scores_digest(scores):
+    shape = np.asarray(scores.shape, dtype="<i8").tobytes()
+    return hashlib.sha256(shape + np.ascontiguousarray(scores, "<f4").tobytes()).hexdigest()
+
+
 def _start(context):
     return hashlib.sha256(f"{FIRST}:{context}".encode()).hexdigest()
 
@@ -90,10 +95,12 @@ def _link(before, entry):
     ).hexdigest()
 
 
-def context_of(plan, label, order):
-    """What a transcript begins with, hex: the plan's digest, the label (class number or AUTO), the questions' order."""
+def context_of(plan, label, order, references=None):
+    """What a transcript begins with, hex: the plan's digest, the label (class number or AUTO), the questions' order,
+    and the references' scores, float32 (R, n, L + 1), where there are any."""
     asked = hashlib.sha256(np.ascontiguousarray(order, "<i8").tobytes()).hexdigest()
-    return canonical_digest([plan, label, asked])
+    beside = [] if references is None or not len(references) else [_scores_digest(references)]
+    return canonical_digest([plan, label, asked, *beside])
 
 
 class Transcript:

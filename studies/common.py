@@ -29,6 +29,8 @@ SETTINGS = records.MarkSettings(
     format="png",
     quality=95,
 )
+FAINT = SETTINGS.model_copy(update={"img_blending_ratio": 0.95, "noise_norm": 2.0})
+UNCHANGED = SETTINGS.model_copy(update={"img_blending_ratio": 1.0, "noise_injection_type": "none", "noise_norm": 0.0})
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def halves(data):
     return np.sort(shuffled[: len(rows) // 2]), np.sort(shuffled[len(rows) // 2 :])
 
 
-def make_record(data, rows, seed, holdout):
+def make_record(data, rows, seed, holdout, settings=SETTINGS):
     """A record, for experiments, over the images `rows` of a data set."""
     pixels = data.images[torch.from_numpy(rows)].numpy()
     photos = [
@@ -82,7 +84,7 @@ def make_record(data, rows, seed, holdout):
         }
         for row, image in zip(rows, pixels, strict=True)
     ]
-    record = records.commit_batch(records.new_record(SETTINGS), photos, holdout, ".", ".", seed=seed)
+    record = records.commit_batch(records.new_record(settings), photos, holdout, ".", ".", seed=seed)
     return records.draw_batch(record, {photo.number: photo.original for photo in record.photos})
 
 
@@ -91,15 +93,23 @@ def rows_of(record):
     return np.array([int(photo.original.removesuffix(".png")) for photo in record.photos])
 
 
-def make_cohort(data, pool, seed, users, photos, holdout, train_size):
-    """Draw users from different classes of `pool` (rows), each with `photos` images, and the other training images."""
+def make_cohort(data, pool, seed, users, photos, holdout, train_size, settings=(SETTINGS,)):
+    """Draw users from different classes of `pool` (rows), each with `photos` images, and the other training images.
+
+    settings: how their photos are marked; with several, `users` of each kind, one kind after the other.
+    """
+    users *= len(settings)
     draws, labels = utils.key_generator("studies", "cohort", seed), data.labels.numpy()
     classes = draws.permutation(np.resize(np.unique(labels[pool]), users))
     rows, left = np.empty((users, photos), dtype=np.int64), draws.permutation(pool)
     for user, label in enumerate(classes):
         rows[user] = left[labels[left] == label][:photos]
         left = left[~np.isin(left, rows[user])]
-    made = [make_record(data, own, 1000 * seed + user, holdout) for user, own in enumerate(rows)]
+    kinds = np.repeat(np.arange(len(settings)), users // len(settings))
+    made = [
+        make_record(data, own, 1000 * seed + user, holdout, settings[kind])
+        for user, (own, kind) in enumerate(zip(rows, kinds, strict=True))
+    ]
     rows = np.stack([rows_of(record) for record in made])  # in the records' order
     published = np.concatenate([own[record.published] for own, record in zip(rows, made, strict=True)])
     train = np.concatenate([published, left[: train_size - len(published)]])
@@ -114,7 +124,7 @@ def published_images(data, cohort):
         numbers = np.flatnonzero(record.published)
         originals = data.images[torch.from_numpy(own[numbers])]
         images[place : place + len(numbers)] = utils.mark_images(
-            originals, record.keys(0)[0][0], np.zeros_like(numbers), numbers, SETTINGS.marking()
+            originals, record.keys(0)[0][0], np.zeros_like(numbers), numbers, record.settings.marking()
         )
         place += len(numbers)
     return images, data.labels[torch.from_numpy(cohort.train)]
@@ -128,7 +138,7 @@ def ask_grid(query, originals, record, keys, numbers=None, batch=1024):
     numbers = np.arange(len(originals)) if numbers is None else np.asarray(numbers)
     marked = torch.stack(
         [
-            utils.mark_images(originals, key, np.zeros_like(numbers), numbers, SETTINGS.marking())
+            utils.mark_images(originals, key, np.zeros_like(numbers), numbers, record.settings.marking())
             for (key,) in record.keys(keys)
         ],
         dim=1,

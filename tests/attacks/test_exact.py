@@ -237,8 +237,9 @@ def test_a_model_that_memorised_gives_the_smallest_p():
 
 def test_the_grid_of_the_paper():
     plan = plan_grid(50, [(25, 50)], 1e-3)
-    assert (plan.keys, plan.selections, plan.queries) == (19, 999, 1000)
-    assert plan.smallest_p == pytest.approx(1 / 20_000)
+    assert (plan.keys, plan.selections, plan.queries) == (19, 9_999, 1000)
+    assert plan.smallest_p == pytest.approx(1 / 200_000)
+    assert plan_grid(50, [(25, 50)], 1e-3, views=6).queries == 6000
 
 
 @pytest.mark.parametrize("whole", [*range(2, 60), 100, 1000, 4999, 5000, 20_000])
@@ -266,8 +267,10 @@ def test_budgets_with_a_holdout(budget, keys):
 
 def test_budgets_that_do_not_suffice():
     user_error(lambda: plan_grid(50, [(25, 50)], 1e-3, max_queries=49), 50, 49)
-    user_error(lambda: plan_grid(50, [(25, 50)], 1e-4, max_queries=499), 500, 499)
-    assert plan_grid(50, [(25, 50)], 1e-4, max_queries=500).keys == 9
+    user_error(lambda: plan_grid(50, [(25, 50)], 1e-5, max_queries=499), 500, 499)
+    assert plan_grid(50, [(25, 50)], 1e-5, max_queries=500).keys == 9
+    user_error(lambda: plan_grid(50, [(25, 50)], 1e-5, max_queries=999, views=2), 1000, 999)
+    assert plan_grid(50, [(25, 50)], 1e-5, max_queries=1000, views=2).keys == 9
     user_error(lambda: plan_grid(10, [(10, 10)], 1e-3, max_queries=9_999), 10_000, 9_999)
     assert plan_grid(10, [(10, 10)], 1e-3, max_queries=10_000).keys == 999
     user_error(lambda: plan_grid(50, [(25, 50)], 1e-3, keys=20, max_queries=1000), 1050, 1000, "--keys 19")
@@ -428,7 +431,7 @@ def test_refusals_and_hard_photos_keep_the_level(drawn_selections, kind, label):
         if refused.all():
             continue
         scores, top, missing = scores_of(answers, PHOTOS, 4, label)
-        assert np.array_equal(missing, refused)
+        assert np.array_equal(missing[..., 0], refused)
         ps.append(p_value(exact.statistic_grid(scores, selections, label, top)[0]))
         refusals.append(refusal_p_value(missing, selections) or 1.0)
     assert len(ps) > 1900

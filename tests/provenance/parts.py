@@ -179,6 +179,7 @@ def copied(document):
 PHOTOS, KEYS, SELECTIONS, QUERIES = 16, 4, 999, 80
 # With an alpha so large that departures from the plan still leave something; most audits choose a smaller one.
 COMMITTED = ("--label", "2", "--keys", str(KEYS), "--selections", str(SELECTIONS), "--alpha", "0.5")
+COMMITTED += ("--query_augmentations", "0")
 GRID = ("--alpha", "0.001", "--device", "cpu")
 
 

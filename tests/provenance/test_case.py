@@ -89,7 +89,7 @@ def test_replay(world, verdict_folder, script, tmp_path):
 
 
 def test_replay_counts_images_that_were_not_sent(world, verdict_folder, script, tmp_path):
-    document, order, digests, answers = evidence.read_bundle(verdict_folder.folder / "evidence.zip")
+    document, order, digests, answers, _ = evidence.read_bundle(verdict_folder.folder / "evidence.zip")
     document.pop("format")
     digests = digests.copy()
     digests[7] ^= 1
@@ -99,7 +99,7 @@ def test_replay_counts_images_that_were_not_sent(world, verdict_folder, script, 
 
 
 def test_replay_with_images_that_were_never_sent_fails(world, verdict_folder, script, tmp_path):
-    document, order, digests, answers = evidence.read_bundle(verdict_folder.folder / "evidence.zip")
+    document, order, digests, answers, _ = evidence.read_bundle(verdict_folder.folder / "evidence.zip")
     document.pop("format")
     evidence.write_bundle(tmp_path / "e.zip", document, order, digests ^ 1, answers)
     done = script("eval", "--replay", tmp_path / "e.zip", "--record", world.record, "--originals", world.originals)
@@ -133,7 +133,7 @@ def test_labels(audit, verdict_folder, tmp_path):
     other = audit(tmp_path / "other", "--label", "0", **flags)
     assert other.code == 0 and other.result["p_value"] > 0.05 and "no proof" in other.result["sentences"]
     for number, done in enumerate((auto, named, other), 1):
-        assert done.result["alpha"] == 0.5 / 2**number / (2 * 15 * 5), "five labels were open"
+        assert done.result["alpha"] == 0.5 / 2**number / (2 * 8 * 2 * 5), "five labels were open"
         assert f"instead of {COMMITTED[1]}" in flat(done.out)
 
 
@@ -145,7 +145,12 @@ def test_labels_that_do_not_exist(audit, tmp_path, label):
 
 @pytest.mark.parametrize(
     "flags",
-    [("--label_only",), ("--label_only", "--label", "auto"), ("--top_k", "2"), ("--top_k", "1", "--label", "auto")],
+    [
+        ("--label_only",),
+        ("--label_only", "--label", "auto", "--selections", "99999"),
+        ("--top_k", "2"),
+        ("--top_k", "1", "--label", "auto", "--selections", "99999"),
+    ],
 )
 def test_less_than_all_probabilities(audit, tmp_path, script, flags):
     done = audit(tmp_path / "out", *flags, grid=("--device", "cpu"))

@@ -52,7 +52,7 @@ def test_several_requests_at_once_give_the_same_files(audit, serving, tmp_path):
             folder = tmp_path / f"out-{number}"
             done = audit(folder, *UNIT, "--query_batch", "16", *flags, checkpoint=serves.url)
             assert done.code == 0, done.err
-        _, order, digests, answers = evidence.read_bundle(folder / "evidence.zip")
+        _, order, digests, answers, _ = evidence.read_bundle(folder / "evidence.zip")
         results.append((done.result["p_value"], order.tobytes(), digests.tobytes(), answers.values.tobytes()))
     assert results[0] == results[1] == results[2]
 

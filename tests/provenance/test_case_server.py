@@ -52,7 +52,7 @@ def test_a_server_gives_the_local_verdict_bit_for_bit(audit, serving, verdict_fo
     assert done.code == 0, done.err
     for name in ("p_value", "statistic", "statistic_of_others", "at_most", "pairs", "label"):
         assert done.result[name] == verdict_folder.result[name], name
-    _, order, digests, answers = evidence.read_bundle(tmp_path / "out" / "evidence.zip")
+    _, order, digests, answers, _ = evidence.read_bundle(tmp_path / "out" / "evidence.zip")
     expected = evidence.read_bundle(verdict_folder.folder / "evidence.zip")
     assert (digests == expected[2]).all() and (order == expected[1]).all()
     assert answers.values.tobytes() == expected[3].values.tobytes()

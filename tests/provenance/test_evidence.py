@@ -155,7 +155,7 @@ def test_no_half_block_after_an_exception(tmp_path, monkeypatch, name):
 def test_a_bundle_comes_back_as_it_went(tmp_path, kind):
     document, order, digests, answers = bundle_parts(kind)
     write_bundle(tmp_path / "e.zip", document, order, digests, answers)
-    back, other_order, other_digests, other = read_bundle(tmp_path / "e.zip")
+    back, other_order, other_digests, other, _ = read_bundle(tmp_path / "e.zip")
     assert {name: back[name] for name in document} == copied(document)
     assert (order == other_order).all() and (digests == other_digests).all()
     for one, two in ((answers.values, other.values), (answers.classes, other.classes)):
@@ -318,8 +318,8 @@ PLAN = {
     "keys": (with_log(plan={"keys": 9}), "alpha"),
     "answers used": (with_log(plan={"answers": "label only"}), "alpha"),
     "statistic": (with_log(plan={"statistic": "the mean; version 9"}), "statistic"),
-    "views": (with_log(plan={"views": 2}), "statistic"),
-    "references": (with_log(plan={"references": ["ab" * 32]}), "statistic"),
+    "views": (with_log(plan={"views": 2}), "alpha"),
+    "references": (with_log(plan={"references": ["ab" * 32]}), "alpha"),
     "number": (with_log(number=2, alpha=0.025), "judgement 1"),
     "departures": (with_log(departures=["nothing"]), "alpha"),
     "commitments": (with_log(commitments=["0" * 64]), "commitments"),

@@ -41,8 +41,8 @@ def test_scores_of_answers_with_holes(label):
     answers.values[3] = np.nan
     scores, top, missing = user_audit.scores_of(answers, 3, 4, label)
     expected = np.sqrt(-log_softmax(answers.values.astype(float), axis=1)).reshape(3, 2, 4)
-    assert missing.tolist() == [[False, False], [False, True], [False, False]] and top[1, 1] == -1
-    np.testing.assert_allclose(scores[~missing], expected[~missing])
+    assert missing[..., 0].tolist() == [[False, False], [False, True], [False, False]] and top[1, 1].tolist() == [-1]
+    np.testing.assert_allclose(scores[~missing[..., 0]], expected[~missing[..., 0]])
     assert np.isnan(scores[1, 1]).all()
 
 

@@ -168,7 +168,7 @@ def test_other_plans_other_folders_and_other_names_are_counted(audit, asked, inn
     assert done.code == 0 and done.result["alpha"] == 0.25 and len(asked.images) == QUERIES
     asked.images = []
     done = audit(tmp_path / "a", *flags, "--label", "1", checkpoint=checkpoint, grid=FREE)
-    assert done.result["alpha"] == 0.5 / 4 / 150 and asked.images == [], "the stored answers are used"
+    assert done.result["alpha"] == 0.5 / 4 / (2 * 8 * 2 * 5) and asked.images == [], "the stored answers are used"
     assert "judgement 2 of this model" in flat(done.out) and "what came out of all of them: p " in flat(done.out)
     done = audit(tmp_path / "b", *flags, checkpoint=checkpoint, grid=FREE)
     assert done.result["alpha"] == 0.5 / 8 and len(asked.images) == QUERIES, "asked anew, and counted"

@@ -33,7 +33,7 @@ def test_algorithm_1(audit, world, verdict_folder, tmp_path):
     assert done.code == 0 and "broken.png" in done.err and "near-dup" not in done.err
     found = done.result["algorithm_1"]
     assert done.result["p_value"] == verdict_folder.result["p_value"]
-    _, order, _, answers = evidence.read_bundle(tmp_path / "out" / "evidence.zip")
+    _, order, _, answers, _ = evidence.read_bundle(tmp_path / "out" / "evidence.zip")
     record = records.read_record(world.record)
     own = [number * (KEYS + 1) for number in np.flatnonzero(record.published)]
     rows = user_audit.in_order(answers, order).rows(own).values

@@ -9,7 +9,16 @@ from pydantic import ValidationError
 
 from provenance import judgements
 from provenance.case import Options
-from provenance.plan import KEY_CHOICES, SELECTION_CHOICES, STATISTIC, WAYS, AuditPlan, departures
+from provenance.plan import (
+    KEY_CHOICES,
+    SELECTION_CHOICES,
+    SHARE_OF_SETS,
+    STATISTIC,
+    VIEW_CHOICES,
+    AuditPlan,
+    departures,
+    unpriced,
+)
 from tests.parts import user_error
 from tests.provenance.parts import flat, loaded, picture, refused, save
 
@@ -24,28 +33,49 @@ COMMITTED = AuditPlan(label="2", keys=4, selections=999, alpha=0.5)
 @pytest.mark.parametrize(
     "changes,count",
     [
-        ({"label": "3"}, 10 + 1),
-        ({"label": "auto"}, 10 + 1),
-        ({"label": "cat"}, 10 + 1),
-        ({"answers": "label only"}, 10 + 2),
-        ({"answers": "top k", "top_k": 3}, 10 + 2),
-        ({"keys": 19}, len(KEY_CHOICES) + 1),
-        ({"keys": 0}, len(KEY_CHOICES) + 1),
-        ({"keys": 5}, 1000),
-        ({"selections": 99_999}, len(SELECTION_CHOICES) + 1),
-        ({"selections": 998}, 1000),
+        ({"label": "3"}, 2 * (10 + 1)),
+        ({"label": "auto"}, 2 * (10 + 1)),
+        ({"label": "cat"}, 2 * (10 + 1)),
+        ({"answers": "label only"}, 2 * (10 + 2)),
+        ({"answers": "top k", "top_k": 3}, 2 * (10 + 2)),
+        ({"keys": 19}, 2 * (len(KEY_CHOICES) + 1)),
+        ({"keys": 0}, 2 * (len(KEY_CHOICES) + 1)),
+        ({"keys": 5}, 2 * 1000),
+        ({"views": 18}, 2 * (len(VIEW_CHOICES) + 1)),
+        ({"views": 5}, 2 * 1000),
+        ({"references": []}, 2 * 2**2),
+        ({"references": ["b" * 64]}, 2 * 2**2),
+        ({"selections": 99_999}, 4),
+        ({"selections": 998}, 4 * 1000),
     ],
 )
 def test_one_departure(changes, count):
-    """Alpha is divided by 2, by the 15 ways in which a plan's four parts may depart, and by the part's values."""
-    found, factor = departures(COMMITTED, COMMITTED.model_copy(update=changes), 10)
-    assert len(found) == 1 and factor == 2 * WAYS * count and WAYS == 15
+    """Alpha is divided by 2, by the share of a single part among the sets that may depart, 8, by that of its
+    selections, and by the part's values."""
+    committed = COMMITTED.model_copy(update={"references": ["a" * 64, "b" * 64]})
+    found, factor = departures(committed, committed.model_copy(update=changes), 10)
+    assert len(found) == 1 and factor == 2 * 8 * count
+
+
+def test_the_shares_of_all_sets_are_no_more_than_one():
+    sizes = [bin(number).count("1") for number in range(2**5)]
+    assert sum(1 / SHARE_OF_SETS[min(size, 3)] for size in sizes) == pytest.approx(1)
+
+
+def test_what_no_number_counts_is_said_and_not_priced():
+    committed = COMMITTED.model_copy(update={"references": ["a" * 64]})
+    assert unpriced(committed, committed) == {}
+    fresh = committed.model_copy(update={"references": ["b" * 64], "audit_seed": "court"})
+    assert unpriced(committed, fresh) == {"references": ["b" * 64], "audit_seed": "court"}
+    assert unpriced(committed, COMMITTED) == {}, "leaving one out was open beforehand, and is priced"
 
 
 def test_departures_multiply():
     used = COMMITTED.model_copy(update={"label": "auto", "answers": "label only", "keys": 19, "selections": 99_999})
     found, factor = departures(COMMITTED, used, 10)
-    assert len(found) == 4 and factor == 2 * 15 * 11 * 12 * 12 * 2
+    assert len(found) == 4 and factor == 2 * 192 * 4 * 11 * 12 * 12
+    used = COMMITTED.model_copy(update={"label": "auto", "keys": 19})
+    assert departures(COMMITTED, used, 10)[1] == 2 * 60 * 2 * 11 * 12
     assert "label auto instead of 2" in found and "19 keys instead of 4" in found
 
 
@@ -66,13 +96,15 @@ def test_all_plans_together_keep_alpha(classes):
     """Whoever tries every plan that has a number offline, and shows the one that pleases, has alpha / 2 in all."""
     labels = ["2", "auto", *(str(number) for number in range(classes) if number != 2)]
     answers = [("as given", None), ("label only", None), *(("top k", k) for k in range(1, classes + 1))]
-    keys, selections = {4, *KEY_CHOICES}, {999, *SELECTION_CHOICES}
+    keys, selections, views = {4, *KEY_CHOICES}, {999, *SELECTION_CHOICES}, {1, *VIEW_CHOICES}
+    committed = COMMITTED.model_copy(update={"references": ["a" * 64]})
     total = 0.0
-    for label, (used, top_k), count, others in itertools.product(labels, answers, keys, selections):
-        plan = COMMITTED.model_copy(
-            update={"label": label, "answers": used, "top_k": top_k, "keys": count, "selections": others}
-        )
-        factor = departures(COMMITTED, plan, classes)[1]
+    for label, (used, top_k), count, others, shown, beside in itertools.product(
+        labels, answers, keys, selections, views, (["a" * 64], [])
+    ):
+        chosen = {"label": label, "answers": used, "top_k": top_k, "keys": count, "selections": others}
+        plan = committed.model_copy(update={**chosen, "views": shown, "references": beside})
+        factor = departures(committed, plan, classes)[1]
         total += judgements.share_of_alpha(plan, COMMITTED, 1, factor) if factor > 1 else 0
     assert total <= COMMITTED.alpha / 4 + 1e-12, "beside the committed plan's own alpha / 2"
 
@@ -92,7 +124,9 @@ def test_alpha_is_shared_and_never_raised():
 
 def test_the_usual_plan_can_be_kept():
     with_holdout, without = AuditPlan.usual(True), AuditPlan.usual(False)
-    assert (with_holdout.keys, with_holdout.selections, with_holdout.label) == (19, 999, "auto")
+    assert (with_holdout.keys, with_holdout.selections, with_holdout.label) == (19, 9_999, "auto")
+    unmarked = AuditPlan.usual(True, marked=False)
+    assert (unmarked.keys, unmarked.selections, unmarked.views) == (0, 99_999, 18)
     assert (without.keys, without.selections) == (1999, 0) and with_holdout.statistic == STATISTIC
     for alpha in (0.001, 0.003, 0.05, 0.1, 0.5):
         plan = AuditPlan.usual(False, alpha=alpha)
@@ -114,6 +148,9 @@ def test_the_usual_plan_can_be_kept():
         {"top_k": 0},
         {"answers": "all"},
         {"views": 0},
+        {"views": 19},
+        {"references": ["A" * 64]},
+        {"references": ["a" * 64] * 17},
         {"more": 1},
     ],
 )
@@ -194,10 +231,10 @@ def test_a_larger_alpha_is_not_taken(audit, record, tmp_path):
 def test_a_departure_is_said_before_anything_is_asked_and_in_the_verdict(audit, asked, script, tmp_path):
     done = audit(tmp_path / "out", "--label", "1", "--dry_run", grid=("--device", "cpu"))
     assert done.code == 0 and "it departs from the committed plan (label 1 instead of 2)" in flat(done.out)
-    refused(audit(tmp_path / "out", "--label", "1"), "label 1 instead of 2", "alpha is divided by 300")
+    refused(audit(tmp_path / "out", "--label", "1"), "label 1 instead of 2", "alpha is divided by 320")
     assert asked.images == []
     done = audit(tmp_path / "out", "--label", "1", grid=("--device", "cpu"))
-    assert done.code == 0 and done.result["alpha"] == 0.5 / 2 / 150
+    assert done.code == 0 and done.result["alpha"] == 0.5 / 2 / 160
     assert any("departs from the committed plan" in sentence for sentence in done.result["weaknesses"])
     done = script("eval", "--replay", tmp_path / "out" / "evidence.zip")
     assert done.code == 0 and "label 1 instead of 2" in flat(done.out)

@@ -28,10 +28,8 @@ def bundle(tmp_path):
     return lambda *parts: written(tmp_path / "evidence.zip", *parts)
 
 
-def written(path, document, order, digests, answers):
-    evidence.write_bundle(
-        path, {name: value for name, value in document.items() if name != "format"}, *((order, digests, answers))
-    )
+def written(path, document, *arrays):
+    evidence.write_bundle(path, {name: value for name, value in document.items() if name != "format"}, *arrays)
     return path
 
 
@@ -142,7 +140,7 @@ def own_pairs(audited, order):
 
 def forged(audited, honest, values):
     """The honest bundle with other answers, and the result that these give."""
-    document, order, digests, _ = honest
+    document, order, digests, *_ = honest
     record, answers = records.read_record(audited.record), Answers(values)
     changes = {"alpha": document["judgement"]["plan"]["alpha"]}
     made = judged(record, order, answers, 2, document["model"], plan=changes)
@@ -233,7 +231,7 @@ def test_answers_beside_the_bundle_are_not_believed(ask_again, audited, honest, 
 
 def test_questions_in_another_order_are_found(ask_again, audited, honest, script, bundle):
     """Who may say which answer belongs to which photo can have any p with honest answers."""
-    document, order, digests, answers = honest
+    document, order, digests, answers, _ = honest
     own, best = np.flatnonzero(own_pairs(audited, order)), np.argsort(-answers.values[:, 2])[:8]
     moved = order.copy()
     for place, other in zip(own, best, strict=True):

@@ -168,7 +168,7 @@ def test_an_interrupted_audit_with_a_witness_goes_on(audit, asked, tmp_path):
     first, asked.after, asked.images = list(asked.images), None, []
     done = audit(tmp_path / "out", *flags)
     assert done.code == 0 and len(asked.images) == QUERIES - len(first) and not set(first) & set(asked.images)
-    document, order, digests, answers = evidence.read_bundle(tmp_path / "out" / "evidence.zip")
+    document, order, digests, answers, _ = evidence.read_bundle(tmp_path / "out" / "evidence.zip")
     assert len(document["witness"]["entries"]) == 5
     context = witness.context_of(done.result["plan_sha256"], 2, order)
     assert witness.check(document["witness"], context, digests, answers, "x")

@@ -1,0 +1,150 @@
+"""Suspects, references and their answers, from which the statistic of the exact test is chosen and its power claimed.
+
+Example: python -m studies.answers --data_root CIFAR10_FOLDER --half choice --seeds 201 202 203 --out results/answers
+Each suspect is trained on the published photos of users of three kinds at once: marked, faintly marked, unchanged. It
+and the references (networks on other images) are asked for every photo under every key in all views; the logits are
+kept under --work, one file for each suspect. What is chosen on the half "choice" is claimed on the half "claims".
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import utils
+from experiment import training
+from kit import files
+from kit.errors import run_script
+from kit.progress import Progress
+from studies import common
+from suspects.views import MOST_VIEWS, view_of
+
+KINDS = {"marked": common.SETTINGS, "faint": common.FAINT, "unchanged": common.UNCHANGED}
+KEYS = 19
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A network that has never seen the users' photos. share: of as many other images as the suspect was trained on."""
+
+    share: float
+    epoch: int = 100
+    net_type: str = "smallnet"
+
+
+# Of the half "choice", beside those of the claims: of unequal quality, as people have them.
+ALL_REFERENCES = {
+    "as many, 100 epochs": Reference(1.0),
+    "a fifth, 100 epochs": Reference(0.2),
+    "as many, 40 epochs": Reference(1.0, 40),
+    "twice as many, 40 epochs": Reference(2.0, 40),
+    "half, 40 epochs": Reference(0.5, 40),
+    "a tenth, 40 epochs": Reference(0.1, 40),
+    "another network, as many": Reference(1.0, 40, "wideresnet-10-1"),
+}
+CLAIMED_REFERENCES = {name: ALL_REFERENCES[name] for name in list(ALL_REFERENCES)[:4]}
+
+
+def pools(data, half):
+    """(rows of suspects and users, rows of references), disjoint. The half "choice" has both of its own; the references
+    of the half "claims" are of the half "choice", so that a suspect may have nearly all of it."""
+    choice, claims = common.halves(data)
+    if half == "claims":
+        return claims, choice
+    order = utils.key_generator("studies", "references").permutation(choice)
+    return np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+
+
+def suspect_of(args, data, device, seed):
+    """(query, Cohort, record of the training) of one suspect."""
+    pool, _ = pools(data, args.half)
+    cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size, tuple(KINDS.values()))
+    images, labels = common.published_images(data, cohort)
+    name = f"{args.half}-{args.train_size}-{args.net_type}-{args.epoch}-{seed}"
+    query, trained = training.train_on(
+        f"{args.work}/{name}.safetensors",
+        images,
+        labels,
+        len(data.class_names),
+        seed,
+        device,
+        net_type=args.net_type,
+        epoch=args.epoch,
+    )
+    return query, cohort, trained
+
+
+def reference_of(args, data, device, name):
+    """(query, record of the training) of a reference by its name."""
+    kind, (_, pool) = ALL_REFERENCES[name], pools(data, args.half)
+    count = min(round(kind.share * args.train_size), len(pool))
+    net_type = args.net_type if kind.net_type == "smallnet" else kind.net_type
+    rows = utils.key_generator("studies", "reference", name).permutation(pool)[:count]
+    path = f"{args.work}/reference-{args.half}-{count}-{net_type}-{kind.epoch}.safetensors"
+    rows = torch.from_numpy(rows)
+    return training.train_on(
+        path,
+        data.images[rows],
+        data.labels[rows],
+        len(data.class_names),
+        7,
+        device,
+        net_type=net_type,
+        epoch=kind.epoch,
+    )
+
+
+def ask(query, data, record, rows, keys, description):
+    """Logits of a user's grid in all views: float32 (photos, keys + 1, MOST_VIEWS, classes)."""
+    originals, numbers = data.images[torch.from_numpy(rows)], np.arange(len(rows))
+    found = []
+    for (key,) in Progress(record.keys(keys), description, unit="key"):
+        marked = utils.mark_images(originals, key, np.zeros_like(numbers), numbers, record.settings.marking()).numpy()
+        views = np.stack([view_of(marked, number) for number in range(MOST_VIEWS)], axis=1)
+        flat = torch.from_numpy(views.reshape(-1, *views.shape[2:]))
+        logits = torch.cat([query(part).float().cpu() for part in flat.split(1024)]).numpy()
+        found.append(logits.reshape(len(rows), MOST_VIEWS, -1))
+    return np.stack(found, axis=1)
+
+
+def answers_of(args, data, device, seed, references):
+    """The file with the answers of one suspect and of `references`, made where it is missing."""
+    path = Path(args.work) / f"answers-{args.half}-{args.train_size}-{args.net_type}-{args.epoch}-{seed}.npz"
+    if path.exists():
+        return path
+    query, cohort, trained = suspect_of(args, data, device, seed)
+    others = {name: reference_of(args, data, device, name)[0] for name in references}
+    found = {"labels": cohort.classes, "train_accuracy": trained["train_accuracy"]}
+    test = torch.nonzero(data.is_test).ravel()
+    found["test_accuracy"] = utils.accuracy(query, data.images, data.labels, rows=test)
+    for user, (record, rows) in enumerate(zip(cohort.records, cohort.rows, strict=True)):
+        keys = 0 if record.settings.marking().changes_nothing else KEYS
+        found[f"selection {user}"] = record.published
+        for name, one in {"suspect": query, **others}.items():
+            asked = ask(one, data, record, rows, keys, f"user {user}, {name}")
+            found[f"{name} {user}"] = asked.astype(np.float16)
+    with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **found)
+    return path
+
+
+def parser(description):
+    """The flags of every study of these answers."""
+    flags = common.parser(
+        description, seeds=[201, 202, 203], users=10, photos=50, train_size=5000, epoch=100, net_type="smallnet"
+    )
+    flags.add_argument("--half", choices=("choice", "claims"), default="choice", help="of the data set")
+    return flags
+
+
+def main():
+    args = parser(__doc__).parse_args()
+    data, device = common.load(args)
+    names = ALL_REFERENCES if args.half == "choice" else CLAIMED_REFERENCES
+    for seed in args.seeds:
+        print(answers_of(args, data, device, seed, names), flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)
