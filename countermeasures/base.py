@@ -47,10 +47,18 @@ class Countermeasure(BaseModel):
         return utils.TrainingHooks()
 
     def after(self, job):
-        """Change the trained job.model in place."""
+        """Change the trained job.model in place, or put tensors that `answer` needs, by name, into job.learned."""
 
-    def answer(self, query, seed):
-        """What the auditor gets to see: another function from images to logits (`utils.make_query`)."""
+    @property
+    def refuses(self):
+        """Whether images may be left without an answer, as rows of NaN."""
+        return False
+
+    def answer(self, query, seed, learned=None):
+        """What the auditor gets to see: another function from images to logits (`utils.make_query`).
+
+        learned: {name: tensor}, what `after` left in job.learned, which is kept in the model's file.
+        """
         return query
 
     def report(self, job):

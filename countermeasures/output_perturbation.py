@@ -17,7 +17,7 @@ class OutputNoise(Countermeasure):
     needs_training: ClassVar[bool] = False
     sigma: float = Field(1.0, ge=0)
 
-    def answer(self, query, seed):
+    def answer(self, query, seed, learned=None):
         numbers = itertools.count()
 
         def noisy(images):
@@ -34,7 +34,7 @@ class LabelOnly(Countermeasure):
     name: ClassVar[str] = "label_only"
     needs_training: ClassVar[bool] = False
 
-    def answer(self, query, seed):
+    def answer(self, query, seed, learned=None):
         def labels_only(images):
             logits = query(images)
             # The cross-entropy of 64 among zeros is exactly 0 or 64 in float64, whatever the class: ties stay ties.

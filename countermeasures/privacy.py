@@ -150,7 +150,7 @@ class HAMP(Countermeasure):
         hooks.loss = loss
         return hooks
 
-    def answer(self, query, seed):
+    def answer(self, query, seed, learned=None):
         def disguised(images):
             logits = query(images)
             # Any image will do, as long as nobody else knows it; always the same ones, so that answers can be repeated.

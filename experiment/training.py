@@ -8,7 +8,7 @@ import copy
 import glob
 import hashlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from kit.errors import UserError
 from kit.progress import Progress
 from networks import build_network
 
+LEARNED = "countermeasure."  # names of tensors in a model's file that are no weights, but its countermeasure's
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What `train_on` trains with, unless told: the paper's recipe with the batch of the small data sets.
 PLAIN_RECIPE = {"epoch": 100, "lr": 0.1, "batch_size": 128, "momentum": 0.9, "weight_decay": 5e-4}
@@ -65,9 +66,10 @@ def train(experiment, model, paths, device, team=ALONE, base_model=None):
         "processes": team.size,
         "countermeasure": defence.report(job),
     }
-    files.save_model(paths.model, job.model.state_dict(), record)
+    learned = {f"{LEARNED}{name}": tensor for name, tensor in job.learned.items()}
+    files.save_model(paths.model, {**job.model.state_dict(), **learned}, record)
     job.clean_up()
-    return defence.answer(plain, job.seed), record
+    return defence.answer(plain, job.seed, job.learned), record
 
 
 def training_job(experiment, marked, model, paths, device, team=ALONE, base_model=None):
@@ -88,7 +90,10 @@ def training_job(experiment, marked, model, paths, device, team=ALONE, base_mode
 
 @dataclass
 class TrainingJob:
-    """The training of one run, as a countermeasure sees it: `model` on `images` (uint8) and `labels` with `recipe`."""
+    """The training of one run, as a countermeasure sees it: `model` on `images` (uint8) and `labels` with `recipe`.
+
+    learned: tensors by name that the countermeasure's answers need, kept beside the weights.
+    """
 
     experiment: Experiment
     model: torch.nn.Module
@@ -100,6 +105,7 @@ class TrainingJob:
     device: torch.device
     team: object
     base_model: Path | None
+    learned: dict = field(default_factory=dict)
 
     @property
     def seed(self):
@@ -204,6 +210,8 @@ def load_trained(path, device, precision=None):
     precision: that of the queries, if it shall not be that of the training.
     """
     tensors, record = files.load_model(path)
+    learned = {name: tensors.pop(name) for name in list(tensors) if name.startswith(LEARNED)}
+    learned = {name.removeprefix(LEARNED): tensor for name, tensor in learned.items()}
     try:
         record["settings"] = settings = in_todays_words(record["settings"])
         classes = record["classes"]
@@ -217,7 +225,7 @@ def load_trained(path, device, precision=None):
             f"{path} does not hold the network it names ({str(error).splitlines()[0]})",
             advice="get an undamaged copy, or train the model again",
         ) from None
-    return defence.answer(utils.make_query(model, recipe, device), settings.get("seed", 0)), record
+    return defence.answer(utils.make_query(model, recipe, device), settings.get("seed", 0), learned), record
 
 
 def train_on(path, images, labels, classes, seed, device, net_type="smallnet", **recipe):
