@@ -17,21 +17,23 @@ if [ -n "${QUICK:-}" ]; then
     CLASSES=${CLASSES:-36} USERS=${USERS:-5}
     # DP-SGD without copies of each image, and SELENA with 5 networks: what two cores do in minutes.
     TRAINING=${TRAINING-dp_sgd:noise_multiplier=0.03,multiplicity=1 selena:models=5,left_out=2 hamp
-              early_stopping:share=0.5 dropout:rate=0.5 gaussian_noise:std=0.1 randaugment:operations=3}
+              early_stopping:share=0.5 dropout:rate=0.5 gaussian_noise:std=0.1 randaugment:operations=3
+              destripe_training}
     TRAINING_MANY=${TRAINING_MANY-}
     FINISHED=${FINISHED-fine_tuning:lr=0.01 fine_tuning:lr=0.05 fine_tuning:lr=0.1 pruning:amount=0.5 pruning:amount=0.7
-              output_noise:sigma=1 output_noise:sigma=5 label_only}
+              output_noise:sigma=1 output_noise:sigma=5 label_only destripe_queries refuse_marked}
 else
     recipe="--dataset ${DATASET:-cifar100} --lr 0.1 --train_size 25000 --epoch 100 --marked_samples_per_user 25
             --num_of_non_member_user 5000"
     CLASSES=${CLASSES:-17 36 69 80 93} USERS=${USERS:-25}
     TRAINING=${TRAINING-$(printf 'dp_sgd:noise_multiplier=%s ' 0.01 0.03 0.05 0.2 0.3) selena hamp
               $(printf 'early_stopping:share=%s ' 0.2 0.4 0.6 0.8) $(printf 'dropout:rate=%s ' 0.1 0.3 0.5 0.7 0.9)
-              $(printf 'gaussian_noise:std=%s ' 0.02 0.05 0.1 0.2 0.5) $(printf 'randaugment:operations=%s ' 3 6 9 12 15)}
+              $(printf 'gaussian_noise:std=%s ' 0.02 0.05 0.1 0.2 0.5) $(printf 'randaugment:operations=%s ' 3 6 9 12 15)
+              destripe_training}
     TRAINING_MANY=${TRAINING_MANY-$TRAINING}
     FINISHED=${FINISHED-$(printf 'fine_tuning:lr=%s ' 0.00001 0.0001 0.001 0.01 0.05 0.1)
               $(printf 'pruning:amount=%s ' 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9)
-              $(printf 'output_noise:sigma=%s ' 0.5 1 2 3 4 5) label_only}
+              $(printf 'output_noise:sigma=%s ' 0.5 1 2 3 4 5) label_only destripe_queries refuse_marked}
 fi
 MARKED="--img_blending_ratio .7 --noise_injection_type perlin --noise_norm 8"
 

@@ -59,7 +59,7 @@ def _base_model(args, experiment):
     if experiment.countermeasure.needs_training:
         raise UserError(
             "--base_model is for countermeasures that change a finished model (fine_tuning, pruning, "
-            "output_noise, label_only)",
+            "output_noise, label_only, destripe_queries, refuse_marked)",
             advice="leave it out",
         )
     path = Path(args.base_model)
