@@ -16,7 +16,7 @@ whatever order a processor adds them in, and sums that are equal but for roundin
 user.
 
 Public: Plan, plan_grid, score, random_selections, statistic_grid, p_value, key_p_value, refusal_p_value, sentences,
-one_in, AUTO, SELECTIONS.
+one_in, AUTO, SELECTIONS, LARGEST.
 """
 
 import math

@@ -49,7 +49,7 @@ class Scene:
 
     def read(self):
         """(document, order, digests, answers) of the honest bundle, to be changed."""
-        document, *rest = evidence.read_bundle(self.bundle)
+        document, *rest, _ = evidence.read_bundle(self.bundle)
         return {name: value for name, value in document.items() if name != "format"}, *rest
 
 

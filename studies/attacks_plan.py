@@ -4,12 +4,11 @@ BEFORE, label, answers used, numbers of keys and selections and the audit's seed
 AFTER, what departs from the committed plan divides alpha. What no number counts is played, too: seeds, repeated
 questions to a service whose answers vary, models, the way that photos are fed to the model, photos left out.
 
-Public: Shop, all_labels, shopping, free_class, seeds, asking_again, best_model, fed_otherwise, left_out, fresh_draw,
+Public: Shop, USUAL, all_labels, shopping, free_class, seeds, asking_again, best_model, fed_otherwise, left_out, fresh_draw,
 each.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ import torch
 import utils
 from attacks import exact
 from provenance.grid import scores_of
-from provenance.plan import KEY_CHOICES, AuditPlan, departures
+from provenance.plan import KEY_CHOICES, SHARE_OF_SETS, AuditPlan, departures
 from studies import attacks_world as places
 from studies import common
 from studies.attacks_world import counted, row
@@ -25,7 +24,7 @@ from suspects.suspect import Answers
 
 MOST_KEYS = 49
 OLD_SELECTIONS = (99, 199, 499, 999)
-NOT_PRICED = 1e9
+USUAL = AuditPlan(selections=OLD_SELECTIONS[-1], views=1)  # as many selections as the worlds have
 TIE = 1e-9  # relative; sums that are equal but for rounding are ties
 
 
@@ -45,7 +44,7 @@ class Shop:
     """Every way to audit one grid. answers: float32 (n, L + 1, C); selections: bool (m + 1, n)."""
 
     def __init__(self, answers, selections, committed=None):
-        self.answers, self.selections, self.committed = answers, selections, committed or AuditPlan()
+        self.answers, self.selections, self.committed = answers, selections, committed or USUAL
         self.classes = answers.shape[2]
 
     def forms(self):
@@ -64,8 +63,8 @@ class Shop:
         printed = best = None
         for form in self.forms():
             table = self.tables(form)
-            usual = self._best(form, table, *self._usual, 1)
-            fair = self._best(form, table, *self._prices, self._price(answers=form[0], top_k=form[1]))
+            usual = self._best(form, np.where(self._usual, table, np.inf))
+            fair = self._best(form, table * self._factors(form))
             printed = usual if printed is None or usual.p < printed.p else printed
             best = fair if best is None or fair.fair < best.fair else best
         return printed, best
@@ -79,10 +78,9 @@ class Shop:
         columns = slice(plan.keys + 1)
         return places.p_of(self.answers[:, columns], self.selections[: plan.selections + 1], plan)
 
-    def _best(self, form, table, prices_of_numbers, prices_of_labels, price_of_form):
-        parts = prices_of_labels[:, None, None] * prices_of_numbers * price_of_form
-        fair = table * np.where(parts > 1, self._departing * parts, 1)
-        label, selections, keys = np.unravel_index(fair.argmin(), fair.shape)
+    def _best(self, form, table):
+        """The Choice that is smallest in a table as of `tables`."""
+        label, selections, keys = np.unravel_index(table.argmin(), table.shape)
         plan = self.committed.model_copy(
             update={
                 "answers": form[0],
@@ -92,41 +90,45 @@ class Shop:
                 "selections": int(selections),
             }
         )
-        p = float(table[label, selections, keys])
+        p = self.p(plan)
         return Choice(plan, p, self.fair(plan, p))
 
-    def _price(self, **changes):
-        """What one part of a plan costs: 1 where it does not depart, else the number of its values."""
+    def _factors(self, form):
+        """What alpha is divided by for every plan of a form: as of `tables`, from the prices of single parts."""
+        labels = [*map(str, range(self.classes)), exact.AUTO]
+        label = np.array([self._values(label=label) for label in labels])[:, None, None]
+        keys = np.array([self._values(keys=number) for number in range(self.answers.shape[1])])
+        chosen = np.array([self._chosen(number) for number in range(len(self.selections))])[:, None]
+        form = self._values(answers=form[0], top_k=form[1])
+        parts = (label > 0).astype(int) + (keys > 0) + (form > 0)
+        values = np.maximum(label, 1) * np.maximum(keys, 1) * max(form, 1)
+        factors = 2 * np.array(SHARE_OF_SETS)[np.minimum(parts, 3)] * chosen * values
+        return np.where((parts == 0) & (chosen == 2), 1, factors)
+
+    def _values(self, **changes):
+        """The number of values of one part, 0 where it does not depart."""
         factor = self._factor(**changes)
-        return factor if factor == 1 else factor / self._departing
+        return 0 if factor == 1 else factor / (2 * SHARE_OF_SETS[1] * 2)
+
+    def _chosen(self, selections):
+        """What a number of selections costs: 2 for that of the committed plan."""
+        factor = self._factor(selections=selections)
+        return 2 if factor == 1 else factor / (2 * SHARE_OF_SETS[0])
 
     def _factor(self, **changes):
         return departures(self.committed, self.committed.model_copy(update=changes), self.classes)[1]
 
-    @cached_property
-    def _departing(self):
-        """What every plan that departs costs, whatever its parts: two parts together cost it once, apart twice."""
-        label, keys = {"label": "0"}, {"keys": self.committed.keys + 1}
-        return self._factor(**label) * self._factor(**keys) / self._factor(**label, **keys)
-
-    @cached_property
-    def _prices(self):
-        """(of numbers of selections and keys, of labels): what each value costs."""
-        selections = np.array([self._price(selections=number) for number in range(len(self.selections))])
-        keys = np.array([self._price(keys=number) for number in range(self.answers.shape[1])])
-        labels = [*map(str, range(self.classes)), exact.AUTO]
-        return selections[:, None] * keys, np.array([self._price(label=label) for label in labels])
-
-    @cached_property
+    @property
     def _usual(self):
-        """The same where nothing is divided, and numbers are the usual ones."""
-        numbers = np.full((len(self.selections), self.answers.shape[1]), NOT_PRICED)
-        kept = np.ix_(
-            [number for number in OLD_SELECTIONS if number < numbers.shape[0]],
-            [number for number in KEY_CHOICES if number < numbers.shape[1]],
-        )
-        numbers[kept] = 1
-        return numbers, np.ones(self.classes + 1)
+        """Which numbers are the usual ones: bool (m + 1, L + 1)."""
+        usual = np.zeros((len(self.selections), self.answers.shape[1]), dtype=bool)
+        usual[
+            np.ix_(
+                [number for number in OLD_SELECTIONS if number < usual.shape[0]],
+                [number for number in KEY_CHOICES if number < usual.shape[1]],
+            )
+        ] = True
+        return usual
 
 
 def all_labels(scores, top, selections):

@@ -2,7 +2,7 @@
 published, and the answers of a model for a user's whole grid.
 
 Public: Cohort, make_cohort, make_record, rows_of, published_images, ask_grid, ask_strangers, exact_p, rate, halves,
-parser, load, write_study, SETTINGS.
+parser, load, write_study, SETTINGS, FAINT, UNCHANGED.
 """
 
 import hashlib

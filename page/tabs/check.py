@@ -227,6 +227,7 @@ def _number(planned):
             "model": planned.suspect.identity,
             "preprocessing": planned.suspect.preprocessing.describe(),
             "keys": planned.plan.keys,
+            "views": planned.plan.views,
             "audit_seed": planned.plan.audit_seed,
         }
     )[:16]

@@ -135,7 +135,8 @@ def facts(result):
 
 
 def _marks(result):
-    keys = round(result["queries"] / result["photos"])
+    plan = (result.get("judgement") or {}).get("plan") or {}
+    keys = plan["keys"] + 1 if plan else round(result["queries"] / result["photos"])
     rank = round(result["key_p_value"] * keys)
     return f"of {keys} patterns that could have been drawn, the model knows " + (
         "yours best" if rank == 1 else f"{rank - 1} as well as yours or better"

@@ -73,7 +73,7 @@ def of_photos(photos, holdout):
     plan, measured = AuditPlan.usual(holdout > 0), _power(HELD_OUT if holdout else ALONE)
     strongest = exact.one_in(exact.Plan(photos, plan.keys, plan.selections).smallest_p)
     text = (
-        f"You have {photos:,} photos. An audit will ask {photos * (plan.keys + 1):,} questions, and the strongest "
+        f"You have {photos:,} photos. An audit will ask {photos * (plan.keys + 1) * plan.views:,} questions, and the strongest "
         f"result that can come out is one that chance gives in {strongest} audits."
     )
     if measured:

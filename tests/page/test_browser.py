@@ -55,7 +55,7 @@ def test_the_guilty_model_is_found_and_the_innocent_one_is_not(visit, site, prot
     page = visit()
     hand_in(page, protected, models.guilty)
     plan = count(page)
-    assert f"{PHOTOS * 20:,} queries" in plan and "Nothing has been asked yet" in plan
+    assert f"{PHOTOS * 40:,} queries" in plan and "Nothing has been asked yet" in plan
     start(page)
     text = verdict(page, "guilty")
     assert "USED" in text and f"at least some of the {PHOTOS // 2} published photos" in text
@@ -89,7 +89,7 @@ def test_a_record_of_this_page_needs_no_file(visit, protected, models):
     go(page, "Check")
     choose(page, "Record made on this page", f"photo 00 and {PHOTOS} more")  # with torn.jpg
     page.get_by_label("Or its path or address").fill(str(models.innocent))
-    assert f"{PHOTOS * 20:,} queries" in count(page)
+    assert f"{PHOTOS * 40:,} queries" in count(page)
     depart(page)
     page.get_by_label("Most queries").fill("10")  # what was counted is void now
     start(page)

@@ -12,7 +12,7 @@ from tests.page.world import PHOTOS, served
 from tests.provenance.drand import sign
 from tests.suspects.inference_server import make_app, running
 
-BATCHES = PHOTOS * 20 // 40  # of the slow server
+BATCHES = PHOTOS * 40 // 40  # of the slow server
 IN_FLIGHT = 4  # requests that are under way at once; their answers are lost when an audit is stopped
 
 
@@ -57,7 +57,7 @@ def test_a_reload_and_a_second_tab_find_the_audit_again(visit, protected, slow_s
     assert "USED" in text
     expect(other.locator("#checks-view")).to_contain_text("USED")
     sent = [digest for entry in log for digest in entry["digests"]]
-    assert len(set(sent)) == PHOTOS * 20 and BATCHES <= len(log) <= BATCHES + IN_FLIGHT  # no answer was asked for twice
+    assert len(set(sent)) == PHOTOS * 40 and BATCHES <= len(log) <= BATCHES + IN_FLIGHT  # no answer was asked for twice
 
 
 def test_a_killed_page_goes_on_where_it_stopped(browser, tmp_path, protected, slow_server):

@@ -26,7 +26,7 @@ FIELDS = dict.fromkeys(check.INPUTS, "") | {
     "mean": "0.5 0.5 0.5",
     "std": "0.25 0.25 0.25",
 }
-QUERIES = 20 * 20
+QUERIES = 20 * 20 * 2  # photos, keys, views
 STRONG = {"selections": "99,999"}  # makes up for a departure
 
 
@@ -125,22 +125,24 @@ def test_a_model_that_changed_after_the_count_is_not_asked(desk, fields):
 def test_fields_left_empty_are_as_committed(desk, album, fields):
     shown, ready, *_ = check._plan(desk, None, fields)
     assert ready["details"]["options"] | {"publications": []} == {
-        **dict.fromkeys(("label", "keys", "selections", "alpha", "max_queries", "audit_seed", "top_k")),
+        **dict.fromkeys(
+            ("label", "keys", "query_augmentations", "selections", "alpha", "max_queries", "audit_seed", "top_k")
+        ),
         "label_only": False,
         "num_of_non_member_user": 1000,
         "verdict_fpr": 0.001,
         "publications": [],
     }
     assert "departs" not in shown and "judgement 1 of this model" in shown
-    assert f"at most {one_in(0.0005)} audits; the strongest that can come out is 1 of 20,000" in shown
+    assert f"at most {one_in(0.0005)} audits; the strongest that can come out is 1 of 200,000" in shown
 
 
 def test_a_departure_is_shown_before_anything_is_asked(desk, fields):
     shown, ready, *_ = check._plan(desk, None, {**fields, "label": "2", **STRONG})
-    factor = 2 * 15 * (4 + 1) * 2  # see provenance/plan.py: judged as committed or not, parts, labels, selections
+    factor = 2 * 8 * 4 * (4 + 1)  # see provenance/plan.py: judged as committed or not, parts, selections, labels
     alpha = 0.001 / 2 / factor
     assert shown.index("This departs from the plan") < shown.index("will be sent to the model")
-    assert "label 2 instead of auto" in shown and "99999 selections instead of 999" in shown
+    assert "label 2 instead of auto" in shown and "99999 selections instead of 9999" in shown
     assert f"{factor} choices" in shown and f"{one_in(alpha)} audits, instead of {one_in(0.0005)}" in shown
     assert ready["details"]["alpha"] == alpha and "judgement 1 of this model" in shown
     _, job = begun(desk, ready, {**fields, "label": "2", **STRONG})
@@ -249,7 +251,7 @@ def test_lost_originals_are_told_before_anything_is_asked(desk, fields, album):
     for path in (album[1].parent / "album_record").rglob("3.png"):
         path.unlink()
     shown, *_ = check._plan(desk, None, fields)
-    assert "1 of 20 photos are left out" in shown and "380 queries" in shown
+    assert "1 of 20 photos are left out" in shown and "760 queries" in shown
 
 
 def test_the_only_record_is_chosen(desk, album, tmp_path):

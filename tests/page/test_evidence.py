@@ -84,7 +84,7 @@ def test_with_record_photos_and_model_all_is_asked_again(desk, kept):
     job = checked(desk, bundle.read_bytes(), **given, address=model, **MODEL)
     assert job.state == "done", job.message
     shown = evidence._result(job)
-    assert "400 of 400 are bit for bit" in shown and "400 of 400 answers are the model" in shown
+    assert "800 of 800 are bit for bit" in shown and "800 of 800 answers are the model" in shown
     assert "nothing shows that the answers came from" not in shown
 
 

@@ -34,7 +34,7 @@ def test_what_a_number_of_photos_can_prove(tmp_path, monkeypatch):
     assert power.of_photos(0, 0.5) == ""
     assert "8 photos can prove nothing" in power.of_photos(8, 0.5) and "9 are enough" in power.of_photos(8, 0.5)
     shown = power.of_photos(30, 0.5)
-    assert "You have 30 photos. An audit will ask 600 questions" in shown and "1 of 20,000 audits" in shown
+    assert "You have 30 photos. An audit will ask 1,200 questions" in shown and "1 of 200,000 audits" in shown
     assert f"{share['hits']} of {share['of']}" in shown and "Fewer photos prove less" in shown
     assert "Fewer photos" not in power.of_photos(stored["settings"]["photos"], 0.5)
     assert "12,000 questions" in power.of_photos(6, 0.0)  # without a hold-out other patterns are all there is

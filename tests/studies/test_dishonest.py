@@ -10,7 +10,7 @@ import torch
 from attacks import exact
 from dataset import load_dataset
 from experiment import training
-from provenance.plan import AuditPlan
+from provenance.plan import AuditPlan, departures
 from studies import attacks_draw, attacks_evidence, attacks_owner, attacks_plan, dishonest
 from studies import attacks_world as places
 from tests.provenance.parts import save, wavy_picture
@@ -125,8 +125,17 @@ def test_a_shop_is_right_about_every_plan(world):
             assert table[selections, keys] == pytest.approx(shop.p(plan)), plan
     printed, best = shop.choices()
     assert printed.p == pytest.approx(shop.p(printed.plan)) and best.fair == shop.fair(best.plan, best.p)
-    usual = shop.p(AuditPlan())
-    assert printed.p <= usual and best.fair <= shop.fair(AuditPlan(), usual) == min(1, 2 * usual)
+    usual = shop.p(shop.committed)
+    assert printed.p <= usual and best.fair <= shop.fair(shop.committed, usual) == min(1, 2 * usual)
+    for form, label, keys, selections in (
+        ("as given", 2, 19, 999),
+        ("label only", 1, 4, 999),
+        ("as given", CLASSES, 9, 99),
+    ):
+        plan = {"answers": form, "label": "auto" if label == CLASSES else str(label), "keys": keys}
+        plan = shop.committed.model_copy(update={**plan, "selections": selections})
+        factors = shop._factors((form, None))
+        assert factors[label, selections, keys] == departures(shop.committed, plan, CLASSES)[1]
 
 
 # --- forged evidence ---
