@@ -4,6 +4,8 @@ Example: python -m studies.answers --data_root CIFAR10_FOLDER --half choice --se
 Each suspect is trained on the published photos of users of three kinds at once: marked, faintly marked, unchanged. It
 and the references (networks on other images) are asked for every photo under every key in all views; the logits are
 kept under --work, one file for each suspect. What is chosen on the half "choice" is claimed on the half "claims".
+
+Public: KINDS, KEYS, Reference, ALL_REFERENCES, CLAIMED_REFERENCES, User, users_of, p_of, answers_of, parser.
 """
 
 from dataclasses import dataclass
@@ -11,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import logsumexp
 
 import utils
+from attacks import exact
 from experiment import training
 from kit import files
 from kit.errors import run_script
@@ -127,6 +131,67 @@ def answers_of(args, data, device, seed, references):
     with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **found)
     return path
+
+
+@dataclass(frozen=True)
+class User:
+    """One user's part of a file of answers: `stored` holds the arrays by name."""
+
+    name: str
+    number: int
+    kind: str
+    label: int
+    references: tuple
+    stored: dict
+
+    @property
+    def published(self):
+        """bool (photos,)."""
+        return self.stored[f"selection {self.number}"]
+
+    def _logits(self, model):
+        return self.stored[f"{model} {self.number}"].astype(np.float64)
+
+    def scores(self, model):
+        """What each view adds to T: float64 (photos, keys + 1, MOST_VIEWS). model: "suspect" or a reference's name."""
+        logits = self._logits(model)
+        return exact.score(logits[..., self.label] - logsumexp(logits, axis=-1))
+
+    def wrong(self, model):
+        """Whether a view is given another label: float64 (photos, keys + 1, MOST_VIEWS)."""
+        return (self._logits(model).argmax(axis=-1) != self.label).astype(np.float64)
+
+
+def p_of(left, user, count):
+    """p of what one user's photos add to T, (photos, keys + 1), low where remembered, with `count` selections."""
+    return exact.p_value(exact.statistic_grid(left[:, :, None], _selections(user, count), 0)[0])
+
+
+def _selections(user, count):
+    # Those of the last user are kept: a hundred thousand take a second.
+    if _KEPT.get("name") != (user.name, count):
+        draws = utils.key_generator("studies", "selections", user.name)
+        drawn = exact.random_selections(draws, len(user.published), int(user.published.sum()), count)
+        drawn[0] = user.published
+        _KEPT.update(name=(user.name, count), drawn=drawn)
+    return _KEPT["drawn"]
+
+
+_KEPT = {}
+
+
+def users_of(path):
+    """The Users of a file of `answers_of`."""
+    with np.load(path) as file:
+        stored = {name: file[name] for name in file.files}
+    labels = stored["labels"]
+    names = {name.rsplit(" ", 1)[0] for name in stored if name.rsplit(" ", 1)[-1].isdecimal()}
+    references = tuple(name for name in ALL_REFERENCES if name in names)
+    each = len(labels) // len(KINDS)
+    return [
+        User(f"{Path(path).stem} {number}", number, list(KINDS)[number // each], int(label), references, stored)
+        for number, label in enumerate(labels)
+    ]
 
 
 def parser(description):

@@ -1,132 +1,193 @@
-"""Choose what a photo adds to the statistic T of the exact test, by measured power.
+"""Choose the statistic T of the exact test by measured power: how views are averaged, and how difficulty is taken out.
 
 Example: python -m studies.statistic --data_root CIFAR10_FOLDER --out results/statistic
-Users, images and models are others than those of the claims (studies/power.py): the first half of the data set's
-training images, other seeds. For every statistic: how often p is at most 0.001, and the geometric mean of p, with all
-photos, with fewer, and without a hold-out.
+Users, images, models and references are others than those of the claims (studies/claims.py): see studies/answers.py,
+half "choice". What one photo adds to T, the square root of its loss, was chosen before, among twelve
+(studies/photo_statistic.py).
 """
+
+from functools import partial
 
 import numpy as np
 import pandas as pd
-import torch
 
-import utils
-from attacks import exact
-from experiment import training
+from attacks.difficulty import KEPT, taken_out
 from kit import environment, files
 from kit.errors import run_script
 from kit.tables import markdown
-from studies import common
+from studies import answers, common
 
-# Statistics made of one number a photo, from log p of the label, log(p / (1 - p)) and the top class.
-PER_PHOTO = {
-    "mean loss": lambda loss, scaled: loss,
-    **{f"loss cut at {cut:g}": (lambda loss, scaled, cut=cut: np.minimum(loss, cut)) for cut in (0.25, 0.5, 1, 2, 4)},
-    "square root of the loss": lambda loss, scaled: np.sqrt(loss),
-    "fourth root of the loss": lambda loss, scaled: loss**0.25,
-    "logarithm of the loss": lambda loss, scaled: np.log(loss + 1e-6),
-    "logit-scaled loss": lambda loss, scaled: scaled,
-    "1 - probability": lambda loss, scaled: 1 - np.exp(-loss),
-    "rank among all answers": lambda loss, scaled: np.argsort(np.argsort(loss, axis=None)).reshape(loss.shape) * 1.0,
-    "wrong label": lambda loss, scaled: (scaled > 0) * 1.0,
-}
+ALPHAS = (1e-3, 1e-4)
+SELECTIONS = 99_999
+# Splits of queries between keys (the user's own included) and views.
+SPLITS = ((20, 1), (20, 2), (10, 2), (5, 4), (5, 2), (2, 2), (1, 2), (20, 4), (5, 18), (1, 18), (20, 18))
 
 
-def trimmed(loss, selections, share=0.1):
-    """Mean without the `share` of a pair's photos with the largest loss: (m + 1, L + 1)."""
-    kept = round(int(selections[0].sum()) * (1 - share))
-    return np.stack([np.sort(loss[chosen], axis=0)[:kept].mean(axis=0) for chosen in selections])
+def averages(scores, wrong):
+    """{name: (n, L + 1)}: ways to make one number of the views of a marked photo. scores, wrong: (n, L + 1, views)."""
+    return {
+        "1 view (as before)": scores[:, :, 0],
+        **{f"mean of {count} views": scores[:, :, :count].mean(axis=2) for count in (2, 4, 8, 18)},
+        "root of the mean loss, 18 views": np.sqrt(np.square(scores).mean(axis=2)),
+        "median of 18 views": np.median(scores, axis=2),
+        "least of 18 views": scores.min(axis=2),
+        "largest of 18 views": scores.max(axis=2),
+        "mean over all keys, a fifth of it the own": 0.2 * scores.mean(axis=2)
+        + 0.8 * scores.mean(axis=(1, 2))[:, None],
+        "wrong label, 1 view": wrong[:, :, 0],
+        "wrong label, mean of 18 views": wrong.mean(axis=2),
+    }
 
 
-def grids(loss, scaled, selections):
-    """T of every statistic."""
-    weights = selections / selections.sum(axis=1, keepdims=True)
-    made = {name: weights @ part(loss, scaled) for name, part in PER_PHOTO.items()}
-    made["trimmed mean, 10 %"] = trimmed(loss, selections)
-    made["trimmed mean, 20 %"] = trimmed(loss, selections, 0.2)
+def slope(scores, reference):
+    """Of the least-squares line of scores on a reference, at least 0."""
+    apart = reference - reference.mean()
+    return max(0.0, float((apart * (scores - scores.mean())).sum() / max(np.square(apart).sum(), 1e-12)))
+
+
+def chosen(scores, references):
+    """What attacks/difficulty.py leaves of scores (n, L + 1); references: (R, n, L + 1)."""
+    return taken_out(scores[:, :, None], references)[:, :, 0]
+
+
+def of_one(scores, reference, wrong):
+    """{name: (n, L + 1)}: ways to take out what one reference explains; all means of 18 views."""
+    line = slope(scores, reference)
+    return {
+        **{f"minus {share} x": scores - share * reference for share in (0.25, 0.5, 0.75, 1)},
+        **{f"minus {part} x least squares": scores - part * line * reference for part in (0.4, 0.6, 0.8, 1)},
+        "chosen": chosen(scores, reference[None]),
+        "chosen, wrong label": chosen(wrong, reference[None]),
+    }
+
+
+def of_all(scores, references):
+    """{name: (n, L + 1)}: ways to take out what several references (R, n, L + 1) explain."""
+    flat = references.reshape(len(references), -1)
+    design = np.vstack([flat, np.ones(flat.shape[1])]).T
+    every = np.linalg.lstsq(design, scores.ravel(), rcond=None)[0][:-1]
+    mean = references.mean(axis=0)
+    best = max(references, key=lambda one: abs(np.corrcoef(one.ravel(), scores.ravel())[0, 1]))
+    return {
+        "least squares on all": scores - np.tensordot(every, references, axes=1),
+        "mean of all, minus 0.7 x least squares": scores - KEPT * slope(scores, mean) * mean,
+        "the best one, minus 0.7 x least squares": scores - KEPT * slope(scores, best) * best,
+        "chosen": chosen(scores, references),
+    }
+
+
+def ways(user):
+    """(reference, way, (n, L + 1)) of one user of `answers.users_of`."""
+    scores, wrong = user.scores("suspect"), user.wrong("suspect")
+    made = [("none", name, left) for name, left in averages(scores, wrong).items()]
+    means = {name: user.scores(name).mean(axis=2) for name in user.references}
+    scores, wrong = scores.mean(axis=2), wrong.mean(axis=2)
+    for name, mean in means.items():
+        made += [(name, way, left) for way, left in of_one(scores, mean, wrong).items()]
+    made += [("all", way, left) for way, left in of_all(scores, np.stack(list(means.values()))).items()]
     return made
 
 
-def signals(answers, label, photos):
-    """(cross-entropy, logit-scaled loss) of a grid, each (photos, keys)."""
-    logits = torch.from_numpy(answers.values)
-    found = utils.sample_signals(logits, torch.full((len(logits),), int(label)))
-    return tuple(found[name].numpy().reshape(photos, -1) for name in utils.SIGNALS)
+def splits(user, reference):
+    """(way, (n, L + 1)) for SPLITS, with the chosen way to take out one reference."""
+    for keys, views in SPLITS:
+        scores, beside = (
+            user.scores(name)[:, :keys, :views].mean(axis=2) if name else None for name in ("suspect", reference)
+        )
+        left = scores if beside is None else chosen(scores, beside[None])
+        yield f"{keys} keys x {views} views, {keys * views} queries a photo", left
 
 
-def cases(record, loss, scaled, settings):
-    """The grids of one user in every situation: (name, {statistic: T})."""
-    published = np.flatnonzero(record.published)
-    held_out = np.flatnonzero(~record.published)
-    for name, (used, held, keys) in settings.items():
-        rows = np.concatenate([published[:used], held_out[:held]])
-        draws = np.random.default_rng(int(record.commitments[0][:8], 16))
-        own = np.arange(len(rows)) < used
-        selections = np.stack([own, *(draws.permutation(own) for _ in range(999 if held else 0))])
-        yield name, grids(loss[rows][:, : keys + 1], scaled[rows][:, : keys + 1], selections)
+def rows(args, data, device):
+    """One row for each user and way."""
+    for seed in args.seeds:
+        path = answers.answers_of(args, data, device, seed, answers.ALL_REFERENCES)
+        for user in answers.users_of(path):
+            facts = {"seed": seed, "user": user.number, "kind": user.kind}
+            for reference, way, left in ways(user):
+                yield {
+                    **facts,
+                    "table": "ways",
+                    "reference": reference,
+                    "way": way,
+                    "p": answers.p_of(left, user, SELECTIONS),
+                }
+            if user.kind != "unchanged":
+                for reference in (None, "as many, 40 epochs"):
+                    for way, left in splits(user, reference):
+                        found = {
+                            "reference": reference or "none",
+                            "way": way,
+                            "p": answers.p_of(left, user, SELECTIONS),
+                        }
+                        yield {**facts, "table": "splits", **found}
+        print(f"seed {seed} done", flush=True)
+
+
+def summary(table):
+    """The table for people: a row for each reference and way, for each kind the geometric mean of p and shares."""
+    groups = table.groupby(["reference", "way", "kind"], sort=False).p
+    found = pd.DataFrame(
+        {
+            "geometric mean p": groups.apply(lambda p: float(np.exp(np.log(p).mean()))),
+            **{f"p <= {alpha:g}": groups.apply(partial(_share, alpha=alpha)) for alpha in ALPHAS},
+        }
+    )
+    kinds = [kind for kind in answers.KINDS if kind in set(table.kind)]
+    shown = {
+        (kind, name): found[name].unstack("kind")[kind].reindex(found.index.droplevel("kind").unique())
+        for kind in kinds
+        for name in found
+    }
+    head = ["reference", "way", *(f"{kind}: {name}" for kind, name in shown)]
+    body = [
+        [
+            *place,
+            *(
+                f"{column[place]:.5f}" if "mean" in name else f"{column[place]:.0%}"
+                for (_, name), column in shown.items()
+            ),
+        ]
+        for place in found.index.droplevel("kind").unique()
+    ]
+    return markdown(head, body)
+
+
+def _share(p, alpha):
+    return float((p <= alpha).mean())
 
 
 def main():
-    args = common.parser(__doc__, seeds=[101, 102, 103, 104], users=5, photos=50, train_size=5000).parse_args()
+    args = answers.parser(__doc__).parse_args()
     data, device = common.load(args)
-    pool, classes = common.halves(data)[0], len(data.class_names)
-    settings = {
-        "25 + 25 photos, 19 keys": (25, 25, 19),
-        "15 + 15 photos, 19 keys": (15, 15, 19),
-        "10 + 10 photos, 19 keys": (10, 10, 19),
-        "6 + 6 photos, 19 keys": (6, 6, 19),
-        "25 + 25 photos, no fresh key": (25, 25, 0),
-        "25 photos, no hold-out, 249 keys": (25, 0, 249),
-    }
-    found = []
-    for seed in args.seeds:
-        cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size)
-        images, labels = common.published_images(data, cohort)
-        query, _ = training.train_on(f"{args.work}/choice-{seed}.safetensors", images, labels, classes, seed, device)
-        for record, rows, label in zip(cohort.records, cohort.rows, cohort.classes, strict=True):
-            answers = common.ask_grid(query, data.images[torch.from_numpy(rows)], record, 249)
-            loss, scaled = signals(answers, label, len(rows))
-            found += [
-                {"seed": seed, "situation": name, "statistic": statistic, "p": exact.p_value(grid)}
-                for name, made in cases(record, loss, scaled, settings)
-                for statistic, grid in made.items()
-            ]
-    table = pd.DataFrame(found)
-    groups = table.groupby(["statistic", "situation"], sort=False).p
-    # Without a hold-out 1/250 is the smallest p: what counts there is how often it is reached.
-    summary = pd.DataFrame(
-        {
-            "geometric mean p": groups.apply(lambda p: float(np.exp(np.log(p).mean()))),
-            "p <= 0.001": groups.apply(lambda p: float((p <= 1e-3).mean())),
-            "p <= 0.01": groups.apply(lambda p: float((p <= 1e-2).mean())),
-        }
+    table = pd.DataFrame(rows(args, data, device))
+    users = table[["seed", "user"]].drop_duplicates()
+    texts = {name: summary(part) for name, part in table.groupby("table", sort=False)}
+    text = "\n".join(
+        [
+            f"{len(users)} users of {len(args.seeds)} models, {args.photos // 2} published + {args.photos // 2} held "
+            f"out, {SELECTIONS:,} selections; references by their share of the suspect's {args.train_size:,} images",
+            "",
+            texts["ways"],
+            "",
+            "Queries split between keys and views, with the chosen way to take out a reference:",
+            "",
+            texts["splits"],
+        ]
     )
-    wide = summary["geometric mean p"].unstack()[list(settings)]
-    wide["all, geometric mean"] = np.exp(np.log(wide).mean(axis=1))
-    wide = wide.sort_values("all, geometric mean")
-    print(wide.to_string(float_format=lambda value: f"{value:.5f}"))
+    print(text)
+    with files.atomic_path(f"{args.out}/statistic.md") as path:
+        path.write_text(text)
+    means = table.groupby(["table", "kind", "reference", "way"], sort=False).p
     files.write_json(
         f"{args.out}/result.json",
         {
-            "seeds": args.seeds,
-            "users": len(args.seeds) * args.users,
-            "photos": args.photos,
-            "train_size": args.train_size,
+            "settings": {name: getattr(args, name) for name in ("seeds", "users", "photos", "train_size", "epoch")},
+            "selections": SELECTIONS,
+            "geometric_mean_p": means.apply(lambda p: float(np.exp(np.log(p).mean()))).reset_index().to_dict("records"),
             "versions": environment.software_versions(),
-            "geometric_mean_p": wide.to_dict(),
-            "table": summary.reset_index().to_dict("records"),
         },
     )
-    with files.atomic_path(f"{args.out}/statistic.md") as path:
-        path.write_text(
-            markdown(
-                ["statistic", *wide.columns],
-                [
-                    [name, *(f"{value:.5f}" for value in row)]
-                    for name, row in zip(wide.index, wide.to_numpy(), strict=True)
-                ],
-            )
-        )
 
 
 if __name__ == "__main__":

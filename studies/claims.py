@@ -1,0 +1,110 @@
+"""How often the exact test finds users, with views and references, beside the test without either on the same answers.
+
+Example: python -m studies.claims --data_root CIFAR10_FOLDER --half claims --seeds 301 302 303 304 --out results/claims-0.5
+The answers are of studies/answers.py, half "claims": users, images and models on which nothing was chosen
+(studies/statistic.py chose on the other half). Each model has users whose photos were marked, faintly marked, and
+published unchanged.
+"""
+
+import numpy as np
+import pandas as pd
+
+import utils
+from attacks import exact
+from attacks.difficulty import taken_out
+from kit import files, plots
+from kit.errors import run_script
+from kit.tables import markdown
+from provenance.plan import VIEWS
+from studies import answers, common
+
+ALPHAS = (1e-3, 1e-4)
+SELECTIONS = {"marked": exact.SELECTIONS, "faint": exact.SELECTIONS, "unchanged": 99_999}
+GOOD, FIFTH = ("as many, 40 epochs", "as many, 100 epochs"), ("a fifth, 100 epochs",)
+# (name, views, references, label alone); None: the usual number of views of such photos.
+TESTS = (
+    ("as before: one view, no reference", 1, (), False),
+    ("usual views, no reference", None, (), False),
+    ("18 views, no reference", 18, (), False),
+    ("18 views, reference of a fifth of the images", 18, FIFTH, False),
+    ("usual views, reference of as many images", None, GOOD[:1], False),
+    ("18 views, reference of as many images", 18, GOOD[:1], False),
+    ("18 views, two references of as many images", 18, GOOD, False),
+    ("label alone, one view, no reference", 1, (), True),
+    ("label alone, 18 views, no reference", 18, (), True),
+    ("label alone, 18 views, reference of as many images", 18, GOOD[:1], True),
+)
+
+
+def p_of(user, views, references, label_alone):
+    """p of one user's audit."""
+    views = views or (VIEWS if user.kind != "unchanged" else 18)
+    scores = (user.wrong if label_alone else user.scores)("suspect")[:, :, :views].mean(axis=2)
+    beside = [user.scores(name)[:, :, :views].mean(axis=2) for name in references]
+    draws = utils.key_generator("studies", "selections", user.name)
+    selections = exact.random_selections(draws, len(scores), int(user.published.sum()), SELECTIONS[user.kind])
+    selections[0] = user.published
+    left = taken_out(scores[:, :, None], np.stack(beside) if beside else ())
+    return exact.p_value(exact.statistic_grid(left, selections, 0)[0])
+
+
+def rows(args, data, device):
+    """One row for each user and test."""
+    for seed in args.seeds:
+        path = answers.answers_of(args, data, device, seed, answers.CLAIMED_REFERENCES)
+        with np.load(path) as stored:
+            facts = {name: float(stored[name]) for name in ("train_accuracy", "test_accuracy")}
+        for user in answers.users_of(path):
+            for name, *test in TESTS:
+                yield {
+                    "seed": seed,
+                    **facts,
+                    "user": user.number,
+                    "kind": user.kind,
+                    "test": name,
+                    "p": p_of(user, *test),
+                }
+
+
+def summary(table):
+    """(markdown, {kind: {test: {alpha: rate}}})."""
+    found, body = {}, []
+    for (kind, name), part in table.groupby(["kind", "test"], sort=False):
+        rates = {str(alpha): common.rate((part.p <= alpha).sum(), len(part)) for alpha in ALPHAS}
+        found.setdefault(kind, {})[name] = rates
+        shares = [plots.percent(one["share"], one["interval"]) for one in rates.values()]
+        body.append([kind, name, *shares, f"{np.exp(np.log(part.p).mean()):.6f}", f"{part.p.max():.4f}"])
+    head = ["photos", "test", *(f"found at alpha {alpha:g}" for alpha in ALPHAS), "geometric mean of p", "largest p"]
+    return markdown(head, body), found
+
+
+def main():
+    args = answers.parser(__doc__).parse_args()
+    data, device = common.load(args)
+    table = pd.DataFrame(rows(args, data, device))
+    text, found = summary(table)
+    models = table[["seed", "train_accuracy", "test_accuracy"]].drop_duplicates()
+    text = (
+        f"{len(models)} {args.net_type} models of {args.train_size:,} images, {args.epoch} epochs (training accuracy "
+        f"{models.train_accuracy.mean():.1%}, test {models.test_accuracy.mean():.1%}); {args.users} users of each kind in "
+        f"each, {args.photos // 2} published + {args.photos // 2} held out = "
+        f"{args.photos / 2 / args.train_size:.2%} of the images\n\n{text}"
+    )
+    print(text)
+    with files.atomic_path(f"{args.out}/claims.md") as path:
+        path.write_text(text)
+    names = ("half", "seeds", "users", "photos", "train_size", "epoch", "net_type")
+    common.write_study(
+        args.out,
+        {
+            "settings": {name: getattr(args, name) for name in names},
+            "models": models.to_dict("records"),
+            "found": found,
+            "users": table.drop(columns=["train_accuracy", "test_accuracy"]).to_dict("records"),
+        },
+        device,
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
