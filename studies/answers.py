@@ -47,7 +47,7 @@ ALL_REFERENCES = {
     "a tenth, 40 epochs": Reference(0.1, 40),
     "another network, as many": Reference(1.0, 40, "wideresnet-10-1"),
 }
-CLAIMED_REFERENCES = {name: ALL_REFERENCES[name] for name in list(ALL_REFERENCES)[:4]}
+CLAIMED_REFERENCES = {name: ALL_REFERENCES[name] for name in list(ALL_REFERENCES)[:3]}
 
 
 def pools(data, half):
@@ -63,7 +63,8 @@ def pools(data, half):
 def suspect_of(args, data, device, seed):
     """(query, Cohort, record of the training) of one suspect."""
     pool, _ = pools(data, args.half)
-    cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size, tuple(KINDS.values()))
+    kinds = tuple(KINDS[kind] for kind in args.kinds)
+    cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size, kinds)
     images, labels = common.published_images(data, cohort)
     name = f"{args.half}-{args.train_size}-{args.net_type}-{args.epoch}-{seed}"
     query, trained = training.train_on(
@@ -119,7 +120,7 @@ def answers_of(args, data, device, seed, references):
         return path
     query, cohort, trained = suspect_of(args, data, device, seed)
     others = {name: reference_of(args, data, device, name)[0] for name in references}
-    found = {"labels": cohort.classes, "train_accuracy": trained["train_accuracy"]}
+    found = {"labels": cohort.classes, "kinds": np.array(args.kinds), "train_accuracy": trained["train_accuracy"]}
     test = torch.nonzero(data.is_test).ravel()
     found["test_accuracy"] = utils.accuracy(query, data.images, data.labels, rows=test)
     for user, (record, rows) in enumerate(zip(cohort.records, cohort.rows, strict=True)):
@@ -187,9 +188,10 @@ def users_of(path):
     labels = stored["labels"]
     names = {name.rsplit(" ", 1)[0] for name in stored if name.rsplit(" ", 1)[-1].isdecimal()}
     references = tuple(name for name in ALL_REFERENCES if name in names)
-    each = len(labels) // len(KINDS)
+    kinds = stored["kinds"].tolist() if "kinds" in stored else list(KINDS)
+    each = len(labels) // len(kinds)
     return [
-        User(f"{Path(path).stem} {number}", number, list(KINDS)[number // each], int(label), references, stored)
+        User(f"{Path(path).stem} {number}", number, kinds[number // each], int(label), references, stored)
         for number, label in enumerate(labels)
     ]
 
@@ -199,6 +201,7 @@ def parser(description):
     flags = common.parser(
         description, seeds=[201, 202, 203], users=10, photos=50, train_size=5000, epoch=100, net_type="smallnet"
     )
+    flags.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=list(KINDS), help="of users in each model")
     flags.add_argument("--half", choices=("choice", "claims"), default="choice", help="of the data set")
     return flags
 

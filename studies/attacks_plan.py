@@ -4,8 +4,8 @@ BEFORE, label, answers used, numbers of keys and selections and the audit's seed
 AFTER, what departs from the committed plan divides alpha. What no number counts is played, too: seeds, repeated
 questions to a service whose answers vary, models, the way that photos are fed to the model, photos left out.
 
-Public: Shop, USUAL, all_labels, shopping, free_class, seeds, asking_again, best_model, fed_otherwise, left_out, fresh_draw,
-each.
+Public: Shop, USUAL, all_labels, shopping, free_class, seeds, asking_again, best_model, fed_otherwise, left_out,
+fresh_draw, each.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
-"""How often the exact test finds users, with views and references, beside the test without either on the same answers.
+r"""How often the exact test finds users, with views and references, beside the test without either on the same answers.
 
-Example: python -m studies.claims --data_root CIFAR10_FOLDER --half claims --seeds 301 302 303 304 --out results/claims-0.5
+Example: python -m studies.claims --data_root CIFAR10_FOLDER --half claims --seeds 301 302 303 304 \
+             --out results/claims-0.5
 The answers are of studies/answers.py, half "claims": users, images and models on which nothing was chosen
 (studies/statistic.py chose on the other half). Each model has users whose photos were marked, faintly marked, and
 published unchanged.
@@ -9,7 +10,6 @@ published unchanged.
 import numpy as np
 import pandas as pd
 
-import utils
 from attacks import exact
 from attacks.difficulty import taken_out
 from kit import files, plots
@@ -41,11 +41,8 @@ def p_of(user, views, references, label_alone):
     views = views or (VIEWS if user.kind != "unchanged" else 18)
     scores = (user.wrong if label_alone else user.scores)("suspect")[:, :, :views].mean(axis=2)
     beside = [user.scores(name)[:, :, :views].mean(axis=2) for name in references]
-    draws = utils.key_generator("studies", "selections", user.name)
-    selections = exact.random_selections(draws, len(scores), int(user.published.sum()), SELECTIONS[user.kind])
-    selections[0] = user.published
-    left = taken_out(scores[:, :, None], np.stack(beside) if beside else ())
-    return exact.p_value(exact.statistic_grid(left, selections, 0)[0])
+    left = taken_out(scores[:, :, None], np.stack(beside) if beside else ())[:, :, 0]
+    return answers.p_of(left, user, SELECTIONS[user.kind])
 
 
 def rows(args, data, device):
@@ -56,14 +53,8 @@ def rows(args, data, device):
             facts = {name: float(stored[name]) for name in ("train_accuracy", "test_accuracy")}
         for user in answers.users_of(path):
             for name, *test in TESTS:
-                yield {
-                    "seed": seed,
-                    **facts,
-                    "user": user.number,
-                    "kind": user.kind,
-                    "test": name,
-                    "p": p_of(user, *test),
-                }
+                of = {"seed": seed, **facts, "user": user.number, "kind": user.kind}
+                yield {**of, "test": name, "p": p_of(user, *test)}
 
 
 def summary(table):
