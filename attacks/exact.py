@@ -110,7 +110,8 @@ def score(log_probabilities):
     """What a photo adds to T: the square root of its cross-entropy. Any shape.
 
     Of the statistics compared in studies/photo_statistic.py (results/photo-statistic) it had the most power; the root
-    keeps one hard photo from deciding, and still tells a loss of 0.01 from one of 0.1, as cutting large losses off does not.
+    keeps one hard photo from deciding, and still tells a loss of 0.01 from one of 0.1, as cutting large losses off does
+    not.
     """
     return np.sqrt(np.maximum(-log_probabilities, 0))
 

@@ -113,8 +113,11 @@ def ask(query, data, record, rows, keys, description):
     return np.stack(found, axis=1)
 
 
-def answers_of(args, data, device, seed, references):
-    """The file with the answers of one suspect and of `references`, made where it is missing."""
+def answers_of(args, data, device, seed):
+    """The file with the answers of one suspect and of all references, made where it is missing."""
+    references = args.references
+    if references is None:
+        references = ALL_REFERENCES if args.half == "choice" else CLAIMED_REFERENCES
     path = Path(args.work) / f"answers-{args.half}-{args.train_size}-{args.net_type}-{args.epoch}-{seed}.npz"
     if path.exists():
         return path
@@ -202,6 +205,7 @@ def parser(description):
         description, seeds=[201, 202, 203], users=10, photos=50, train_size=5000, epoch=100, net_type="smallnet"
     )
     flags.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=list(KINDS), help="of users in each model")
+    flags.add_argument("--references", nargs="*", choices=tuple(ALL_REFERENCES), help="default: those of the half")
     flags.add_argument("--half", choices=("choice", "claims"), default="choice", help="of the data set")
     return flags
 
@@ -209,9 +213,8 @@ def parser(description):
 def main():
     args = parser(__doc__).parse_args()
     data, device = common.load(args)
-    names = ALL_REFERENCES if args.half == "choice" else CLAIMED_REFERENCES
     for seed in args.seeds:
-        print(answers_of(args, data, device, seed, names), flush=True)
+        print(answers_of(args, data, device, seed), flush=True)
 
 
 if __name__ == "__main__":

@@ -48,11 +48,13 @@ def p_of(user, views, references, label_alone):
 def rows(args, data, device):
     """One row for each user and test."""
     for seed in args.seeds:
-        path = answers.answers_of(args, data, device, seed, answers.CLAIMED_REFERENCES)
+        path = answers.answers_of(args, data, device, seed)
         with np.load(path) as stored:
             facts = {name: float(stored[name]) for name in ("train_accuracy", "test_accuracy")}
         for user in answers.users_of(path):
             for name, *test in TESTS:
+                if not set(test[1]) <= set(user.references):
+                    continue
                 of = {"seed": seed, **facts, "user": user.number, "kind": user.kind}
                 yield {**of, "test": name, "p": p_of(user, *test)}
 
@@ -77,8 +79,8 @@ def main():
     models = table[["seed", "train_accuracy", "test_accuracy"]].drop_duplicates()
     text = (
         f"{len(models)} {args.net_type} models of {args.train_size:,} images, {args.epoch} epochs (training accuracy "
-        f"{models.train_accuracy.mean():.1%}, test {models.test_accuracy.mean():.1%}); {args.users} users of each kind in "
-        f"each, {args.photos // 2} published + {args.photos // 2} held out = "
+        f"{models.train_accuracy.mean():.1%}, test {models.test_accuracy.mean():.1%}); {args.users} users of each kind "
+        f"in each, {args.photos // 2} published + {args.photos // 2} held out = "
         f"{args.photos / 2 / args.train_size:.2%} of the images\n\n{text}"
     )
     print(text)

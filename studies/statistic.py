@@ -101,7 +101,7 @@ def splits(user, reference):
 def rows(args, data, device):
     """One row for each user and way."""
     for seed in args.seeds:
-        path = answers.answers_of(args, data, device, seed, answers.ALL_REFERENCES)
+        path = answers.answers_of(args, data, device, seed)
         for user in answers.users_of(path):
             facts = {"seed": seed, "user": user.number, "kind": user.kind}
             for reference, way, left in ways(user):
