@@ -33,6 +33,9 @@ FAINT = SETTINGS.model_copy(update={"img_blending_ratio": 0.95, "noise_norm": 2.
 UNCHANGED = SETTINGS.model_copy(update={"img_blending_ratio": 1.0, "noise_injection_type": "none", "noise_norm": 0.0})
 
 
+MOMENT = "2026-01-01T00:00:00+00:00"  # at which all records of studies are committed, so that draws are the same again
+
+
 @dataclass(frozen=True)
 class Cohort:
     """Users of one study: record i belongs to the images rows[i] (int64 (users, n)) of class classes[i].
@@ -84,7 +87,7 @@ def make_record(data, rows, seed, holdout, settings=SETTINGS):
         }
         for row, image in zip(rows, pixels, strict=True)
     ]
-    record = records.commit_batch(records.new_record(settings), photos, holdout, ".", ".", seed=seed)
+    record = records.commit_batch(records.new_record(settings), photos, holdout, ".", ".", seed=seed, created=MOMENT)
     return records.draw_batch(record, {photo.number: photo.original for photo in record.photos})
 
 
