@@ -249,6 +249,8 @@ def show(folder, job, rows, args, record=None):
     if rows is not None:
         table += [("record, keep it secret", job.record_path), ("commitment", record.commitments[-1])]
     show_rows(table)
+    if published < count:
+        show_plan(count, job.record.settings)
     if rows is not None:
         show_weaknesses(disclosed.weaknesses(record, job.record_path, args.timestamp_roots, job.public.chain))
         print(
@@ -259,6 +261,20 @@ def show(folder, job, rows, args, record=None):
         if published == count and not args.record:
             print("note: --holdout 0.5 would give a much stronger proof from the same number of queries")
     return 1 if folder.skipped else 0
+
+
+def show_plan(photos, settings):
+    """What so many photos could show, as far as that was measured."""
+    import textwrap
+
+    from kit.names import VISIBILITIES
+    from provenance import planner
+
+    clear = settings.img_blending_ratio <= VISIBILITIES["clear"]["img_blending_ratio"]
+    lines = planner.sentences(photos, "unchanged" if settings.unmarked else "marked" if clear else "faint")
+    if lines:
+        print("What so many photos could show; users found in an experiment:", *lines, sep="\n  ")
+        print(textwrap.fill(planner.LIMITS, 118))
 
 
 def named(names, between=", "):

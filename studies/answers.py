@@ -8,7 +8,7 @@ kept under --work, one file for each suspect. What is chosen on the half "choice
 Public: KINDS, KEYS, Reference, ALL_REFERENCES, CLAIMED_REFERENCES, User, users_of, p_of, answers_of, parser.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +152,14 @@ class User:
     def published(self):
         """bool (photos,)."""
         return self.stored[f"selection {self.number}"]
+
+    def with_fewer(self, photos):
+        """(the User with `photos` photos alone, half of them published; which these are, int (photos,))."""
+        kept = np.sort(
+            np.concatenate([np.flatnonzero(self.published == side)[: photos // 2] for side in (True, False)])
+        )
+        stored = {**self.stored, f"selection {self.number}": self.published[kept]}
+        return replace(self, name=f"{self.name} {photos}", stored=stored), kept
 
     def _logits(self, model):
         return self.stored[f"{model} {self.number}"].astype(np.float64)

@@ -7,6 +7,8 @@ The answers are of studies/answers.py, half "claims": users, images and models o
 published unchanged.
 """
 
+import itertools
+
 import numpy as np
 import pandas as pd
 
@@ -36,11 +38,19 @@ TESTS = (
 )
 
 
-def p_of(user, views, references, label_alone):
-    """p of one user's audit."""
+# The curve over the number of photos, half of them published; by (name, references).
+PHOTOS = (10, 20, 30, 40, 50)
+CURVES = (("no reference", ()), ("reference", GOOD[:1]))
+
+
+def p_of(user, views, references, label_alone, photos=None):
+    """p of one user's audit. photos: how many, None for all."""
     views = views or (VIEWS if user.kind != "unchanged" else 18)
     scores = (user.wrong if label_alone else user.scores)("suspect")[:, :, :views].mean(axis=2)
     beside = [user.scores(name)[:, :, :views].mean(axis=2) for name in references]
+    if photos is not None:
+        user, kept = user.with_fewer(photos)
+        scores, beside = scores[kept], [one[kept] for one in beside]
     left = taken_out(scores[:, :, None], np.stack(beside) if beside else ())[:, :, 0]
     return answers.p_of(left, user, SELECTIONS[user.kind])
 
@@ -57,6 +67,21 @@ def rows(args, data, device):
                     continue
                 of = {"seed": seed, **facts, "user": user.number, "kind": user.kind}
                 yield {**of, "test": name, "p": p_of(user, *test)}
+
+
+def curve(args, data, device):
+    """[{"kind", "test", "photos", "alpha", rate}]: users found with fewer photos, at alpha / 2 of a first judgement."""
+    found = []
+    for seed in args.seeds:
+        for user in answers.users_of(answers.answers_of(args, data, device, seed)):
+            for (name, references), photos in itertools.product(CURVES, PHOTOS):
+                p = p_of(user, None, references, False, photos)
+                found.append({"kind": user.kind, "test": name, "photos": photos, "p": p})
+    groups = pd.DataFrame(found).groupby(["kind", "test", "photos"], sort=False).p
+    return [
+        {**dict(zip(("kind", "test", "photos"), key, strict=True)), **common.rate((p <= ALPHAS[0] / 2).sum(), len(p))}
+        for key, p in groups
+    ]
 
 
 def summary(table):
@@ -93,6 +118,7 @@ def main():
             "settings": {name: getattr(args, name) for name in names},
             "models": models.to_dict("records"),
             "found": found,
+            "photos": curve(args, data, device),
             "users": table.drop(columns=["train_accuracy", "test_accuracy"]).to_dict("records"),
         },
         device,
