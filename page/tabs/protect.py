@@ -7,13 +7,11 @@ import secrets
 import time
 from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
 import torch
-from PIL import Image
 
 from attacks import exact
 from kit.errors import UserError
@@ -24,19 +22,14 @@ from page import look
 from page.desk import DAY, typed_path, write_zip
 from page.jobs import reason
 from page.panel import Panel
-from page.tabs import power
+from page.tabs import marking, power
 from provenance import beacon, commit, disclosed, protect
 from provenance import record as records
 from provenance.folder import inspect_folder
-from provenance.photos import UnreadablePhoto, find_photos, read_photo
+from provenance.photos import find_photos
 from provenance.plan import AuditPlan
-from utils import derive_key
 
-PREVIEW_SIDE = 640  # of the shorter side; about what a screen shows
 MOST_NAMES = 500  # in the list of photos to preview
-VISIBLE = ("img_blending_ratio", "noise_norm", "noise_injection_type")  # settings that change the preview
-HOLD_OUTS = [("Publish half of them, keep the other half back (strongest proof)", 0.5), ("Publish all of them", 0.0)]
-NOISES = [("Perlin (the paper's)", "perlin"), ("Gabor", "gabor"), ("uniform", "uniform"), ("none", "none")]
 KEEP = (
     "Keep the private record and your unmarked photos where nobody else gets them. Without both nothing can ever "
     "be proven; whoever has the record could remove the proof. Never publish the record, the held-out photos, or "
@@ -50,11 +43,6 @@ POSTED = (
     "It had to be posted before the draw. If it was not, post it now, before you publish anything: it is worth less "
     "then, since whoever posts later may have drawn several times."
 )
-BEACONS = [
-    ("drand: takes about a minute; nobody can say that you chose", "drand"),
-    ("None: the proof then holds if you are honest", "none"),
-]
-NO_PREVIEW = look.shown(element("p", "One of your photos, before and after, is shown here.", class_="empty"))
 # Fields for what a job lacks: {flag: (name, what it says)}.
 ASKED = {
     "--beacon": (
@@ -84,13 +72,13 @@ def build(desk):
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             photo = gr.Dropdown([], label="Photo to preview", interactive=True)
-            preview = gr.HTML(NO_PREVIEW, elem_id="protect-preview")
+            preview = gr.HTML(marking.NO_PREVIEW, elem_id="protect-preview")
         with gr.Column(scale=1, min_width=280):
-            chosen = _choices()
+            chosen = marking.fields()
     proves = gr.HTML(elem_id="protect-proves")
     with gr.Accordion("What these choices cost in detection power: figures and their sources", open=False):
         cost = gr.HTML(look.shown(power.summary(0.7, 8)), elem_id="protect-cost")
-        figures = gr.HTML(_figures(0.7, 8), elem_id="protect-figures")
+        figures = gr.HTML(marking.costs(0.7, 8), elem_id="protect-figures")
     start = gr.Button("Mark the photos", variant="primary")
     refused = gr.HTML()
     panel = Panel(
@@ -113,9 +101,9 @@ def build(desk):
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     look_again = {
-        "fn": _preview,
+        "fn": marking.preview,
         "outputs": preview,
-        "inputs": [draft, photo, *(chosen[name] for name in VISIBLE)],
+        "inputs": [draft, photo, *(chosen[name] for name in marking.VISIBLE)],
         **quiet,
     }
     weigh = {
@@ -129,12 +117,12 @@ def build(desk):
         taken.then(**look_again)
         taken.then(**weigh)
     chosen["holdout"].change(**weigh)
-    for control in (photo, *(chosen[name] for name in VISIBLE)):
+    for control in (photo, *(chosen[name] for name in marking.VISIBLE)):
         control.change(trigger_mode="always_last", **look_again)
     strength = [chosen["img_blending_ratio"], chosen["noise_norm"]]
     gr.on(
         [control.change for control in strength],
-        lambda ratio, norm: (look.shown(power.summary(ratio, norm)), _figures(ratio, norm)),
+        lambda ratio, norm: (look.shown(power.summary(ratio, norm)), marking.costs(ratio, norm)),
         strength,
         [cost, figures],
         trigger_mode="always_last",
@@ -142,64 +130,6 @@ def build(desk):
     )
     start.click(begin, [draft, files, folder, *chosen.values()], [refused, *panel.outputs], **quiet)
     return panel
-
-
-def _slider(low, high, value, **settings):
-    """A slider whose number field may be empty for a moment, while somebody types another number."""
-    slider = gr.Slider(low, high, value, **settings)
-    # Not a subclass: gradio writes a file beside the module of each.
-    strict = slider.preprocess
-    slider.preprocess = lambda payload: strict(value if payload is None else payload)
-    return slider
-
-
-def _choices():
-    """How photos are marked: {name of a setting: component}."""
-    found = {
-        "img_blending_ratio": _slider(
-            0.3,
-            1,
-            0.7,
-            step=0.05,
-            label="Blending ratio",
-            elem_id="protect-ratio",
-            info="How much of the photo remains; 1: no stripes. Lower is more visible and safer.",
-        ),
-        "noise_norm": _slider(
-            0,
-            32,
-            8,
-            step=1,
-            label="Noise norm",
-            elem_id="protect-norm",
-            info="How strong the noise is, of 255 levels; 0: no noise.",
-        ),
-        "holdout": gr.Radio(HOLD_OUTS, value=0.5, label="Hold-out"),
-        "beacon": gr.Radio(
-            BEACONS,
-            value="drand",
-            label="Public randomness",
-            info="What draws your secret pattern, and the half that is published.",
-            elem_id="protect-beacon",
-        ),
-    }
-    with gr.Accordion("More choices", open=False):
-        found["label"] = gr.Textbox(
-            "auto",
-            label="Class of the photos",
-            info="As a model will call it, if you know. auto: what it says most often.",
-            max_lines=1,
-        )
-        found["timestamp"] = gr.Textbox(
-            label="Time-stamp address",
-            info="Of a service (RFC 3161) that dates your commitment. Empty: none.",
-            placeholder="https://timestamp.example/tsr",
-            max_lines=1,
-        )
-        found["noise_injection_type"] = gr.Dropdown(NOISES, value="perlin", label="Noise")
-        found["format"] = gr.Radio([("PNG (lossless)", "png"), ("JPEG", "jpeg")], value="png", label="File format")
-        found["quality"] = _slider(50, 100, 95, step=1, label="JPEG quality")
-    return found
 
 
 def _source(files, folder):
@@ -239,80 +169,6 @@ def _take(desk, files, folder, draft):
     kept = {"folder": place, "own": own, "source": source, "title": title, "count": len(names)}
     text = look.shown(element("p", words, role="status"), look.problems("Not taken:", unread))
     return kept, text, gr.update(choices=names[:MOST_NAMES], value=names[0] if names else None)
-
-
-@lru_cache(maxsize=8)
-def _screen_photo(path, _changed):
-    """A photo at the size of the screen: uint8 (H, W, 3)."""
-    image = Image.fromarray(read_photo(path))
-    return np.array(protect.shrunk(image, PREVIEW_SIDE, Image.Resampling.BILINEAR))
-
-
-def _preview(draft, name, ratio, norm, noise):
-    """The photo, its marked copy and their difference, with a key for the preview alone."""
-    if draft is None or not name:
-        return NO_PREVIEW
-    path = draft["folder"] / name
-    try:
-        settings, bank = protect.resolve_settings(
-            {"img_blending_ratio": ratio, "noise_norm": norm, "noise_injection_type": noise}
-        )
-        photo = _screen_photo(str(path), path.stat().st_mtime_ns)
-    except UnreadablePhoto as problem:
-        return look.shown(look.problems("This file can't be marked and would be left out:", [(name, str(problem))]))
-    except Exception as error:
-        return look.shown(look.failed(reason(error)))
-    marked = protect.mark_photo(photo, derive_key("preview"), 0, settings.marking(bank))
-    apart = np.minimum(np.maximum(photo, marked) - np.minimum(photo, marked), 25) * 10
-    psnr, ssim = protect.quality(photo, marked)
-    pictures = [
-        look.figure(look.jpeg(pixels), f"{name}: {what}", what, "jpeg")
-        for pixels, what in ((photo, "before"), (marked, "after"), (apart, "difference, ten times"))
-    ]
-    return look.shown(
-        element("div", *pictures, class_="pair"),
-        element(
-            "p",
-            "Your own stripes and noise follow from a secret key that is drawn when you press "
-            f"the button; here you see an example. It is {_visible(psnr)}.",
-            class_="soft",
-        ),
-        look.folded("In figures", look.facts(_figures_of([psnr], [ssim]))),
-    )
-
-
-def _visible(psnr):
-    """How a mark looks to people; psnr: in dB, None where nothing changed."""
-    if psnr is None or psnr >= 40:
-        return "barely visible"
-    return f"{'slightly' if psnr >= 30 else 'clearly'} visible, on skies and dark areas most"
-
-
-def _figures_of(psnr, ssim):
-    """Names and values, for `look.facts`, of what photos measured; None where there is nothing to measure."""
-    return [
-        (
-            name,
-            f"{np.mean(values):.2f}{unit} on average, lowest {min(values):.2f}{unit}"
-            if len(values) > 1
-            else f"{values[0]:.2f}{unit}",
-        )
-        for name, values, unit in (
-            ("PSNR", [value for value in psnr if value is not None], " dB"),
-            ("SSIM", [value for value in ssim if value is not None], ""),
-        )
-        if values
-    ]
-
-
-def _figures(ratio, norm):
-    return look.shown(
-        power.marking_table(ratio, norm),
-        power.photos_table(),
-        power.noise_table(),
-        power.format_table(),
-        power.holdout_table(),
-    )
 
 
 def _begin(desk, panel, request, draft, source, chosen):
@@ -512,10 +368,10 @@ def _marked_photos(job, record_folder, done):
         ),
         look.facts(
             [
-                ("the mark is", _visible(np.mean(known) if known else None)),
+                ("the mark is", marking.visible(np.mean(known) if known else None)),
                 ("marked photos", element("code", job.result["marked_folder"])),
                 ("private record", element("code", str(record_folder))),
             ]
         ),
-        look.folded("In figures", look.facts(_figures_of(psnr, ssim))),
+        look.folded("In figures", look.facts(marking.measured(psnr, ssim))),
     )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from kit.errors import UserError
 from page.panel import Panel
-from page.tabs import protect
+from page.tabs import marking, protect
 from provenance import record as records
 from provenance.folder import inspect_folder
 from provenance.protect import mark_photo, resolve_settings
@@ -105,7 +105,7 @@ def test_names_are_text_and_no_markup(desk, tmp_path):
     folder.mkdir()
     (folder / '<img src=x onerror="alert(1)">.png').write_bytes(b"no picture")
     draft, _, names = protect._take(desk, None, str(folder), None)
-    shown = protect._preview(draft, names["value"], 0.7, 8, "perlin")
+    shown = marking.preview(draft, names["value"], 0.7, 8, "perlin")
     assert "<img src=x" not in shown and "&lt;img" in shown
 
 
