@@ -21,6 +21,7 @@ NOISE, POWER, SURVIVAL = "ablation/ablation-noise.csv", "power-1.0/result.json",
 HELD_OUT, ALONE = "probabilities", "no hold-out, 999 keys"  # audits of studies/power.py
 # The rows of Table 8 beside the full mark, as (blending ratio, noise norm).
 COMPONENTS = {"blend and noise": (0.7, 8.0), "blend only": (0.7, 0.0), "noise only": (1.0, 8.0), "unmarked": (1.0, 0.0)}
+UNMARKED = COMPONENTS["unmarked"]
 RATE = "FPR@100%TPR"
 
 
@@ -59,33 +60,34 @@ def nearest(rows, ratio, norm):
     )
 
 
-def of_photos(photos, holdout):
-    """What so many photos can prove, for people; nothing without photos. holdout: the share that is held back."""
+def of_photos(photos, holdout, marked=True):
+    """What so many photos can prove, for people; nothing without photos. holdout: the share that is held back; marked:
+    whether they get a mark, as those of the study did."""
     if not photos:
         return Raw("")
-    if not _reachable(photos, holdout):
-        enough = next((more for more in range(photos, 1000) if _reachable(more, holdout)), None)
+    if not _reachable(photos, holdout, marked):
+        enough = next((more for more in range(photos, 1000) if _reachable(more, holdout, marked)), None)
         return look.notice(
             "warn",
             f"{photos:,} photo{'' if photos == 1 else 's'} can prove nothing: there are too few ways to choose a half. "
             + (f"{enough} are enough." if enough else "Hold half of more photos back."),
         )
-    plan, measured = AuditPlan.usual(holdout > 0), _power(HELD_OUT if holdout else ALONE)
-    strongest = exact.one_in(exact.Plan(photos, plan.keys, plan.selections).smallest_p)
+    plan, measured = AuditPlan.usual(holdout > 0, marked), marked and _power(HELD_OUT if holdout else ALONE)
+    grid = exact.Plan(photos, plan.keys, plan.selections, plan.views)
     text = (
-        f"You have {photos:,} photos. An audit will ask {photos * (plan.keys + 1) * plan.views:,} questions, and the strongest "
-        f"result that can come out is one that chance gives in {strongest} audits."
+        f"You have {photos:,} photos. An audit will ask {grid.queries:,} questions, and the strongest result that can "
+        f"come out is one that chance gives in {exact.one_in(grid.smallest_p)} audits."
     )
     if measured:
         of = _study()["settings"]["photos"]
-        text += f" With {of} photos, {_share(measured)} users of a small model could prove it."
+        text += f" With {of} photos and the plain mark, {_share(measured)} users of a small model could prove it."
         text += " Fewer photos prove less." if photos < of else ""
     return element("p", text)
 
 
-def _reachable(photos, holdout):
+def _reachable(photos, holdout, marked):
     """Whether a first audit, as it is usually planned, could be a proof."""
-    plan, published = AuditPlan.usual(holdout > 0), published_share(photos, holdout)
+    plan, published = AuditPlan.usual(holdout > 0, marked), published_share(photos, holdout)
     try:
         exact.plan_grid(photos, [(published, photos)], plan.alpha / 2, plan.keys, plan.selections)
     except UserError:
@@ -103,7 +105,7 @@ def summary(ratio, norm):
     held, alone = (_power(name) for name in (HELD_OUT, ALONE))
     holdout = (
         f" Users that could be proven with the held-out half: {_share(held)}; without it: {_share(alone)}."
-        if held and alone
+        if held and alone and (ratio, norm) != UNMARKED
         else ""
     )
     return join(

@@ -42,6 +42,17 @@ def test_what_a_number_of_photos_can_prove(tmp_path, monkeypatch):
     assert "You have 30 photos" in power.of_photos(30, 0.5)
 
 
+def test_without_a_mark_other_halves_take_the_place_of_other_patterns():
+    shown = power.of_photos(30, 0.5, marked=False)
+    assert "An audit will ask 540 questions" in shown and "1 of 100,000 audits" in shown  # 18 views, 99,999 halves
+    assert "could prove it" not in shown  # what was measured had marks
+    # One half among those that can be drawn has to be rare enough by itself: 1 of C(14, 7) is, 1 of C(13, 6) is not.
+    shown = power.of_photos(13, 0.5, marked=False)
+    assert "13 photos can prove nothing" in shown and "14 are enough" in shown
+    assert "can prove nothing" not in power.of_photos(13, 0.5)
+    assert "could be proven" not in power.summary(1, 0) and "could be proven" in power.summary(0.7, 8)
+
+
 def test_nearest_measured_choice():
     rows = [(0.5, 8.0), (0.7, 0.0), (0.7, 8.0), (0.9, 8.0), (1.0, 0.0)]
     assert [power.nearest(rows, *choice) for choice in ((0.55, 8), (0.7, 3), (0.7, 6), (0.85, 8), (1, 1))] == [
