@@ -1,7 +1,8 @@
-"""Fields that tabs share: a record with its originals, and a model; and what is read out of them.
+"""Fields that tabs share: a record with its originals, a model, and references; and what is read out of them.
 
-Public: line, record_fields, model_field, model_fields, RECORD, MODEL, HIDDEN, numbers, whole, size, hand_in_record,
-hand_in_originals, model_details, open_model, header_for, moved.
+Public: line, record_fields, model_field, model_fields, reference_fields, RECORD, MODEL, HIDDEN, REFERENCES, numbers,
+whole, size, hand_in_record, hand_in_originals, model_details, open_model, reference_details, open_references,
+header_for, moved.
 """
 
 import math
@@ -10,15 +11,19 @@ from pathlib import Path
 import gradio as gr
 
 from kit.errors import UserError
+from kit.markup import element
+from page import look
 from page.desk import typed_path
 from page.words import flag_of
 from provenance import case, opening
+from provenance import references as references_of
 from suspects.server import is_address
 
 RECORD = ("record", "originals", "folder")
 # All are kept with a job but the header, which is a secret.
 HIDDEN = ("net_type", "input_size", "mean", "std", "query_batch", "rate_limit", "header")  # needed by some models alone
 MODEL = ("model", "address", *HIDDEN)
+REFERENCES = ("reference", "reference_path", "reference_net_type")
 
 
 def line(label, info=None, value="", **more):
@@ -66,6 +71,22 @@ def model_fields():
         type="password",
     )
     return found
+
+
+def reference_fields(tab, *more):
+    """The fields of REFERENCES, in their order, below a word on what references are for; tab: as in `record_fields`;
+    more: texts, what that tab does with them.
+    """
+    what = (
+        "A reference is a model that has not seen the photos. It tells how difficult each photo is for anybody, so "
+        "that what is merely easy is not taken for memory."
+    )
+    gr.HTML(look.shown(element("p", " ".join((what, *more)))))
+    return {
+        "reference": gr.File(label="Reference models", file_count="multiple", height=120, elem_id=f"{tab}-reference"),
+        "reference_path": line("Or the path of one", "A file, a run folder of train.py, or the address of a server."),
+        "reference_net_type": line("Network of a reference", "For files with weights alone: resnet50, ..."),
+    }
 
 
 def numbers(text, name, count):
@@ -126,12 +147,8 @@ def model_details(desk, draft, fields):
     """What it takes to open the model, now and after a restart: JSON-ready, without the header; model: None where
     none was named.
     """
-    address = (fields["address"] or "").strip()
-    if fields["model"]:
-        desk.receive(draft, [fields["model"]], "model", unpacked=False)
-        address = str(next((draft.folder / "model").iterdir()))
-    elif not is_address(address):
-        address = str(typed_path(address) or "")
+    files = _model_files(desk, draft, [fields["model"]] if fields["model"] else [], "model")
+    address = files[0] if files else _place(fields["address"])
     overrides = {
         "size": size(fields["input_size"]),
         "mean": numbers(fields["mean"], "Mean", 3),
@@ -139,7 +156,7 @@ def model_details(desk, draft, fields):
     }
     rate = numbers(fields["rate_limit"], "Requests a second", 1)
     return {
-        "model": address or None,
+        "model": address,
         "net_type": (fields["net_type"] or "").strip() or None,
         "rate_limit": rate and rate[0],
         "query_batch": whole(fields["query_batch"], "Images a request", 4096) or 64,
@@ -163,6 +180,45 @@ def open_model(details, header, folder=None, **server):
         batch_size=details["query_batch"],
         server_options=options,
     )
+
+
+def reference_details(desk, draft, fields):
+    """What it takes to open the references, as in `model_details`: references is None where none was named."""
+    files = _model_files(desk, draft, fields["reference"] or [], "references")
+    place = _place(fields["reference_path"])
+    return {
+        "references": [*files, *([place] if place else [])] or None,
+        "reference_net_type": (fields["reference_net_type"] or "").strip() or None,
+    }
+
+
+def open_references(details):
+    """The models of `reference_details` as Suspects; None for None, and for details of an early version."""
+    try:
+        return references_of.open_models(
+            details.get("references"), details.get("reference_net_type"), batch_size=details.get("query_batch", 64)
+        )
+    except UserError as error:
+        # Of the reference: the network of the model under audit is another field.
+        texts = [
+            text and text.replace("--net_type", "--reference_net_type")
+            for text in (error.problem, error.advice, error.command)
+        ]
+        raise UserError(*texts, flag=error.flag) from None
+
+
+def _model_files(desk, draft, uploads, name):
+    """Paths, as text, of models' files that were handed in, in the draft's folder `name`; they may be zips inside."""
+    if not uploads:
+        return []
+    desk.receive(draft, uploads, name, unpacked=False)
+    return sorted(map(str, (draft.folder / name).iterdir()))
+
+
+def _place(text):
+    """The path (absolute) or address that somebody typed for a model, as text; None where nothing was typed."""
+    text = (text or "").strip()
+    return text if is_address(text) else (str(path) if (path := typed_path(text)) else None)
 
 
 def header_for(details, header, address):

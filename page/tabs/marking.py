@@ -1,6 +1,6 @@
 """How photos are marked, for the tab Protect: the fields, a preview of one photo, and what a mark costs.
 
-Public: fields, preview, visible, measured, costs, VISIBLE, NO_PREVIEW.
+Public: fields, following, chosen_settings, preview, visible, measured, costs, VISIBLE, FOLLOWING, BUTTON, NO_PREVIEW.
 """
 
 from functools import lru_cache
@@ -10,21 +10,39 @@ import numpy as np
 from PIL import Image
 
 from kit.markup import element
+from kit.names import VISIBILITIES
 from page import look
 from page.jobs import reason
-from page.tabs import power
+from page.tabs import inputs, power
 from provenance import protect
 from provenance.photos import UnreadablePhoto, read_photo
 from utils import derive_key
 
 PREVIEW_SIDE = 640  # of the shorter side; about what a screen shows
-VISIBLE = ("img_blending_ratio", "noise_norm", "noise_injection_type")  # settings that change the preview
+MARK = tuple(VISIBILITIES["clear"])  # what a visibility stands for
+VISIBLE = ("visibility", *MARK)  # settings that change the preview, in the order of `preview`
+FOLLOWING = (*MARK, "metadata", "holdout")  # fields that a visibility changes, in the order of `following`
+PLAIN = [
+    ("Plain: stripes can be seen. The paper's mark; it proves most", "clear"),
+    ("Faint: hardly seen. A fainter mark proves less", "faint"),
+    ("None: photos stay as they are. The secret is which half of them is published", "none"),
+]
+METADATA = [
+    ("Drop it: pixels alone are published", "drop"),
+    ("Keep it: the very files are published, with date, camera and place, whatever the file format below", "keep"),
+]
+BUTTON = {True: "Mark the photos", False: "Draw the half to publish"}  # with a mark, and without
 HOLD_OUTS = [("Publish half of them, keep the other half back (strongest proof)", 0.5), ("Publish all of them", 0.0)]
 NOISES = [("Perlin (the paper's)", "perlin"), ("Gabor", "gabor"), ("uniform", "uniform"), ("none", "none")]
 BEACONS = [
     ("drand: takes about a minute; nobody can say that you chose", "drand"),
     ("None: the proof then holds if you are honest", "none"),
 ]
+EXAMPLE = (
+    "Your own stripes and noise follow from a secret key that is drawn when you press the button; here you see an "
+    "example. It is {}."
+)
+UNCHANGED = "Nothing changes: photos are published as they are, and the secret is which half of them it was."
 NO_PREVIEW = look.shown(element("p", "One of your photos, before and after, is shown here.", class_="empty"))
 
 
@@ -38,8 +56,16 @@ def _slider(low, high, value, **settings):
 
 
 def fields():
-    """How photos are marked: {name of a setting: component}."""
+    """How photos are marked, and what is fixed with them: {name of a setting: component}."""
     found = {
+        "visibility": gr.Radio(
+            PLAIN,
+            value="clear",
+            label="Visibility of the mark",
+            info="A plainer mark changes your photos more, and finds more. Without one, only photos that are held back "
+            "can prove anything, and an audit looks at each photo 18 times.",
+            elem_id="protect-visibility",
+        ),
         "img_blending_ratio": _slider(
             0.3,
             1,
@@ -58,6 +84,7 @@ def fields():
             elem_id="protect-norm",
             info="How strong the noise is, of 255 levels; 0: no noise.",
         ),
+        "metadata": gr.Radio(METADATA, value="drop", label="Metadata", visible=False, elem_id="protect-metadata"),
         "holdout": gr.Radio(HOLD_OUTS, value=0.5, label="Hold-out"),
         "beacon": gr.Radio(
             BEACONS,
@@ -83,7 +110,32 @@ def fields():
         found["noise_injection_type"] = gr.Dropdown(NOISES, value="perlin", label="Noise")
         found["format"] = gr.Radio([("PNG (lossless)", "png"), ("JPEG", "jpeg")], value="png", label="File format")
         found["quality"] = _slider(50, 100, 95, step=1, label="JPEG quality")
+        found |= inputs.reference_fields(
+            "protect",
+            "Its SHA-256 is fixed with the photos, for nobody to choose one that likes the result; the audit needs the "
+            "very file then, so keep it. Empty: none.",
+        )
     return found
+
+
+def following(visibility):
+    """New values of FOLLOWING's fields for a visibility: those that it stands for, and none that would do nothing."""
+    marked = visibility != "none"
+    return (
+        *(gr.update(value=value, visible=marked) for value in VISIBILITIES[visibility].values()),
+        gr.update(visible=not marked),
+        gr.update(interactive=True) if marked else gr.update(value=0.5, interactive=False),
+    )
+
+
+def chosen_settings(chosen):
+    """What `protect.resolve_settings` takes, out of the fields or of a job's details (early ones have no visibility):
+    without the fields that mean nothing beside the others, whatever stands there.
+    """
+    ignored = {"metadata"}
+    if chosen.get("visibility") == "none":
+        ignored = {*MARK, "format"} if chosen.get("metadata") == "keep" else {*MARK}
+    return {name: value for name, value in chosen.items() if name not in ignored}
 
 
 @lru_cache(maxsize=8)
@@ -93,15 +145,13 @@ def _screen_photo(path, _changed):
     return np.array(protect.shrunk(image, PREVIEW_SIDE, Image.Resampling.BILINEAR))
 
 
-def preview(draft, name, ratio, norm, noise):
-    """The photo, its marked copy and their difference, with a key for the preview alone."""
+def preview(draft, name, *chosen):
+    """The photo, its marked copy and their difference, with a key for the preview alone. chosen: values of VISIBLE."""
     if draft is None or not name:
         return NO_PREVIEW
     path = draft["folder"] / name
     try:
-        settings, bank = protect.resolve_settings(
-            {"img_blending_ratio": ratio, "noise_norm": norm, "noise_injection_type": noise}
-        )
+        settings, bank = protect.resolve_settings(chosen_settings(dict(zip(VISIBLE, chosen, strict=True))))
         photo = _screen_photo(str(path), path.stat().st_mtime_ns)
     except UnreadablePhoto as problem:
         return look.shown(look.problems("This file can't be marked and would be left out:", [(name, str(problem))]))
@@ -116,18 +166,13 @@ def preview(draft, name, ratio, norm, noise):
     ]
     return look.shown(
         element("div", *pictures, class_="pair"),
-        element(
-            "p",
-            "Your own stripes and noise follow from a secret key that is drawn when you press "
-            f"the button; here you see an example. It is {visible(psnr)}.",
-            class_="soft",
-        ),
+        element("p", UNCHANGED if settings.unmarked else EXAMPLE.format(visible(psnr)), class_="soft"),
         look.folded("In figures", look.facts(measured([psnr], [ssim]))),
     )
 
 
 def visible(psnr):
-    """How a mark looks to people; psnr: in dB, None where nothing changed."""
+    """How a mark looks to people; psnr: in dB, None where it changed nothing."""
     if psnr is None or psnr >= 40:
         return "barely visible"
     return f"{'slightly' if psnr >= 30 else 'clearly'} visible, on skies and dark areas most"

@@ -17,17 +17,19 @@ from attacks import exact
 from kit.errors import UserError
 from kit.files import read_json
 from kit.markup import element, join
+from kit.names import AS_IT_IS
 from kit.web import check_address
 from page import look
 from page.desk import DAY, typed_path, write_zip
 from page.jobs import reason
 from page.panel import Panel
-from page.tabs import marking, power
+from page.tabs import inputs, marking, power
 from provenance import beacon, commit, disclosed, protect
 from provenance import record as records
+from provenance import references as references_of
 from provenance.folder import inspect_folder
 from provenance.photos import find_photos
-from provenance.plan import AuditPlan
+from provenance.plan import MOST_REFERENCES, AuditPlan
 
 MOST_NAMES = 500  # in the list of photos to preview
 KEEP = (
@@ -35,6 +37,17 @@ KEEP = (
     "be proven; whoever has the record could remove the proof. Never publish the record, the held-out photos, or "
     "the unmarked originals of what you publish."
 )
+KEEP_UNMARKED = (
+    "Keep the private record, and the files of all photos, where nobody else gets them: which half was published is "
+    "the only secret, and without the record nothing can ever be proven. Never publish the record or the held-out "
+    "photos."
+)
+# What was done to photos without a mark, by their format.
+UNMARKED = {
+    AS_IT_IS: "these are the very files, with their metadata",
+    "png": "no pixel was changed, and the metadata was left out",
+    "jpeg": "the files were written anew as JPEG, without their metadata",
+}
 POST = (
     "Post this number now, where its date can be checked later: a public post, or an e-mail to several people. It has "
     "to be older than the draw, it shows that nothing was chosen afterwards, and it reveals nothing."
@@ -79,7 +92,7 @@ def build(desk):
     with gr.Accordion("What these choices cost in detection power: figures and their sources", open=False):
         cost = gr.HTML(look.shown(power.summary(0.7, 8)), elem_id="protect-cost")
         figures = gr.HTML(marking.costs(0.7, 8), elem_id="protect-figures")
-    start = gr.Button("Mark the photos", variant="primary")
+    start = gr.Button(marking.BUTTON[True], variant="primary")
     refused = gr.HTML()
     panel = Panel(
         desk,
@@ -107,8 +120,8 @@ def build(desk):
         **quiet,
     }
     weigh = {
-        "fn": lambda draft, holdout: look.shown(power.of_photos(draft["count"], holdout)) if draft else "",
-        "inputs": [draft, chosen["holdout"]],
+        "fn": _proves,
+        "inputs": [draft, chosen["holdout"], chosen["visibility"]],
         "outputs": proves,
         **quiet,
     }
@@ -116,7 +129,14 @@ def build(desk):
         taken = event(take, [files, folder, draft], [draft, found, photo], api_visibility="private")
         taken.then(**look_again)
         taken.then(**weigh)
-    chosen["holdout"].change(**weigh)
+    for control in (chosen["holdout"], chosen["visibility"]):
+        control.change(**weigh)
+    chosen["visibility"].change(
+        lambda visibility: (*marking.following(visibility), gr.update(value=marking.BUTTON[visibility != "none"])),
+        chosen["visibility"],
+        [*(chosen[name] for name in marking.FOLLOWING), start],
+        **quiet,
+    )
     for control in (photo, *(chosen[name] for name in marking.VISIBLE)):
         control.change(trigger_mode="always_last", **look_again)
     strength = [chosen["img_blending_ratio"], chosen["noise_norm"]]
@@ -130,6 +150,11 @@ def build(desk):
     )
     start.click(begin, [draft, files, folder, *chosen.values()], [refused, *panel.outputs], **quiet)
     return panel
+
+
+def _proves(draft, holdout, visibility):
+    """What the photos that were handed in can prove; nothing before there are some."""
+    return look.shown(power.of_photos(draft["count"], holdout, visibility != "none")) if draft else ""
 
 
 def _source(files, folder):
@@ -176,7 +201,6 @@ def _begin(desk, panel, request, draft, source, chosen):
     same = [gr.skip()] * len(panel.outputs)
     number = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     try:
-        chosen = _checked(chosen)
         if draft is None and not any(source):
             raise UserError("There are no photos yet: drop some above, or name a folder.")
         if draft is None or draft["source"] != source:
@@ -184,6 +208,7 @@ def _begin(desk, panel, request, draft, source, chosen):
         if not find_photos(draft["folder"])[0]:
             raise UserError("There are no photos in what was handed in: drop some above, or name a folder.")
         _refuse_twice(desk, draft["folder"])
+        chosen = _checked(desk, chosen)
         folder = draft["folder"]
         if draft["own"]:
             folder = desk.settle(draft["own"], desk.root / "protected" / number).photos
@@ -194,16 +219,41 @@ def _begin(desk, panel, request, draft, source, chosen):
     return "", *panel.show(number, request)
 
 
-def _checked(chosen):
+def _checked(desk, chosen):
     """What was chosen, as a job keeps it. UserError for what would only fail after the commitment."""
     label, stamp = ((chosen[name] or "").strip() for name in ("label", "timestamp"))
-    chosen = {**chosen, "quality": round(chosen["quality"]), "label": label or exact.AUTO, "timestamp": stamp}
-    protect.resolve_settings(chosen)
+    given = {name: chosen[name] for name in inputs.REFERENCES}
+    chosen = {name: value for name, value in chosen.items() if name not in given}
+    chosen |= {"quality": round(chosen["quality"]), "label": label or exact.AUTO, "timestamp": stamp}
+    settings, _ = protect.resolve_settings(marking.chosen_settings(chosen))
+    if settings.unmarked and not chosen["holdout"]:
+        raise UserError(
+            "without a mark the secret is which half is published, and to publish all leaves none",
+            advice="publish half of them",
+            flag="--holdout",
+        )
     if len(label) > 200:
         raise UserError("“Class of the photos” is longer than 200 letters")
     if stamp:
         check_address(stamp, "“Time-stamp address”")
-    return chosen
+    return {**chosen, "references": _digests(desk, given)}
+
+
+def _digests(desk, fields):
+    """What the plan says of the references that were handed in: SHA-256, sorted. All are opened: what can't be asked
+    is refused before it is fixed. The files stay with their owner.
+    """
+    draft = desk.draft()
+    try:
+        models = inputs.open_references(inputs.reference_details(desk, draft, fields)) or []
+    finally:
+        desk.discard(draft)
+    digests = sorted(map(references_of.digest_of, models))
+    if len(set(digests)) < len(digests):
+        raise UserError("one model is there twice", advice="leave one out", flag="--reference")
+    if len(digests) > MOST_REFERENCES:
+        raise UserError(f"more than {MOST_REFERENCES} models", advice="leave some out", flag="--reference")
+    return digests
 
 
 def _refuse_twice(desk, folder):
@@ -233,7 +283,7 @@ def _go_on(desk, job, pasted, stamp):
 def _mark(desk, job, pasted):
     """The work of a job: what data_marking.py does, and the two files to download."""
     folder = Path(job.details["folder"])
-    settings, bank = protect.resolve_settings(job.details)
+    settings, bank = protect.resolve_settings(marking.chosen_settings(job.details))
     opened = _opened(desk, job, inspect_folder(folder, settings.format), settings, _pasted(pasted))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # photos are spread over the cores, one each
@@ -280,7 +330,7 @@ def _opened(desk, job, found, settings, given):
         settings,
         details["holdout"],
         record_file=begun if finished else None,
-        plan=_plan(found, details),
+        plan=_plan(found, details, settings),
         public=public,
     )
     if finished and opened.note != "same photos":
@@ -290,12 +340,13 @@ def _opened(desk, job, found, settings, given):
     return _in_time(job, opened)
 
 
-def _plan(found, details):
-    """The AuditPlan to commit, None for the usual one."""
-    label, photos = details.get("label", exact.AUTO), len(found.photos)
-    if label == exact.AUTO:
+def _plan(found, details, settings):
+    """The AuditPlan to commit, None for the usual one. details: early ones have no label, or no references."""
+    label, references, photos = details.get("label", exact.AUTO), details.get("references"), len(found.photos)
+    if label == exact.AUTO and not references:
         return None
-    return AuditPlan.usual(records.published_share(photos, details["holdout"]) < photos, label=label)
+    held_out = records.published_share(photos, details["holdout"]) < photos
+    return AuditPlan.usual(held_out, not settings.unmarked, label=label, references=references or None)
 
 
 def _in_time(job, opened):
@@ -325,8 +376,8 @@ def _told(text):
 
 def _result(job):
     """What a finished job shows."""
-    record_folder = Path(job.result["record"]).parent
-    done = read_json(record_folder / "result.json")
+    record, record_folder = records.read_record(job.result["record"]), Path(job.result["record"]).parent
+    done, unmarked = read_json(record_folder / "result.json"), record.settings.unmarked
     skipped = [(row["name"], row["reason"]) for row in done["skipped"]]
     twice = [(row["name"], f"is the same file as {row['same_as']}") for row in done["duplicates"]]
     alike = [(names[0], f"and {', '.join(names[1:])}") for names in job.result.get("alike", ())]
@@ -334,7 +385,8 @@ def _result(job):
     return join(
         look.notice(
             "good",
-            f"{done['published']} photos are marked and ready to be published"
+            f"{done['published']} photos are {'' if unmarked else 'marked and '}ready to be published"
+            + (", without a mark" if unmarked else "")
             + (f"; {held} are held out: never publish them." if held else "."),
             role="status",
         ),
@@ -343,33 +395,50 @@ def _result(job):
             look.download_link(job, "photos-to-publish.zip", "Download what to publish (zip)"),
             look.download_link(job, "PRIVATE-record-keep-secret.zip", "Download the private record (zip)"),
         ),
-        look.notice("warn", element("p", element("strong", "Keep the record. "), KEEP)),
+        look.notice("warn", element("p", element("strong", "Keep the record. "), KEEP_UNMARKED if unmarked else KEEP)),
         look.weaknesses(job.result.get("weaknesses")),
         element("h3", "Your commitment"),
         element("p", element("code", done["commitment"])),
         element("p", POSTED),
-        look.problems("Could not be marked:", skipped),
+        _fixed_references(record.plan),
+        look.problems("Could not be read:" if unmarked else "Could not be marked:", skipped),
         look.problems("Left out:", twice),
         look.problems("These look alike: they are published together, or held out together.", alike),
-        _marked_photos(job, record_folder, done),
+        _published_photos(job, record_folder, done, record.settings),
     )
 
 
-def _marked_photos(job, record_folder, done):
+def _fixed_references(plan):
+    """The references that a later audit will need; nothing where none was fixed."""
+    if not plan.references:
+        return ""
+    digests = [element("li", element("code", digest)) for digest in plan.references]
+    text = "Reference models were fixed with the photos. An audit needs these very files; keep them. Their SHA-256:"
+    return look.notice("info", element("p", text), element("ul", *digests))
+
+
+def _published_photos(job, record_folder, done, settings):
+    """The contact sheet, where everything lies, and what was done to the photos."""
     psnr, ssim = ([row[name] for row in done["images"]] for name in ("psnr", "ssim"))
     known = [value for value in psnr if value is not None]
+    made, title = ("marked", "Marked photos") if not settings.unmarked else ("published", "Photos to publish")
+    change = (
+        ("mark", f"none; {UNMARKED[settings.format]}")
+        if settings.unmarked
+        else ("the mark is", marking.visible(np.mean(known) if known else None))
+    )
     return join(
-        element("h3", "Marked photos"),
+        element("h3", title),
         look.figure(
             (record_folder / "contact_sheet.png").read_bytes(),
-            "Contact sheet: original, marked copy and ten times their difference for each photo",
-            "original, marked, difference ×10",
+            f"Contact sheet: original, {made} copy and ten times their difference for each photo",
+            f"original, {made}, difference ×10",
             class_="plot",
         ),
         look.facts(
             [
-                ("the mark is", marking.visible(np.mean(known) if known else None)),
-                ("marked photos", element("code", job.result["marked_folder"])),
+                change,
+                (title.lower(), element("code", job.result["marked_folder"])),
                 ("private record", element("code", str(record_folder))),
             ]
         ),

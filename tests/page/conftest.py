@@ -61,6 +61,14 @@ def album(desk, tmp_path):
     return mark(desk, folder), folder
 
 
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """The path of a model of pictures that are nobody's: a run of train.py's functions, which says how it is fed."""
+    from tests.provenance.test_references import train
+
+    return train(tmp_path_factory.mktemp("reference") / "reference.safetensors", 7)
+
+
 def pytest_collection_modifyitems(config, items):
     """All tests of the page in Chromium, and in Firefox those that are marked `every_browser`: the whole story, what is
     drawn and what is typed. What happens on the server is the same for both.

@@ -4,8 +4,10 @@ import io
 import time
 
 import numpy as np
+import torch
 from PIL import Image
 
+from networks import build_network
 from page.tabs import protect
 
 
@@ -41,7 +43,19 @@ def save_pictures(folder, count):
     return folder
 
 
+def save_network(path, seed):
+    """A small network of four classes, as weights alone; its path, as text."""
+    torch.manual_seed(seed)
+    torch.save(build_network("smallnet", 4).state_dict(), path)
+    return str(path)
+
+
 CHOSEN = {
+    "visibility": "clear",
+    "metadata": "drop",
+    "reference": None,
+    "reference_path": "",
+    "reference_net_type": "",
     "img_blending_ratio": 0.7,
     "noise_norm": 8,
     "holdout": 0.5,

@@ -5,14 +5,12 @@ import shutil
 import zipfile
 
 import pytest
-import torch
 
 from attacks.exact import one_in
 from kit.errors import UserError
-from networks import build_network
 from page.tabs import check, inputs
 from provenance import judgements
-from tests.page.parts import OnePanel, mark, save_pictures, until, uploaded
+from tests.page.parts import OnePanel, mark, save_network, save_pictures, until, uploaded
 
 pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
 
@@ -28,12 +26,6 @@ FIELDS = dict.fromkeys(check.INPUTS, "") | {
 }
 QUERIES = 20 * 20 * 2  # photos, keys, views
 STRONG = {"selections": "99,999"}  # makes up for a departure
-
-
-def save_network(path, seed):
-    torch.manual_seed(seed)
-    torch.save(build_network("smallnet", 4).state_dict(), path)
-    return str(path)
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from page.tabs import check, evidence
-from tests.page.parts import OnePanel, mark, save_pictures, until, uploaded
+from tests.page.parts import OnePanel, mark, save_network, save_pictures, until, uploaded
 from tests.page.relay import write_chain
 from tests.page.test_check import FIELDS as AUDIT
-from tests.page.test_check import audited, save_network
+from tests.page.test_check import audited
 
 FIELDS = dict.fromkeys(evidence.INPUTS, "") | dict.fromkeys(
     ("bundle", "record", "originals", "model", "chain", "roots"), None

@@ -1,6 +1,7 @@
 """Marking through the page is marking by the command line."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,14 @@ import pytest
 from PIL import Image
 
 from kit.errors import UserError
+from kit.files import file_digest
+from kit.names import AS_IT_IS, VISIBILITIES
 from page.panel import Panel
 from page.tabs import marking, protect
 from provenance import record as records
 from provenance.folder import inspect_folder
 from provenance.protect import mark_photo, resolve_settings
-from tests.page.parts import picture, png, press, until, uploaded
+from tests.page.parts import CHOSEN, mark, picture, png, press, save_network, save_pictures, until, uploaded
 
 
 def test_a_folder_is_marked_as_the_command_line_does(marked, desk):
@@ -105,8 +108,128 @@ def test_names_are_text_and_no_markup(desk, tmp_path):
     folder.mkdir()
     (folder / '<img src=x onerror="alert(1)">.png').write_bytes(b"no picture")
     draft, _, names = protect._take(desk, None, str(folder), None)
-    shown = marking.preview(draft, names["value"], 0.7, 8, "perlin")
+    shown = marking.preview(draft, names["value"], "clear", 0.7, "perlin", 8)
     assert "<img src=x" not in shown and "&lt;img" in shown
+
+
+def published(job):
+    """(record, [(original's number, bytes of the original, bytes of what is published)]) of a finished job."""
+    record, folder = records.read_record(job.result["record"]), Path(job.result["originals"])
+    out = Path(job.result["marked_folder"])
+    photos = [photo for photo in record.photos if photo.published]
+    return record, [
+        (photo.number, (folder / photo.original).read_bytes(), (out / photo.marked).read_bytes()) for photo in photos
+    ]
+
+
+def test_a_visibility_sets_the_sliders_and_shows_what_it_leaves_to_choose():
+    for name, wanted in VISIBILITIES.items():
+        found = dict(zip(marking.FOLLOWING, marking.following(name), strict=True))
+        assert {part: found[part]["value"] for part in wanted} == wanted
+        marked = name != "none"
+        assert [found[part]["visible"] for part in (*wanted, "metadata")] == [marked] * 3 + [not marked]
+        assert found["holdout"]["interactive"] == marked and found["holdout"].get("value", 0.5) == 0.5
+    assert "value" not in dict(zip(marking.FOLLOWING, marking.following("faint"), strict=True))["holdout"]
+
+
+def test_a_faint_mark_is_that_of_the_command_line_and_its_sliders_count(desk, tmp_path):
+    chosen = {"visibility": "faint", **VISIBILITIES["faint"]}
+    faint = mark(desk, save_pictures(tmp_path / "a", 4), **chosen)
+    other = mark(desk, save_pictures(tmp_path / "b", 4), **chosen | {"noise_norm": 3})
+    settings = [published(job)[0].settings for job in (faint, other)]
+    assert [(one.img_blending_ratio, one.noise_norm) for one in settings] == [(0.95, 2), (0.95, 3)]
+    assert "the mark is" in protect._result(faint)
+
+
+@pytest.mark.parametrize("kept, format", [("drop", "png"), ("keep", AS_IT_IS)])
+def test_without_a_mark_nothing_changes_and_which_half_is_the_secret(desk, tmp_path, kept, format):
+    # The sliders stand where they stood: they mean nothing beside this.
+    job = mark(desk, save_pictures(tmp_path / "mine", 6), visibility="none", metadata=kept)
+    record, photos = published(job)
+    assert record.settings.unmarked and record.settings.format == format and len(photos) == 3
+    assert (record.plan.keys, record.plan.selections, record.plan.views) == (0, 99_999, 18)
+    assert not records.read_record(mark(desk, save_pictures(tmp_path / "b", 6)).result["record"]).settings.unmarked
+    for number, original, file in photos:
+        first, second = tmp_path / f"{number}-a.png", tmp_path / f"{number}-b.png"
+        first.write_bytes(original), second.write_bytes(file)
+        assert np.array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(second)))
+        assert kept == "drop" or original == file
+    shown = protect._result(job)
+    assert "the mark is" not in shown and "3 photos are ready to be published, without a mark" in shown
+    assert ("the very files" in shown) == (kept == "keep") and "unmarked originals" not in shown
+
+
+def test_the_very_files_are_published_whatever_the_file_format(desk, tmp_path):
+    folder = save_pictures(tmp_path / "mine", 6)
+    for path in folder.iterdir():
+        Image.open(path).save(path.with_suffix(".jpg"), quality=70, comment=b"my garden")
+        path.unlink()
+    draft, _, _ = protect._take(desk, None, str(folder), None)
+    refused, number = press(desk, draft, chosen={**CHOSEN, "visibility": "none", "metadata": "keep", "format": "jpeg"})
+    assert refused == ""
+    until(lambda: not desk.jobs.get(number).active)
+    _, photos = published(desk.jobs.get(number))
+    assert len(photos) == 3 and all(original == file and b"my garden" in file for _, original, file in photos)
+
+
+def test_without_a_mark_all_can_not_be_published(desk, tmp_path):
+    draft, _, _ = protect._take(desk, None, str(save_pictures(tmp_path / "mine", 6)), None)
+    refused, _ = press(desk, draft, chosen={**CHOSEN, "visibility": "none", "holdout": 0.0})
+    assert "“Hold-out”" in refused and "publish half of them" in refused and "--" not in refused
+    assert not (tmp_path / "mine_record").exists()
+
+
+def test_the_preview_without_a_mark_shows_that_nothing_changes(desk, tmp_path):
+    draft, _, names = protect._take(desk, None, str(save_pictures(tmp_path / "mine", 2)), None)
+    none, plain = (marking.preview(draft, names["value"], name, 0.7, "perlin", 8) for name in ("none", "clear"))
+    pictures = [re.findall(r'src="([^"]+)"', shown) for shown in (none, plain)]
+    assert pictures[0][0] == pictures[0][1] and pictures[1][0] != pictures[1][1]
+    assert "Nothing changes" in none and "Your own stripes" not in none and "PSNR" not in none
+    assert "Nothing changes" not in plain and "Your own stripes" in plain
+
+
+@pytest.mark.parametrize("handed_in", [True, False])
+def test_a_reference_is_fixed_with_the_photos_by_its_digest(desk, tmp_path, reference, handed_in):
+    given = {"reference_path": str(reference)}
+    if handed_in:
+        given = {"reference": [uploaded(desk, "other name.safetensors", reference.read_bytes())]}
+    job = mark(desk, save_pictures(tmp_path / "mine", 6), **given)
+    plan, digest = published(job)[0].plan, file_digest(reference)
+    assert plan.references == [digest] and (plan.label, plan.keys, plan.views) == ("auto", 19, 2)
+    shown = protect._result(job)
+    assert digest in shown and "An audit needs these very files" in shown
+    assert list((desk.root / "drafts").iterdir()) == []
+    assert published(mark(desk, save_pictures(tmp_path / "more", 2)))[0].plan.references == []
+
+
+def test_a_reference_and_no_mark_go_together(desk, tmp_path, reference):
+    job = mark(desk, save_pictures(tmp_path / "mine", 6), visibility="none", reference_path=str(reference))
+    plan = published(job)[0].plan
+    assert (plan.references, plan.keys, plan.views) == ([file_digest(reference)], 0, 18)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"reference_path": "/no/model.pt"}, "does not exist"),
+        ({"reference": b"nothing"}, "“Reference models”"),
+        ({"twice": True}, "one model is there twice"),
+        ({"weights": True}, "give “Network of a reference”"),
+    ],
+)
+def test_a_reference_that_can_not_be_asked_marks_nothing(desk, tmp_path, reference, given, words):
+    folder = save_pictures(tmp_path / "mine", 6)
+    if "reference" in given:
+        given = {"reference": [uploaded(desk, "bad.safetensors", given["reference"])]}
+    if "twice" in given:
+        content = reference.read_bytes()
+        given = {"reference": [uploaded(desk, "a.safetensors", content)], "reference_path": str(reference)}
+    if "weights" in given:
+        given = {"reference_path": save_network(tmp_path / "net.pt", 3)}
+    draft, _, _ = protect._take(desk, None, str(folder), None)
+    refused, _ = press(desk, draft, chosen={**CHOSEN, **given})
+    assert words in refused and 'role="alert"' in refused and "--" not in refused and "defect" not in refused
+    assert not (tmp_path / "mine_record").exists() and list((desk.root / "drafts").iterdir()) == []
 
 
 TAB = SimpleNamespace(session_hash="tab")  # as a request has it
