@@ -36,6 +36,11 @@ FLAGS = {
     "--witness_key": "“Key of a witness”",
     "--publication": "“Where the photos were published”",
     "--query_batch": "“Images a request”",
+    "--visibility": "“Visibility of the mark”",
+    "--metadata": "“Metadata”",
+    "--reference": "“Reference models”",
+    "--reference_net_type": "“Network of a reference”",
+    "--query_augmentations": "“Views of each photo”",
     "--batch_size": "“Images a request”",
 }
 

@@ -19,6 +19,7 @@ from page.panel import Panel
 from page.tabs import inputs, judged
 from provenance import case
 from provenance import record as records
+from suspects.views import MOST_VIEWS
 
 THREADS = torch.get_num_threads()  # before marking, whose threads have a core each, changes it
 AS_COMMITTED = ""
@@ -30,9 +31,12 @@ ALPHAS = [
 ]
 EARLY = "this verdict is of an early version, whose draw could have been repeated until it pleased; count again"
 # What is chosen for an audit; the names are those of `case.Options`.
-CHOICES = ("label", "label_only", "alpha", "keys", "selections", "max_queries", "audit_seed", "publications")
+CHOICES = ("label", "label_only", "alpha", "keys", "query_augmentations", "selections", "max_queries", "audit_seed")
+CHOICES += ("publications",)
 # The fields of the tab, in the order of its components.
-INPUTS = ("known", *inputs.RECORD, *inputs.MODEL, *CHOICES)
+INPUTS = ("known", *inputs.RECORD, *inputs.MODEL, *inputs.REFERENCES, "without_references", *CHOICES)
+# Fields that are folded away, by the accordion that has them: it opens where a message is about one of them.
+FOLDED = (inputs.HIDDEN, ("reference",))
 
 
 def build(desk):
@@ -47,7 +51,7 @@ def build(desk):
             )
         )
     )
-    fields, more = _fields(desk)
+    fields, folded = _fields(desk)
     values = [fields[name] for name in INPUTS]
     with gr.Row():
         count = gr.Button("Count the queries", elem_id="check-count")
@@ -70,7 +74,7 @@ def build(desk):
     def begin(request: gr.Request, ready, *values):
         return _begin(desk, panel, request, ready, _filled_in(values))
 
-    count.click(plan_it, [ready, *values], [plan, ready, start, more], api_visibility="private")
+    count.click(plan_it, [ready, *values], [plan, ready, start, *folded], api_visibility="private")
     start.click(
         begin, [ready, *values], [plan, ready, start, *panel.outputs], show_progress="hidden", api_visibility="private"
     )
@@ -78,7 +82,7 @@ def build(desk):
 
 
 def _fields(desk):
-    """({name of INPUTS: component}, the accordion with inputs.HIDDEN)."""
+    """({name of INPUTS: component}, the accordions of FOLDED)."""
     with gr.Row():
         with gr.Column(min_width=300):
             found = {
@@ -101,9 +105,15 @@ def _fields(desk):
             )
     with gr.Accordion("More about the model", open=False) as more:
         found |= inputs.model_fields()
+    with gr.Accordion("Reference models", open=False) as beside:
+        found |= inputs.reference_fields(
+            "check",
+            "They are asked the same as the model. Where some were fixed with the photos, the very files are needed; "
+            "others, chosen now, could have been tried out before, so that the proof then holds if you are honest.",
+        )
     with gr.Accordion("Depart from the committed plan", open=False):
         found |= _plan_fields()
-    return found, more
+    return found, (more, beside)
 
 
 def _plan_fields():
@@ -121,16 +131,20 @@ def _plan_fields():
     with gr.Row():
         found["label"] = inputs.line("Class of the photos", "A number or a name; auto: what the model says most often.")
         found["keys"] = inputs.line("Other patterns", "How many other marks yours is compared with.")
+        found["query_augmentations"] = inputs.line(
+            "Views of each photo", "How often each is shown, mirrored and shifted: 1, 2, 4, 8 or 18."
+        )
         found["selections"] = inputs.line(
             "Other halves",
             "How many other choices of photos; they cost no queries. 99,999 make up for some departures.",
         )
     with gr.Row():
-        found["max_queries"] = inputs.line("Most queries", "Takes fewer other patterns where it has to.")
+        found["max_queries"] = inputs.line("Most queries", "Takes fewer other patterns and views where it has to.")
         found["alpha"] = gr.Dropdown(
             ALPHAS, value=AS_COMMITTED, label="Accept a wrong accusation in at most", interactive=True
         )
         found["label_only"] = gr.Checkbox(label="The model only names a class")
+        found["without_references"] = gr.Checkbox(label="Without the references that were fixed with the photos")
     found["audit_seed"] = inputs.line(
         "A text that the other side adds", "Lets a court or an opponent take part in drawing patterns and halves."
     )
@@ -167,6 +181,7 @@ def _options(fields):
         label=(fields["label"] or "").strip() or None,
         alpha=float(fields["alpha"]) if fields["alpha"] else None,
         keys=inputs.whole(fields["keys"], "Other patterns", 10**5, least=0),
+        query_augmentations=inputs.whole(fields["query_augmentations"], "Views of each photo", MOST_VIEWS),
         selections=inputs.whole(fields["selections"], "Other halves", 10**6, least=0),
         max_queries=inputs.whole(fields["max_queries"], "Most queries", 10**9),
         audit_seed=fields["audit_seed"] or None,
@@ -193,11 +208,26 @@ def _details(desk, draft, fields):
         raise UserError("there is no model yet: hand in its file, or give its path or address")
     return {
         **details,
+        **_references(desk, draft, fields),
         "record": str(path),
         "folders": inputs.hand_in_originals(desk, draft, fields) or folders,
         "log": log and str(log),
         "options": asdict(_options(fields)),
     }
+
+
+def _references(desk, draft, fields):
+    """What `inputs.reference_details` gives; without references none is asked, though some were fixed."""
+    details = inputs.reference_details(desk, draft, fields)
+    if fields["without_references"]:
+        if details["references"]:
+            raise UserError(
+                "references are named, and “Without the references that were fixed with the photos” is chosen",
+                advice="leave one out",
+                flag="--reference",
+            )
+        details["references"] = []
+    return details
 
 
 def _open(desk, details, header, folder, **server):
@@ -214,12 +244,13 @@ def _open(desk, details, header, folder, **server):
         log=details["log"],
         roots=desk.roots,
         chain=desk.chain,
+        references=inputs.open_references(details),
     )
 
 
 def _number(planned):
-    """The id of an audit: a digest of all that decides which images are sent. What is judged by alone, such as alpha
-    and the class, is not in it: the answers that are there are judged anew."""
+    """The id of an audit: a digest of all that decides which images are sent. What is judged by alone, such as alpha,
+    the class and references, is not in it: the answers that are there are judged anew."""
     return canonical_digest(
         {
             "commitments": planned.record.commitments,
@@ -234,7 +265,7 @@ def _number(planned):
 
 
 def _plan(desk, ready, fields):
-    """(what would be asked, what it takes to start, the button, the accordion of inputs.HIDDEN): nothing is sent but a
+    """(what would be asked, what it takes to start, the button, the accordions of FOLDED): nothing is sent but a
     server's own metadata."""
     desk.discard(ready and ready["draft"])
     draft = desk.draft()
@@ -251,13 +282,16 @@ def _plan(desk, ready, fields):
             "fields": fields,
             "title": f"{planned.suspect.name} ({planned.photos} photos)",
         }
-        return _described(desk, planned, number), ready, gr.update(interactive=True), gr.skip()
+        return _described(desk, planned, number), ready, gr.update(interactive=True), *_unfolded()
     except Exception as error:
         desk.discard(draft)
-        # A field that the message is about can be seen.
-        lacking = getattr(error, "flag", None) in {f"--{name}" for name in inputs.HIDDEN}
-        opened = gr.update(open=True) if lacking else gr.skip()
-        return look.shown(look.failed(reason(error))), None, gr.update(interactive=False), opened
+        opened = _unfolded(getattr(error, "flag", None))
+        return look.shown(look.failed(reason(error))), None, gr.update(interactive=False), *opened
+
+
+def _unfolded(flag=None):
+    """Updates of the accordions of FOLDED: a field that a message is about can be seen."""
+    return tuple(gr.update(open=True) if flag in {f"--{name}" for name in names} else gr.skip() for names in FOLDED)
 
 
 def _judgement(planned):
@@ -286,12 +320,13 @@ def _described(desk, planned, number):
         "hold-out, and may not find what it could prove otherwise.",
         done,
     )
-    model, queries, fixed, _ = planned.describe().split("\n", 3)
+    figures = [text.partition(": ")[::2] for text in planned.describe().splitlines()]
     return look.shown(
         judged.departures(planned),
         look.notice(
             "info",
             element("p", element("strong", f"{planned.queries:,} queries"), " will be sent to the model."),
+            judged.beside(planned),
             element("p", judged.comparison(planned)),
             *(element("p", text) for text in hints if text),
             look.folded(
@@ -299,7 +334,8 @@ def _described(desk, planned, number):
                 look.facts(
                     [
                         (name, element("code", value) if name == "plan" else value)
-                        for name, _, value in (text.partition(": ") for text in (model, queries, fixed))
+                        for name, value in figures
+                        if name in ("model", "queries", "references", "plan")
                     ]
                 ),
             ),

@@ -23,7 +23,7 @@ from provenance import record as records
 
 THREADS = torch.get_num_threads()
 # The fields of the tab, in the order of its components.
-INPUTS = ("bundle", *inputs.RECORD, *inputs.MODEL, "witness_key", "chain", "roots")
+INPUTS = ("bundle", *inputs.RECORD, *inputs.MODEL, *inputs.REFERENCES, "witness_key", "chain", "roots")
 
 
 def build(desk):
@@ -34,7 +34,8 @@ def build(desk):
                 "p",
                 "Somebody says that a model used their photos, and gave you evidence.zip. Its arithmetic, its draw and "
                 "its plan are checked here, without a network. With the disclosed record and photos every "
-                "question that was asked is rebuilt; with the model, too, its answers are asked for again.",
+                "question that was asked is rebuilt; with the model, too, its answers are asked for again, and so are "
+                "those of references.",
             )
         )
     )
@@ -74,6 +75,8 @@ def _fields():
             found |= inputs.model_field("evidence", "The model, if you have it")
         with gr.Column(min_width=300):
             found |= inputs.record_fields("evidence", "The disclosed record (zip or record.json)")
+    with gr.Accordion("Reference models, if the audit asked some", open=False):
+        found |= inputs.reference_fields("evidence", "Given the files that the audit used, they are asked again.")
     with gr.Accordion("More about the model, the witness, the beacon and time stamps", open=False):
         found |= inputs.model_fields()
         found["witness_key"] = inputs.line(
@@ -99,11 +102,11 @@ def _details(desk, draft, fields):
     record = inputs.hand_in_record(desk, draft, fields["record"]) if fields["record"] else None
     if record:
         records.read_record(record)
-    details = inputs.model_details(desk, draft, fields)
+    details = inputs.model_details(desk, draft, fields) | inputs.reference_details(desk, draft, fields)
     folders = inputs.hand_in_originals(desk, draft, fields)
-    if (details["model"] or folders) and not record:
+    if (details["model"] or details["references"] or folders) and not record:
         raise UserError(
-            "the record is missing", advice="photos and model are of use with the disclosed record; hand it in, too"
+            "the record is missing", advice="photos and models are of use with the disclosed record; hand it in, too"
         )
     own = {"record": record and str(record), "folders": folders, "witness_key": fields["witness_key"].strip() or None}
     return {**details, "chain": None, "roots": None, **files, **own}
@@ -149,6 +152,7 @@ def _check(desk, job, header):
             details["folders"],
             suspect,
             job.folder / "asked-again",
+            references=inputs.open_references(details) or (),
             **trusted,
         )
     kept = {
@@ -159,6 +163,7 @@ def _check(desk, job, header):
         "model": found.document["model"],
         "judgement": found.document["judgement"],
         "log": found.document["log"],
+        "references": found.document.get("references", []),
         "publications": found.document["publications"],
     }
     write_json(job.folder / "result.json", kept)

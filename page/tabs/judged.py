@@ -1,6 +1,6 @@
 """Words about judgements, which the tabs Check and Evidence share: departures, the log, the verdict.
 
-Public: log_of, departures, comparison, before, verdict, facts, figures, log, stored_log, model_name.
+Public: log_of, departures, beside, comparison, before, verdict, facts, figures, log, stored_log, model_name.
 """
 
 from attacks.exact import one_in
@@ -52,6 +52,18 @@ def departures(planned):
             f"{one_in(kept)}. Leave the fields empty to keep to the plan.",
         ),
         role="status",
+    )
+
+
+def beside(planned):
+    """That references will be asked, too; nothing without any."""
+    names = [reference.suspect.name for reference in planned.references]
+    if not names:
+        return ""
+    return element(
+        "p",
+        f"As many questions go to each reference first ({', '.join(names)}): what it finds difficult or easy, too, is "
+        "no memory.",
     )
 
 
@@ -118,6 +130,14 @@ def facts(result):
         ("class", result["label"]),
         ("queries", f"{result['queries']:,}" + (f", {missing:,} unanswered" if missing else "")),
     ]
+    if names := _references(result):
+        rows.append(
+            (
+                "references",
+                f"{', '.join(names)}: taken not to have seen the photos. What they find difficult or easy, too, was "
+                "taken out of the comparison",
+            )
+        )
     if result.get("key_p_value") is not None:
         rows.append(("the marks themselves", _marks(result)))
     if result.get("refusal_p_value") is not None:
@@ -134,8 +154,18 @@ def facts(result):
     return look.facts(rows)
 
 
+def _plan(result):
+    """The plan of a result's judgement as it is stored, {} for an early version."""
+    return (result.get("judgement") or {}).get("plan") or {}
+
+
+def _references(result):
+    """What people call the references that were asked."""
+    return [str(entry["name"])[:200] for entry in result.get("references") or ()]
+
+
 def _marks(result):
-    plan = (result.get("judgement") or {}).get("plan") or {}
+    plan = _plan(result)
     keys = plan["keys"] + 1 if plan else round(result["queries"] / result["photos"])
     rank = round(result["key_p_value"] * keys)
     return f"of {keys} patterns that could have been drawn, the model knows " + (
@@ -155,6 +185,11 @@ def figures(result):
     for name, title in (("key_p_value", "p of the marks"), ("refusal_p_value", "p of refusals")):
         if result.get(name) is not None:
             rows.append((title, f"{result[name]:.3g}"))
+    if views := _plan(result).get("views"):
+        rows.append(("views of each photo", f"{views}"))
+    for entry in result.get("references") or ():
+        digest = element("code", str(entry["digest"]))
+        rows.append((f"reference {str(entry['name'])[:200]}", digest))
     for name, title in (("plan_sha256", "plan"), ("commitment", "commitment")):
         if name in result:
             rows.append((title, element("code", result[name])))

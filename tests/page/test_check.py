@@ -3,21 +3,25 @@
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from attacks.exact import one_in
 from kit.errors import UserError
+from kit.files import file_digest
 from page.tabs import check, inputs
-from provenance import judgements
+from provenance import evidence, judgements
 from tests.page.parts import OnePanel, mark, save_network, save_pictures, until, uploaded
 
-pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
+gr = pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
 
 FIELDS = dict.fromkeys(check.INPUTS, "") | {
     "record": None,
     "originals": None,
     "model": None,
+    "reference": None,
+    "without_references": False,
     "label_only": False,
     "net_type": "smallnet",
     "input_size": "32",
@@ -55,16 +59,13 @@ def results(job):
     return json.loads((job.folder / "result.json").read_text())
 
 
-def test_an_audit_of_the_page_is_that_of_eval(desk, fields, album, script, tmp_path):
-    record = album[0].result["record"]
-    job, shown = audited(desk, fields)
-    assert f"{QUERIES} queries" in shown and "Nothing has been asked yet" in shown
-    result = results(job)
-    (log := judgements.place_of_log(album[1].parent / "album_record", tmp_path)).unlink()  # as if it had never been
+def same_as_eval(result, script, album, fields, out, *flags):
+    """Whether eval.py gives a result of the page, its times aside; flags: more of it."""
+    (log := judgements.place_of_log(album[1].parent / "album_record", out)).unlink()  # as if it had never been
     done = script(
         "eval",
         "--record",
-        record,
+        album[0].result["record"],
         "--checkpoint",
         fields["address"],
         "--net_type",
@@ -82,15 +83,23 @@ def test_an_audit_of_the_page_is_that_of_eval(desk, fields, album, script, tmp_p
         "--device",
         "cpu",
         "--out",
-        tmp_path / "by-eval",
+        out,
+        *flags,
     )
     assert done.code == 0, done.err
-    same, times = json.loads((tmp_path / "by-eval" / "result.json").read_text()), ("judgement", "plan_sha256")
+    same, times = json.loads((out / "result.json").read_text()), ("judgement", "plan_sha256")
     assert {name: value for name, value in result.items() if name not in times} == {
         name: value for name, value in same.items() if name not in times
     }
     assert {**result["judgement"], "begun": ""} == {**same["judgement"], "begun": ""}
     assert len(judgements.read_log(log)) == 1
+    return True
+
+
+def test_an_audit_of_the_page_is_that_of_eval(desk, fields, album, script, tmp_path):
+    job, shown = audited(desk, fields)
+    assert f"{QUERIES} queries" in shown and "Nothing has been asked yet" in shown
+    assert same_as_eval(result := results(job), script, album, fields, tmp_path / "by-eval")
     shown = check._result(job)
     assert f"{result['queries']:,}" in shown and one_in(result["p_value"]) in shown
 
@@ -326,6 +335,117 @@ def test_damaged_uploads_are_one_line(desk, fields):
     ):
         shown, ready, *_ = check._plan(desk, None, {**fields, **changes})
         assert ready is None and 'role="alert"' in shown and "defect" not in shown, shown
+
+
+# --- references, views, photos without a mark ---
+
+
+def test_an_audit_with_a_reference_is_that_of_eval(desk, fields, album, script, reference, tmp_path):
+    alone, shown = audited(desk, fields)
+    assert "each reference" not in shown and "taken out of the comparison" not in check._result(alone)
+    handed_in = [uploaded(desk, reference.name, reference.read_bytes())]
+    job, shown = audited(desk, {**fields, "reference": handed_in})
+    assert "go to each reference first (reference.safetensors)" in shown and "instead of no reference" in shown
+    # What is sent to the model is the same, so that nothing is asked twice.
+    assert job.id == alone.id and "have been answered before" in shown
+    result = results(job)
+    assert result["references"][0]["digest"] == file_digest(reference) and result["queries"] == QUERIES
+    assert evidence.read_bundle(job.folder / "evidence.zip")[-1].shape == (1, 20, 20)  # its scores
+    found = check._result(job)
+    assert "reference.safetensors: taken not to have seen the photos" in found and file_digest(reference) in found
+    assert "<dt>views of each photo</dt><dd>2</dd>" in found and "were not fixed with the photos" in found
+    assert "--" not in found[: found.index("<details>")]
+    # A first judgement on both sides.
+    desk.jobs.delete(job.id)
+    judgements.place_of_log(album[1].parent / "album_record", tmp_path).unlink()
+    job, _ = audited(desk, {**fields, "reference_path": str(reference)})
+    flags = ("--reference", reference)
+    assert same_as_eval(results(job), script, album, fields, tmp_path / "by-eval", *flags)
+
+
+def test_an_audit_with_a_reference_is_taken_up_after_a_restart(desk, fields, reference):
+    handed_in = [uploaded(desk, reference.name, reference.read_bytes())]
+    job, _ = audited(desk, {**fields, "reference": handed_in})
+    wanted = results(job)
+    shutil.rmtree(Path(handed_in[0]).parent)
+    for name in ("result.json", "evidence.zip"):
+        (job.folder / name).unlink()
+    desk.jobs.close()
+    again = type(desk)(desk.root, desk.chain)
+    check._start(again, again.jobs.get(job.id), "")
+    until(lambda: not again.jobs.get(job.id).active)
+    job = again.jobs.get(job.id)
+    assert job.state == "done", job.message
+    assert results(job) == wanted and wanted["references"][0]["name"] == reference.name
+    again.jobs.close()
+
+
+@pytest.fixture
+def referred(desk, tmp_path, reference):
+    """The fields of an audit with a record that was committed with a reference."""
+    job = mark(desk, save_pictures(tmp_path / "referred", 20), reference_path=str(reference))
+    return {**FIELDS, "known": job.id, "address": save_network(tmp_path / "net.pt", 1)}
+
+
+def test_a_committed_reference_that_is_missing_is_told_before_anything_is_asked(desk, referred, reference):
+    shown, ready, button, *opened = check._plan(desk, None, referred)
+    assert ready is None and not button["interactive"] and "--" not in shown and 'role="alert"' in shown
+    assert "the plan was committed with references" in shown and file_digest(reference)[:16] in shown
+    assert "give them with “Reference models”" in shown
+    more, beside = opened
+    assert beside["open"] is True and more == gr.skip()
+    assert not (desk.root / "checks").exists() or list((desk.root / "checks").iterdir()) == []
+    # With the very file nothing departs.
+    shown, ready, *opened = check._plan(desk, None, {**referred, "reference_path": str(reference)})
+    assert "departs" not in shown and ready["details"]["alpha"] == 0.0005 and opened[1:] == [gr.skip()] * 2
+    text, job = begun(desk, ready, {**referred, "reference_path": str(reference)})
+    assert job.state == "done", text
+    assert "were not fixed with the photos" not in check._result(job)
+
+
+def test_without_the_references_that_were_fixed_is_a_departure(desk, referred, reference):
+    shown, ready, *_ = check._plan(desk, None, {**referred, "without_references": True})
+    assert "no reference instead of references" in shown and "each reference" not in shown
+    assert ready["details"]["alpha"] == 0.001 / 2 / (2 * 8 * 2 * 2)
+    both = {**referred, "without_references": True, "reference_path": str(reference)}
+    shown, ready, *_ = check._plan(desk, None, both)
+    assert ready is None and "leave one out" in shown and "--" not in shown
+
+
+def test_views_are_a_departure_and_another_audit(desk, fields):
+    first, _ = audited(desk, fields)
+    shown, ready, *_ = check._plan(desk, None, {**fields, "query_augmentations": "4", **STRONG})
+    assert "4 views instead of 2" in shown and f"{2 * QUERIES:,} queries" in shown
+    assert ready["number"] != first.id and "Nothing has been asked yet" in shown
+    shown, ready, *_ = check._plan(desk, None, {**fields, "query_augmentations": "19"})
+    assert ready is None and "“Views of each photo” takes a whole number from 1 to 18" in shown
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"reference_path": "/no/model.pt"}, "does not exist"),
+        ({"reference_path": "net.pt"}, "give “Network of a reference”"),
+        ({"reference_path": "net.pt", "reference_net_type": "nonsense"}, "“Network of a reference”"),
+    ],
+)
+def test_a_reference_that_can_not_be_opened_is_one_line(desk, fields, tmp_path, given, words):
+    if given["reference_path"] == "net.pt":
+        given = {**given, "reference_path": save_network(tmp_path / "ref.pt", 5)}
+    shown, ready, _, _, beside = check._plan(desk, None, {**fields, **given})
+    assert ready is None and words in shown and "“Architecture”" not in shown and "defect" not in shown
+    assert beside["open"] is True and list((desk.root / "drafts").iterdir()) == []
+
+
+def test_photos_without_a_mark_are_audited_as_planned(desk, tmp_path):
+    job = mark(desk, save_pictures(tmp_path / "plain", 20), visibility="none")
+    wanted = {**FIELDS, "known": job.id, "address": save_network(tmp_path / "net.pt", 1)}
+    job, shown = audited(desk, wanted)
+    assert "360 queries" in shown and "departs" not in shown  # 20 photos, 18 views, no other patterns
+    result = results(job)
+    assert result["pairs"] == 100_000 and result["queries"] == 360 and result["key_p_value"] is None
+    shown = check._result(job)
+    assert "the marks themselves" not in shown and "<dt>views of each photo</dt><dd>18</dd>" in shown
 
 
 @pytest.mark.parametrize("text, wanted", [("", None), (None, None), ("0.5, 0.4 0.3", (0.5, 0.4, 0.3))])

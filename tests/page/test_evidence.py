@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from tests.page.parts import OnePanel, mark, save_network, save_pictures, until,
 from tests.page.relay import write_chain
 from tests.page.test_check import FIELDS as AUDIT
 from tests.page.test_check import audited
+from tests.provenance.test_references import train
 
 FIELDS = dict.fromkeys(evidence.INPUTS, "") | dict.fromkeys(
-    ("bundle", "record", "originals", "model", "chain", "roots"), None
+    ("bundle", "record", "originals", "model", "reference", "chain", "roots"), None
 )
 MODEL = {name: AUDIT[name] for name in ("net_type", "input_size", "mean", "std")}
 
@@ -115,6 +117,50 @@ def test_invented_answers_are_found_when_the_model_is_asked(desk, kept):
     assert "Not everything fits" in shown and "NOT THIS MODEL" in shown and 'class="box bad"' in shown
 
 
+def test_references_are_asked_again(desk, tmp_path, reference):
+    album = mark(desk, save_pictures(tmp_path / "album", 20), reference_path=str(reference))
+    model = save_network(tmp_path / "net.pt", 1)
+    audit, _ = audited(desk, {**AUDIT, "known": album.id, "address": model, "reference_path": str(reference)})
+    bundle = (audit.folder / "evidence.zip").read_bytes()
+    alone = evidence._result(checked(desk, bundle))
+    assert "nothing shows that the scores of the references came from reference.safetensors" in alone
+    assert "give these models with “Reference models”" in alone and "--" not in alone[: alone.index("<details>")]
+    assert "reference.safetensors: taken not to have seen the photos" in alone
+    record = uploaded(desk, "record.json", Path(album.result["record"]).read_bytes())
+    given = {"record": record, "folder": album.result["originals"]}
+    handed_in = [uploaded(desk, "sent along.safetensors", reference.read_bytes())]
+    job = checked(desk, bundle, **given, address=model, **MODEL, reference=handed_in)
+    assert job.state == "done", job.message
+    shown = evidence._result(job)
+    assert "400 of 400 scores are the references" in shown and "What could be checked fits" in shown
+    assert "800 of 800 answers are the model" in shown and "nothing shows that the scores" not in shown
+    # Another model in its place is named, and scores that were made up are found.
+    other = train(tmp_path / "other.safetensors", 8)
+    job = checked(desk, bundle, **given, reference_path=str(other))
+    assert job.state == "failed" and "“Reference models” are not the models of this bundle" in job.message
+    forged = changed(audit.folder / "evidence.zip", made_up)
+    shown = evidence._result(checked(desk, forged, **given, reference_path=str(reference)))
+    assert "Not everything fits" in shown and "THE STORED SCORES ARE NOT THESE MODELS" in shown
+
+
+def made_up(document, arrays):
+    """Scores of no model; whatever follows from them is computed rightly."""
+    from provenance import evidence as bundles
+    from provenance import grid
+    from suspects.suspect import Answers
+
+    scores = np.random.default_rng(0).random(arrays["references"].shape, dtype=np.float32)
+    arrays["references"] = scores
+    answers = Answers(arrays["values"], None)
+    found = bundles.check_document(document, answers, "x", references=scores)
+    plan, alpha = found.judgement.plan, found.judgement.alpha
+    document["result"] = grid.judge(
+        found.record, plan, found.label, alpha, arrays["order"], answers, document["classes"], references=scores
+    )[0]
+    for entry in (document["judgement"], *document["log"]):
+        entry["p_value"] = document["result"]["p_value"]
+
+
 def worse(document, arrays):
     document["result"]["p_value"] = 5e-5
 
@@ -157,6 +203,7 @@ def test_what_is_no_evidence_is_one_line(desk, content):
         ({"bundle": None}, "there is no evidence yet"),
         ({"address": "/net.pt"}, "the record is missing"),
         ({"folder": "/photos"}, "the record is missing"),
+        ({"reference_path": "/ref.pt"}, "the record is missing"),
         ({"mean": "1"}, "“Mean” takes 3 numbers"),
         ({"chain": b"{}"}, "has no public_key"),
         ({"record": b"no json"}, "record.json"),
