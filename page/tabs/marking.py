@@ -195,8 +195,11 @@ def measured(psnr, ssim):
     ]
 
 
-def costs(ratio, norm):
-    return look.shown(
+def costs(visibility, ratio, norm):
+    """(summary, tables) of what a mark costs in detection power; none is none, wherever its fields stand."""
+    if visibility == "none":
+        ratio, norm = (VISIBILITIES["none"][name] for name in ("img_blending_ratio", "noise_norm"))
+    return look.shown(power.summary(ratio, norm)), look.shown(
         power.marking_table(ratio, norm),
         power.photos_table(),
         power.noise_table(),

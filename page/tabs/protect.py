@@ -89,9 +89,10 @@ def build(desk):
         with gr.Column(scale=1, min_width=280):
             chosen = marking.fields()
     proves = gr.HTML(elem_id="protect-proves")
+    summary, tables = marking.costs("clear", 0.7, 8)
     with gr.Accordion("What these choices cost in detection power: figures and their sources", open=False):
-        cost = gr.HTML(look.shown(power.summary(0.7, 8)), elem_id="protect-cost")
-        figures = gr.HTML(marking.costs(0.7, 8), elem_id="protect-figures")
+        cost = gr.HTML(summary, elem_id="protect-cost")
+        figures = gr.HTML(tables, elem_id="protect-figures")
     start = gr.Button(marking.BUTTON[True], variant="primary")
     refused = gr.HTML()
     panel = Panel(
@@ -139,10 +140,10 @@ def build(desk):
     )
     for control in (photo, *(chosen[name] for name in marking.VISIBLE)):
         control.change(trigger_mode="always_last", **look_again)
-    strength = [chosen["img_blending_ratio"], chosen["noise_norm"]]
+    strength = [chosen[name] for name in ("visibility", "img_blending_ratio", "noise_norm")]
     gr.on(
         [control.change for control in strength],
-        lambda ratio, norm: (look.shown(power.summary(ratio, norm)), marking.costs(ratio, norm)),
+        marking.costs,
         strength,
         [cost, figures],
         trigger_mode="always_last",

@@ -132,6 +132,16 @@ def test_a_visibility_sets_the_sliders_and_shows_what_it_leaves_to_choose():
     assert "value" not in dict(zip(marking.FOLLOWING, marking.following("faint"), strict=True))["holdout"]
 
 
+def test_what_is_said_of_a_choice_is_of_no_mark_where_there_is_none():
+    summary, tables = marking.costs("none", 0.7, 8)
+    assert "blending ratio 1, noise norm 0" in summary and (summary, tables) == marking.costs("clear", 1, 0)
+    assert "can prove nothing" in protect._proves({"count": 13}, 0.5, "none")
+    assert (
+        "You have 13 photos" in protect._proves({"count": 13}, 0.5, "faint")
+        and protect._proves(None, 0.5, "none") == ""
+    )
+
+
 def test_a_faint_mark_is_that_of_the_command_line_and_its_sliders_count(desk, tmp_path):
     chosen = {"visibility": "faint", **VISIBILITIES["faint"]}
     faint = mark(desk, save_pictures(tmp_path / "a", 4), **chosen)
