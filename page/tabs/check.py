@@ -108,7 +108,7 @@ def _fields(desk):
     with gr.Accordion("Reference models", open=False) as beside:
         found |= inputs.reference_fields(
             "check",
-            "They are asked the same as the model. Where some were fixed with the photos, the very files are needed; "
+            "It is asked the same as the model. Where some were fixed with the photos, the very files are needed; "
             "others, chosen now, could have been tried out before, so that the proof then holds if you are honest.",
         )
     with gr.Accordion("Depart from the committed plan", open=False):

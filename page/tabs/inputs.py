@@ -83,7 +83,7 @@ def reference_fields(tab, *more):
     )
     gr.HTML(look.shown(element("p", " ".join((what, *more)))))
     return {
-        "reference": gr.File(label="Reference models", file_count="multiple", height=120, elem_id=f"{tab}-reference"),
+        "reference": gr.File(label="Reference models", file_count="multiple", height=160, elem_id=f"{tab}-reference"),
         "reference_path": line("Or the path of one", "A file, a run folder of train.py, or the address of a server."),
         "reference_net_type": line("Network of a reference", "For files with weights alone: resnet50, ..."),
     }

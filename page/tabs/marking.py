@@ -23,8 +23,8 @@ MARK = tuple(VISIBILITIES["clear"])  # what a visibility stands for
 VISIBLE = ("visibility", *MARK)  # settings that change the preview, in the order of `preview`
 FOLLOWING = (*MARK, "metadata", "holdout")  # fields that a visibility changes, in the order of `following`
 PLAIN = [
-    ("Plain: stripes can be seen. The paper's mark; it proves most", "clear"),
-    ("Faint: hardly seen. A fainter mark proves less", "faint"),
+    ("Plain: stripes can be seen. The paper's mark", "clear"),
+    ("Faint: hardly seen. A fainter mark finds less", "faint"),
     ("None: photos stay as they are. The secret is which half of them is published", "none"),
 ]
 METADATA = [
