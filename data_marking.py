@@ -17,9 +17,8 @@ MOST_NAMED = 10  # files that are named one by one
 def make_parser():
     from experiment.flags import add_marking_flags
     from kit import cli
-    from kit.names import VISIBILITIES
+    from kit.names import MOST_VIEWS, VISIBILITIES
     from provenance.flags import add_trust_flags
-    from suspects.views import MOST_VIEWS
 
     parser, number = cli.Parser(__doc__), cli.number
     parser.add_argument("--data_folder", help="folder with the photos, searched with its sub-folders (no default)")

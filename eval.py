@@ -22,9 +22,9 @@ INSTEAD = {"--batch_size": "--query_batch", "--exact_keys": "--keys", "--seed": 
 def make_parser():
     from experiment.flags import add_run_flags
     from kit import cli
+    from kit.names import MOST_VIEWS
     from provenance.flags import add_trust_flags
     from suspects.flags import add_preprocessing_flags, add_server_flags
-    from suspects.views import MOST_VIEWS
 
     usage = "%(prog)s [--record RECORD | --replay BUNDLE] --checkpoint MODEL [more flags]"
     parser, number = cli.Parser(__doc__, usage=usage), cli.number

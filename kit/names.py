@@ -1,6 +1,6 @@
 """Names that a command line offers, of things whose modules take a second to import.
 
-Public: NOISE_TYPES, INTERPOLATIONS, VISIBILITIES, AS_IT_IS.
+Public: NOISE_TYPES, INTERPOLATIONS, VISIBILITIES, AS_IT_IS, MOST_VIEWS.
 """
 
 # Of --noise_injection_type and `utils.Marking`.
@@ -16,3 +16,5 @@ VISIBILITIES = {
 }
 # The format of photos that are published as the files that they were, metadata included.
 AS_IT_IS = "as it is"
+# Of --query_augmentations: see suspects/views.py.
+MOST_VIEWS = 18

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from attacks import exact
-from suspects.views import MOST_VIEWS
+from kit.names import MOST_VIEWS
 
 # What is judged by: the first of them neither averages over views nor knows references.
 STATISTICS = (

@@ -1,6 +1,6 @@
 """How many photos are needed: what was measured on other people's photos, told before anything is published.
 
-Public: Measured, measured, sentences.
+Public: Measured, measured, sentences, LIMITS, STUDIES.
 """
 
 import json

@@ -23,6 +23,7 @@ from suspects.suspect import Suspect
 
 SAME_CHANCE = 0.02  # as in replay.py
 WORST = exact.LARGEST
+FED = ("--mean", "--std", "--input_size")  # flags of the model under audit alone
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,21 @@ def open_models(paths, net_type=None, device="auto", batch_size=64):
             else:
                 found.append(opened.open_model(path, net_type, utils.choose_device(str(device)), batch_size=batch_size))
         except UserError as error:
-            raise UserError(
-                f"--reference {path}: {error.problem}", error.advice, error.command, flag="--reference"
-            ) from None
+            raise _about(path, error) from None
     return found
+
+
+def _about(path, error):
+    """An error of opening a reference, without advice that is for the model under audit."""
+    problem, advice, command = (
+        text and text.replace("--net_type", "--reference_net_type")
+        for text in (error.problem, error.advice, error.command)
+    )
+    if error.flag in FED or any(flag in (advice or "") for flag in FED):
+        advice = (
+            "a reference has to say itself how it is fed: a run of train.py, an ONNX file, or a network of a library"
+        )
+    return UserError(f"--reference {path}: {problem}", advice, command, flag="--reference")
 
 
 def label_for(reference, label, name, classes):

@@ -20,9 +20,10 @@ from attacks import exact
 from experiment import training
 from kit import files
 from kit.errors import run_script
+from kit.names import MOST_VIEWS
 from kit.progress import Progress
 from studies import common
-from suspects.views import MOST_VIEWS, view_of
+from suspects.views import view_of
 
 KINDS = {"marked": common.SETTINGS, "faint": common.FAINT, "unchanged": common.UNCHANGED}
 KEYS = 19
@@ -207,14 +208,14 @@ def users_of(path):
     ]
 
 
-def parser(description):
+def parser(description, half="choice", seeds=(201, 202, 203)):
     """The flags of every study of these answers."""
     flags = common.parser(
-        description, seeds=[201, 202, 203], users=10, photos=50, train_size=5000, epoch=100, net_type="smallnet"
+        description, seeds=list(seeds), users=10, photos=50, train_size=5000, epoch=100, net_type="smallnet"
     )
     flags.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=list(KINDS), help="of users in each model")
     flags.add_argument("--references", nargs="*", choices=tuple(ALL_REFERENCES), help="default: those of the half")
-    flags.add_argument("--half", choices=("choice", "claims"), default="choice", help="of the data set")
+    flags.add_argument("--half", choices=("choice", "claims"), default=half, help="of the data set")
     return flags
 
 

@@ -66,7 +66,7 @@ def make_scene(
     photos.mkdir(parents=True)
     for number, image in enumerate(images.numpy()):
         Image.fromarray(image.transpose(1, 2, 0)).save(photos / f"{number:03}.png")
-    plan = AuditPlan.usual(True, keys=keys, selections=selections, alpha=0.05, label=label)
+    plan = AuditPlan.usual(True, keys=keys, selections=selections, views=1, alpha=0.05, label=label)
     record = _record(inspect_folder(photos), plan, seed, named_round)
     path = folder / "record" / "record.json"
     path.parent.mkdir()

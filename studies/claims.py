@@ -1,7 +1,6 @@
-r"""How often the exact test finds users, with views and references, beside the test without either on the same answers.
+"""How often the exact test finds users, with views and references, beside the test without either on the same answers.
 
-Example: python -m studies.claims --data_root CIFAR10_FOLDER --half claims --seeds 301 302 303 304 \
-             --out results/claims-0.5
+Example: python -m studies.claims --data_root CIFAR10_FOLDER --out results/claims-0.5
 The answers are of studies/answers.py, half "claims": users, images and models on which nothing was chosen
 (studies/statistic.py chose on the other half). Each model has users whose photos were marked, faintly marked, and
 published unchanged.
@@ -97,7 +96,7 @@ def summary(table):
 
 
 def main():
-    args = answers.parser(__doc__).parse_args()
+    args = answers.parser(__doc__, "claims", (301, 302, 303, 304)).parse_args()
     data, device = common.load(args)
     table = pd.DataFrame(rows(args, data, device))
     text, found = summary(table)

@@ -1,17 +1,19 @@
 """Views of a picture: the changes under which a model has seen it in training. Several queries about one picture
 average out what is not memory.
 
-Public: view_of, MOST_VIEWS, SHIFT.
+Public: view_of, SHIFT.
 """
 
 import numpy as np
+
+from kit.names import MOST_VIEWS
 
 SHIFT = 1 / 16  # of a side; training shifts by up to 1/8 (see `utils.augment`)
 # (rows, columns) in steps of SHIFT, and whether it is mirrored. The first N are the views of N queries: the picture
 # itself and its mirror image, then shifts along one axis, then along both.
 _STEPS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
 _VIEWS = tuple((step, mirrored) for step in _STEPS for mirrored in (False, True))
-MOST_VIEWS = len(_VIEWS)
+assert len(_VIEWS) == MOST_VIEWS
 
 
 def view_of(images, number):

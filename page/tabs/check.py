@@ -12,6 +12,7 @@ import torch
 from kit.errors import UserError
 from kit.files import canonical_digest, read_json
 from kit.markup import element, join
+from kit.names import MOST_VIEWS
 from page import look
 from page.desk import DAY
 from page.jobs import Job, reason
@@ -19,7 +20,6 @@ from page.panel import Panel
 from page.tabs import inputs, judged
 from provenance import case
 from provenance import record as records
-from suspects.views import MOST_VIEWS
 
 THREADS = torch.get_num_threads()  # before marking, whose threads have a core each, changes it
 AS_COMMITTED = ""

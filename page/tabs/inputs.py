@@ -194,17 +194,9 @@ def reference_details(desk, draft, fields):
 
 def open_references(details):
     """The models of `reference_details` as Suspects; None for None, and for details of an early version."""
-    try:
-        return references_of.open_models(
-            details.get("references"), details.get("reference_net_type"), batch_size=details.get("query_batch", 64)
-        )
-    except UserError as error:
-        # Of the reference: the network of the model under audit is another field.
-        texts = [
-            text and text.replace("--net_type", "--reference_net_type")
-            for text in (error.problem, error.advice, error.command)
-        ]
-        raise UserError(*texts, flag=error.flag) from None
+    return references_of.open_models(
+        details.get("references"), details.get("reference_net_type"), batch_size=details.get("query_batch", 64)
+    )
 
 
 def _model_files(desk, draft, uploads, name):

@@ -121,7 +121,7 @@ def make_record(*batches, seed=1, plan=None, finish=True):
 
 def bundle_record(label=AUTO, **changes):
     """The record of `bundle_parts`: ten photos, and a plan that can be kept with them."""
-    plan = AuditPlan(**{"label": str(label), "keys": 4, "selections": 99, "alpha": 0.1, **changes})
+    plan = AuditPlan(**{"label": str(label), "keys": 4, "selections": 99, "views": 1, "alpha": 0.1, **changes})
     return make_record((10, 0.5), plan=plan)
 
 

@@ -24,7 +24,7 @@ from tests.provenance.parts import flat, loaded, picture, refused, save
 
 pytestmark = pytest.mark.usefixtures("without_plots")
 
-COMMITTED = AuditPlan(label="2", keys=4, selections=999, alpha=0.5)
+COMMITTED = AuditPlan(label="2", keys=4, selections=999, views=1, alpha=0.5)
 
 
 # --- what a departure costs ---

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suspects.views import MOST_VIEWS, view_of
+from kit.names import MOST_VIEWS
+from suspects.views import view_of
 
 
 def picture(height=32, width=48, seed=0):
