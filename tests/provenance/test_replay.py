@@ -160,7 +160,7 @@ def invented(audited, honest):
 
 def a_few(audited, honest):
     """All but one answer of a hundred are honest: too few to be many, and enough to move p."""
-    _, order, _, answers = honest
+    _, order, _, answers, _ = honest
     values = answers.values.copy()
     values[np.flatnonzero(own_pairs(audited, order))[0]] = [0, 0, 50, 0]
     return values
