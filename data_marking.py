@@ -117,8 +117,12 @@ def make_parser():
         action="append",
         metavar="MODEL",
         help="a model that has not seen the photos, which the audit will ask, too: what it finds difficult is no "
-        "memory; repeatable (default: none)",
+        "memory; repeatable; train: make one of --dataset, without what looks like the photos (default: none)",
     )
+    plan.add_argument(
+        "--dataset", help="for --reference train: labelled public images, imagefolder or another (no default)"
+    )
+    plan.add_argument("--image_size", type=number(int, 8, 4096), help="their side in pixels (default: their own)")
     plan.add_argument("--reference_net_type", help="network of a reference that is a file of weights (no default)")
     plan.add_argument("--device", default="auto", help="where references are opened (default auto)")
     plan.add_argument(
@@ -168,6 +172,7 @@ def main():
             flag="--holdout",
         )
     folder = inspect_folder(args.data_folder, settings.format)
+    trained = train_reference(folder, args)
     job = protect.open_record(
         folder,
         settings,
@@ -180,10 +185,36 @@ def main():
         args.out,
         args.keep_originals == "yes",
     )
+    if trained:
+        print(f"reference: {trained}; keep it, the audit will need it (--reference)")
     if args.dry_run:
         return show(folder, job, None, args)
     record, rows = protect.run(job, bank, args.overwrite)
     return show(folder, job, rows, args, record)
+
+
+def train_reference(folder, args):
+    """Where --reference train left its model, which then stands in its place among the references; None without."""
+    if "train" not in (args.reference or ()):
+        return None
+    from provenance import protect, trained_reference
+    from utils import choose_device
+
+    if args.dry_run:
+        raise UserError("--reference train takes a while, and --dry_run writes nothing", advice="leave one of them out")
+    if not args.dataset:
+        raise UserError(
+            "--reference train needs labelled public images",
+            advice="give --dataset, such as imagefolder, and --data_root",
+            flag="--dataset",
+        )
+    path = protect.places_of(args.data_folder, args.out)[1] / trained_reference.REFERENCE_FILE
+    path, images, alike = trained_reference.train(
+        args.dataset, args.data_root, folder, path, choose_device(args.device), args.image_size
+    )
+    args.reference = [str(path) if one == "train" else one for one in args.reference]
+    left = f", {alike} that look like your photos left out" if alike else ""
+    return f"{path}, trained on {images:,} images{left}"
 
 
 def plan_of(args, settings):

@@ -66,6 +66,12 @@ def open_models(paths, net_type=None, device="auto", batch_size=64):
     """
     if paths is None:
         return None
+    if "train" in paths:
+        raise UserError(
+            "--reference train belongs to data_marking.py, so that the reference is fixed with the photos",
+            advice="give a model's path",
+            flag="--reference",
+        )
     if "none" in paths:
         if len(paths) > 1:
             raise UserError("--reference none and others don't go together", advice="leave one out", flag="--reference")

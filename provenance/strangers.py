@@ -1,7 +1,7 @@
 """Algorithm 1 beside the exact test: strangers' images, marked with their own keys, and asked about in the same way.
 
 Public: OutWorld, out_world_of_folder, out_world_of_dataset, out_world_of_data, draw_out_world, ask_out_world,
-algorithm_1, near_duplicates.
+algorithm_1, near_duplicates, NEAR_DUPLICATE_BITS.
 """
 
 import hashlib

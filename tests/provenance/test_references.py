@@ -295,3 +295,49 @@ def test_the_plan_of_photos_that_were_marked_without_one_has_none(mark, tmp_path
         save(folder / f"{number}.png", picture(number))
     assert mark(folder, "--holdout", "0.5", "--alpha", "0.05").code == 0
     assert loaded(folder)["batches"][0]["commit"]["plan"]["references"] == []
+
+
+# --- a reference made at home ---
+
+
+def test_a_reference_is_trained_without_what_looks_like_the_photos_and_then_committed(world, audit, script, tmp_path):
+    """Eight of the user's photos lie among the public images, which are no users of the world's model."""
+    import shutil
+
+    public = tmp_path / "public"
+    for label, name in enumerate(("ant", "bee", "cat", "dog")):
+        for number in range(40):
+            save(public / "train" / name / f"{number}.png", wavy_picture(50_000 * (label + 1) + number))
+    for path in sorted(world.originals.iterdir())[:8]:
+        shutil.copy(path, public / "train" / "cat" / f"stolen-{path.name}")
+    flags = ("--data_folder", world.originals, "--holdout", "0.5", "--seed", "11", "--beacon", "none", *COMMITTED)
+    more = ("--dataset", "imagefolder", "--data_root", public, "--device", "cpu", "--out", tmp_path / "made")
+    done = script("data_marking", *flags, "--reference", "train", *more)
+    assert done.code == 0, done.err
+    assert "trained on 160 images, 8 that look like your photos left out" in flat(done.out)
+    record = tmp_path / "made" / "user_record" / "record.json"
+    model = record.with_name("reference.safetensors")
+    plan = AuditPlan(**json.loads(record.read_text())["batches"][0]["commit"]["plan"])
+    assert plan.references == [file_digest(model)]
+    done = audit(tmp_path / "out", "--reference", model, record=record)
+    assert done.code == 0 and "were not fixed" not in flat(done.out), done.err
+
+
+@pytest.mark.parametrize(
+    "flags,words",
+    [
+        (("--reference", "train"), ("--dataset", "labelled public images")),
+        (("--reference", "train", "--dataset", "nothing"), ("nothing",)),
+        (("--reference", "train", "--dataset", "photos", "--dry_run"), ("--dry_run",)),
+    ],
+)
+def test_bad_input_for_training_a_reference(mark, tmp_path, flags, words):
+    folder = tmp_path / "user"
+    for number in range(6):
+        save(folder / f"{number}.png", picture(number))
+    refused(mark(folder, "--holdout", "0.5", *flags), *words)
+    assert not folder.with_name("user_record").exists()
+
+
+def test_an_audit_trains_no_reference(audit, tmp_path):
+    refused(audit(tmp_path / "out", "--reference", "train"), "data_marking.py")
