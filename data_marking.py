@@ -140,6 +140,12 @@ def make_parser():
         help="other halves to compare with (default 9,999, without marks 99,999)",
     )
     plan.add_argument(
+        "--sequential",
+        action="store_true",
+        help="ask photo by photo, and stop as soon as the evidence is there: few queries where a service has to be "
+        "paid, a little less power (default: all at once); needs a hold-out and no photos that look alike",
+    )
+    plan.add_argument(
         "--alpha", type=number(float, above=0, high=0.5), help="accused wrongly at most this often (default 0.001)"
     )
     return parser
@@ -225,6 +231,8 @@ def plan_of(args, settings):
     chosen = {name: getattr(args, name) for name in ("label", "top_k", "keys", "selections", "alpha")}
     if args.label_only:
         chosen["answers"] = "label only"
+    if args.sequential:
+        chosen["sequential"] = True
     if args.query_augmentations is not None:
         chosen["views"] = max(1, args.query_augmentations)
     if models := references.open_models(args.reference, args.reference_net_type, args.device):

@@ -65,6 +65,13 @@ def make_parser():
         help="an innocent model is accused at most this often (default: as fixed, 0.001)",
     )
     add("--max_queries", type=number(int, 1), help="show the model at most so many pictures (default: no limit)")
+    add(
+        "--sequential",
+        nargs="?",
+        const="yes",
+        choices=("yes", "no"),
+        help="ask photo by photo, and stop as soon as the evidence is there; no: all at once (default: as fixed)",
+    )
     add("--audit_seed", help="a text that the other side adds to the draw of the comparisons (default: none)")
     add("--label_only", action="store_true", help="use its first answer alone (default: as fixed, all it says)")
     add(
@@ -151,6 +158,7 @@ def audit_user(args):
     suspect = open_suspect(args)
     given = {name: getattr(args, name, None) for name in case.Options.__dataclass_fields__}
     given["publications"] = tuple(args.publication)
+    given["sequential"] = args.sequential and args.sequential == "yes"
     options = case.Options(**{name: value for name, value in given.items() if value is not None})
     planned = case.open_case(
         args.record,

@@ -5,7 +5,8 @@ nothing about which, so that photo t, after t photos of which s were published, 
 
     pi_t = (k - s) / (n - t)
 
-whatever the answers were. Somebody who believes in memory bets: from the answer about photo t, and from the answers and
+whatever the answers were (of several batches, each drawn by itself, k, s, n and t are those of its batch). Somebody
+who believes in memory bets: from the answer about photo t, and from the answers and
 statuses before it, comes q_t, a forecast that t was published; then the status is looked up, and
 
     W_(t+1) = W_t * (q_t / pi_t if it was published, else (1 - q_t) / (1 - pi_t)),    W_0 = 1.
@@ -74,7 +75,8 @@ class Run(NamedTuple):
 
 
 class Wealth:
-    """The bettor's wealth over `photos` photos, of which `published` were; for each: bet, then reveal.
+    """The bettor's wealth over `photos` photos, of which `published` were; for each: bet, then reveal. Of several
+    batches that were drawn apart: a sequence of both. Photos that are never asked about count, too.
 
     >>> bettor = Wealth(50, 25)
     >>> forecast = bettor.bet(score=0.1, reference=1.4)  # the photo's status is not needed yet
@@ -84,12 +86,15 @@ class Wealth:
     """
 
     def __init__(self, photos, published):
-        if not 0 < published < photos:
+        self._left, self._left_published = (
+            [int(count) for count in np.atleast_1d(some)] for some in (photos, published)
+        )
+        if not any(0 < some < all_ for some, all_ in zip(self._left_published, self._left, strict=True)):
             raise UserError(
                 f"{published} of {photos} photos were published, so there is nothing to bet on",
                 advice="the test needs photos that were published and photos that were held back",
             )
-        self._left, self._left_published = int(photos), int(published)
+        self._batch = 0  # of the photo that is bet on
         self._scores, self._references = _Level(OWN_SCORE), _Level(REFERENCE_SCORE)
         self._log_shares = np.append(np.log((1 - ITS_SHARE) * PRIOR), math.log(ITS_SHARE))  # of experts, then the idle
         self._log_wealth = self._highest = 0.0
@@ -97,8 +102,10 @@ class Wealth:
 
     @property
     def chance(self):
-        """pi: that the next photo was published, from the statuses alone."""
-        return self._left_published / self._left if self._left else math.nan
+        """pi: that the next photo of the batch that was bet on last (or the first) was published, from the statuses
+        alone."""
+        left = self._left[self._batch]
+        return self._left_published[self._batch] / left if left else math.nan
 
     @property
     def log_wealth(self):
@@ -113,15 +120,16 @@ class Wealth:
         """At most alpha with a chance of at most alpha, at whatever time it is read. In (0, 1]."""
         return min(1.0, math.exp(SLACK - min(self._highest, MOST)))
 
-    def bet(self, score, reference=None):
+    def bet(self, score, reference=None, batch=0):
         """q, the forecast that this photo was published: in (0, 1) where it may be either, else 0 or 1.
 
         score: 0 or more, low where the model remembers the photo, in the units of exact.score or the share of views
         with another label; NaN or None where there is no answer, and then q is pi. reference: the same of a reference
-        model; NaN or None: q is from the score alone.
+        model; NaN or None: q is from the score alone. batch: the photo's, by number.
         """
-        if self._forecast is not None or not self._left:
+        if self._forecast is not None or not self._left[batch]:
             raise UserError("bet once for each photo, and reveal its status before the next")
+        self._batch = batch
         score, reference = _finite(score), _finite(reference)
         chance = self._forecast = self.chance
         self._forecasts = None
@@ -151,7 +159,8 @@ class Wealth:
             self._log_wealth += math.log(_factor(self._forecast, chance, published))
             self._log_shares += np.log(_factor(self._forecasts, chance, published))
             self._highest = max(self._highest, self._log_wealth)
-        self._left, self._left_published = self._left - 1, self._left_published - published
+        self._left[self._batch] -= 1
+        self._left_published[self._batch] -= published
         self._forecasts = self._forecast = None
 
     def _evidence(self, score, reference):

@@ -19,6 +19,7 @@ from provenance import disclosed, evidence, judgements, opening, protect, report
 from provenance import grid as user_audit
 from provenance import record as records
 from provenance import references as references_of
+from provenance import sequential as one_by_one
 from provenance import strangers as strangers_of
 from provenance.legacy import LegacyRecord
 from provenance.plan import KEY_CHOICES, SELECTION_CHOICES, STATISTIC, VIEW_CHOICES, AuditPlan, departures
@@ -43,13 +44,14 @@ class Options:
     num_of_non_member_user: int = 1000
     verdict_fpr: float = 1e-3
     publications: tuple = ()
+    sequential: bool | None = None
 
     def plan(self, committed, photos, aside, references=None):
         """The AuditPlan that follows: the committed one with what was chosen. photos: how many; aside: queries that are
         spent otherwise; references: digests of those that were given, None where none was spoken of."""
         changes = {
             name: getattr(self, name)
-            for name in ("label", "keys", "selections", "alpha", "audit_seed")
+            for name in ("label", "keys", "selections", "alpha", "audit_seed", "sequential")
             if getattr(self, name) is not None
         }
         if self.label_only:
@@ -60,7 +62,8 @@ class Options:
             changes["views"] = max(1, self.query_augmentations)
         if references is not None:
             changes["references"] = references
-        if self.max_queries is not None:
+        # A sequential audit may end anywhere, so that a budget changes nothing of its plan.
+        if self.max_queries is not None and not changes.get("sequential", committed.sequential):
             changes |= self._within(committed, changes, photos, self.max_queries - aside)
         if {"views", "references"} & changes.keys():
             changes["statistic"] = STATISTIC
@@ -164,9 +167,22 @@ class Case:
     references: list
 
     @property
+    def asked(self):
+        """The AuditPlan as far as this model is asked."""
+        return self.plan.asked(self.suspect.identity)
+
+    @property
     def queries(self):
-        """How many images the model will be asked about, those for Algorithm 1 included."""
-        return self.photos * (self.plan.keys + 1) * self.plan.views + self.aside
+        """How many images the model will be asked about, those for Algorithm 1 included; at most, in a sequential
+        audit."""
+        whole = self.photos * (self.asked.keys + 1) * self.plan.views
+        return (whole if self.room is None else min(whole, self.room)) + self.aside
+
+    @property
+    def room(self):
+        """How many queries a sequential audit may take, None for any number (other plans fit already)."""
+        most = self.options.max_queries if self.plan.sequential else None
+        return most and most - self.aside
 
     @property
     def photos(self):
@@ -179,12 +195,13 @@ class Case:
 
     @property
     def smallest_p(self):
-        """The smallest p that can come out."""
-        return exact.Plan(self.photos, self.plan.keys, self.plan.selections).smallest_p
+        """The smallest p that can come out of the exact test."""
+        smallest = exact.Plan(self.photos, self.asked.keys, self.plan.selections).smallest_p
+        return 2 * smallest if self.plan.sequential else smallest
 
     def describe(self):
         """Some lines for people: the model, what asking it will take, and what was fixed."""
-        suspect, plan, judgement = self.suspect, self.plan, self.judgement
+        suspect, plan, judgement = self.suspect, self.asked, self.judgement
         asked = (
             f"model: {suspect.name}, {suspect.classes or 'unknown number of'} classes; "
             f"{suspect.preprocessing.describe()}\n"
@@ -193,6 +210,11 @@ class Case:
             + (f" + {self.aside} for Algorithm 1" if self.strangers else "")
             + f"; smallest p that can come out: {self.smallest_p:.2g}"
         )
+        if plan.sequential:
+            asked += (
+                f"\nphoto by photo: that is the most; it stops as soon as the evidence is there, after {plan.views} "
+                "queries at the earliest"
+            )
         if self.references:
             names = ", ".join(reference.suspect.name for reference in self.references)
             asked += f"\nreferences: {names}, asked the same"
@@ -212,37 +234,29 @@ class Case:
         photos = user_audit.Photos(self.originals, self.suspect.preprocessing.size)
         with files.lock_folder(self.folder):
             # A folder with other answers is refused before its plan is changed and a judgement counted.
-            answered = user_audit.open_answers(self.record, photos, self.suspect, self.plan, self.folder)
+            answered = None if self.plan.sequential else self._open_answers(photos)
             # References first: what they say is fixed before the model under audit is asked.
-            beside = references_of.ask(self.record, self.originals, self.references, self.plan, self.folder, self.bank)
-            transcript = self._transcript(witness_key, photos, beside) if witness_key else None
+            beside = references_of.ask(self.record, self.originals, self.references, self.asked, self.folder, self.bank)
+            rule = self._rule(beside)
+            order = self._order(photos, rule)
+            if rule:  # whose order hangs on the references
+                answered = self._open_answers(photos, sequential=one_by_one.order_digest(order))
+            transcript = self._transcript(witness_key, order, beside) if witness_key else None
             if transcript:
                 transcript.adopt(answered)
             judgement = self._fix_plan()
-            order, digests, answers = user_audit.ask_grid(
-                self.record, photos, self.suspect, self.plan, self.folder, self.bank, transcript
-            )
-            result, grid, _ = user_audit.judge(
-                self.record,
-                self.plan,
-                self.label,
-                judgement.alpha,
-                order,
-                answers,
-                self.classes,
-                judgement.left_out,
-                judgement.price,
-                beside,
-            )
-            if self.strangers:
+            digests, answers = self._ask(photos, rule, order, transcript)
+            result, grid = self._judge(judgement, rule, order, answers, beside)
+            order = order[: len(answers)]
+            if self.strangers and self._answered_own(order):
                 result["algorithm_1"] = self._beside(photos, order, answers)
-            signed = transcript.sign() if transcript else None
+            signed = transcript.sign(len(answers)) if transcript else None
             with self._locked_log():
                 log = judgements.conclude_judgement(self.log, judgement, result["p_value"])
             # As the log has it now, so that the same audit again leaves the same files.
             judgement = next(entry for entry in log if entry.digest == judgement.digest)
             self._put_away(judgement)
-            self._write(photos.side, result, judgement, log, grid, order, digests, answers, signed, beside)
+            self._write(photos.side, result, judgement, log, grid, rule, order, digests, answers, signed, beside)
         return files.read_json(self.folder / "result.json")
 
     def _fix_plan(self):
@@ -254,15 +268,58 @@ class Case:
         files.write_json(self.folder / opening.PLAN_FILE, content)
         return judgement
 
-    def _transcript(self, key, photos, beside):
-        order = user_audit.query_order(
-            self.record, len(photos) * (self.plan.keys + 1), self.plan.audit_seed, self.plan.views
-        )
+    def _open_answers(self, photos, **more):
+        return user_audit.open_answers(self.record, photos, self.suspect, self.asked, self.folder, **more)
+
+    def _rule(self, beside):
+        """The Rule of a sequential audit, None for all at once."""
+        if not self.plan.sequential:
+            return None
+        facts = (self.label, self.judgement.alpha, self.classes, self.judgement.left_out, beside, self.room)
+        return one_by_one.rule_of(self.record, self.asked, *facts)
+
+    def _order(self, photos, rule):
+        """The order of all queries that may be asked."""
+        if rule:
+            return one_by_one.order_of(rule, self.record)
+        pairs = len(photos) * (self.plan.keys + 1)
+        return user_audit.query_order(self.record, pairs, self.plan.audit_seed, self.plan.views)
+
+    def _ask(self, photos, rule, order, transcript):
+        """(SHA-256 digests, Answers), in the order asked."""
+        record, suspect, bank = self.record, self.suspect, self.bank
+        if rule:
+            log = self._open_answers(photos, sequential=one_by_one.order_digest(order))
+            return one_by_one.ask(rule, record, photos, suspect, order, log, bank, transcript)
+        return user_audit.ask_grid(record, photos, suspect, self.plan, self.folder, bank, transcript)[1:]
+
+    def _judge(self, judgement, rule, order, answers, beside):
+        """(result dict, grid T or None)."""
+        rest = (judgement.left_out, judgement.price, beside)
+        if rule:
+            return one_by_one.judge(rule, self.record, order[: len(answers)], answers, *rest)
+        facts = (self.plan, self.label, judgement.alpha, order, answers, self.classes)
+        return user_audit.judge(self.record, *facts, *rest)[:2]
+
+    def _transcript(self, key, order, beside):
         context = witness.context_of(self.judgement.digest, self.label, order, beside)
         return witness.Transcript(self.folder, key, context)
 
     def _locked_log(self):
         return files.lock_file(self.log.with_name(f".{self.log.name}.lock"))
+
+    def _own_queries(self):
+        """The first view of each published photo under the own key, by number."""
+        kept = [number for number, path in enumerate(self.originals) if path is not None]
+        step = (self.asked.keys + 1) * self.plan.views
+        return [place * step for place, number in enumerate(kept) if self.record.photos[number].published]
+
+    def _answered_own(self, order):
+        """Whether all that Algorithm 1 needs was asked: a sequential audit may have stopped before."""
+        if np.isin(self._own_queries(), order).all():
+            return True
+        print("Algorithm 1 is left out: the audit stopped before all photos were asked about", file=sys.stderr)
+        return False
 
     def _beside(self, photos, order, answers):
         """Algorithm 1's verdict for the user's published photos under the user's own key."""
@@ -270,13 +327,7 @@ class Case:
         others = strangers_of.ask_out_world(
             world, users, self.record, self.suspect, self.folder / "out_world", self.bank
         )
-        kept = [number for number, path in enumerate(self.originals) if path is not None]
-        own_queries = [
-            place * (plan.keys + 1) * plan.views
-            for place, number in enumerate(kept)
-            if self.record.photos[number].published
-        ]
-        own = user_audit.in_order(answers, order).rows(own_queries)
+        own = answers.rows(np.argsort(order)[np.searchsorted(np.sort(order), self._own_queries())])
         only = plan.answers == "label only"
         found = strangers_of.algorithm_1(
             *(some.limited(only, plan.top_k) for some in (own, others)),
@@ -303,13 +354,13 @@ class Case:
         # An early version's result has no judgement.
         before = files.read_json(result).get("judgement", {}).get("number", 0)
         if before != judgement.number:
-            for name in ("result.json", "grid.png", "evidence.zip"):
+            for name in ("result.json", "grid.png", "wealth.png", "evidence.zip"):
                 old = self.folder / name
                 if old.exists():
                     old.replace(old.with_name(f"{old.stem}-judgement-{before}{old.suffix}"))
 
-    def _write(self, side, result, judgement, log, grid, order, digests, answers, signed, beside):
-        """Plot, evidence bundle and result.json, the last."""
+    def _write(self, side, result, judgement, log, grid, rule, order, digests, answers, signed, beside):
+        """Plots, evidence bundle and result.json, the last."""
         record, suspect = self.record, self.suspect
         document = {
             "record": disclosed.disclose(record),
@@ -325,13 +376,14 @@ class Case:
             "references": references_of.describe(self.references),
             "publications": list(self.options.publications),
             "witness": signed,
+            **self._sequential(rule),
             "result": result,
             "versions": environment.software_versions(),
         }
         found = evidence.audit_weaknesses(judgement, log, record.plan, suspect.preprocessing.source)
         found += evidence.reference_weaknesses(judgement.plan, record.plan, document["references"])
         weak = self.weaknesses + found
-        report.draw_grid(grid, result, self.folder / "grid.png")
+        self._draw(grid, result)
         evidence.write_bundle(self.folder / "evidence.zip", document, order, digests, answers, beside)
         files.write_json(
             self.folder / "result.json",
@@ -349,6 +401,22 @@ class Case:
                 "versions": document["versions"],
             },
         )
+
+    def _sequential(self, rule):
+        """What the evidence says of a sequential audit beside its answers."""
+        if not rule:
+            return {}
+        digest = one_by_one.order_digest(one_by_one.order_of(rule, self.record))
+        return {"sequential": {"room": rule.room, "order_sha256": digest}}
+
+    def _draw(self, grid, result):
+        for name, drawn in (("grid.png", grid is not None), ("wealth.png", "sequential" in result)):
+            if not drawn:
+                (self.folder / name).unlink(missing_ok=True)
+        if grid is not None:
+            report.draw_grid(grid, result, self.folder / "grid.png")
+        if "sequential" in result:
+            report.draw_wealth(result, self.folder / "wealth.png")
 
 
 def open_case(
@@ -393,6 +461,8 @@ def open_case(
     _refuse_lacking(record.plan, references)
     digests = None if references is None else sorted(references_of.digest_of(one) for one in references)
     plan = options.plan(record.plan, photos, aside, digests)
+    if plan.sequential:
+        _refuse_sequential(record, plan, most and most - aside)
     label = resolve_label(plan.label, suspect)
     references = references_of.matched(references or [], suspect, label)
     # Nothing was committed for an early record, so that there is nothing to depart from; its verdict says what it is.
@@ -405,7 +475,7 @@ def open_case(
         raise UserError(f"--out {folder} has another run's or a record's files", advice="choose another folder")
     log = Path(log or judgements.place_of_log(beside, folder))
     try:
-        _refuse_unreachable(record, plan, committed, photos, factor, most and most - aside)
+        _refuse_unreachable(record, plan, suspect, committed, photos, factor, most and most - aside)
     except UserError as error:
         if not departs:
             raise
@@ -463,18 +533,32 @@ def _refuse_too_few(record, left_out, published):
         )
 
 
-def _refuse_unreachable(record, plan, committed, photos, factor, max_queries):
+def _refuse_sequential(record, plan, room):
+    """Raise UserError where no audit can go photo by photo."""
+    if isinstance(record, LegacyRecord):
+        raise UserError("--sequential: the record was made by an early version", "ask all at once", flag="--sequential")
+    records.refuse_sequential(record.grouped, record.sizes)
+    if room is not None and room < plan.views:
+        raise UserError(
+            f"--max_queries leaves {room} queries, and one photo takes {plan.views}",
+            advice="allow more",
+            flag="--max_queries",
+        )
+
+
+def _refuse_unreachable(record, plan, suspect, committed, photos, factor, max_queries):
     """Raise UserError for a grid that can't show anything even as the first judgement.
 
-    That earlier judgements have used alpha up is only said.
+    That earlier judgements have used alpha up is only said. Of a sequential audit the grid has half of alpha.
     """
+    alpha = judgements.share_of_alpha(plan, committed, 1, factor)
     exact.plan_grid(
         photos,
         [batch.possible for batch in record.batches],
-        judgements.share_of_alpha(plan, committed, 1, factor),
-        plan.keys,
+        alpha / 2 if plan.sequential else alpha,
+        plan.asked(suspect.identity).keys,
         plan.selections,
-        max_queries,
+        None if plan.sequential else max_queries,
         plan.views,
     )
 

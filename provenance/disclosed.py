@@ -14,7 +14,7 @@ from kit.errors import UserError
 from kit.files import canonical_digest
 from provenance import beacon, draw, legacy, timestamp
 from provenance.plan import AuditPlan
-from provenance.record import Commitment, Digest, Strict, first_problem, selections_of
+from provenance.record import Commitment, Digest, Strict, first_problem, selections_of, sequence_of
 
 HONEST = "the verdict holds only if the accuser is honest"
 
@@ -35,7 +35,8 @@ class DisclosedBatch(Strict):
 @dataclass(frozen=True)
 class Disclosed:
     """A checked disclosure. sizes: (photos, published) of each batch; weaknesses: sentences on what the verdict
-    rests on beside the answers; dates: the `timestamp.Stamp` of each batch, or None; early: of a version before 0.2.
+    rests on beside the answers; dates: the `timestamp.Stamp` of each batch, or None; early: of a version before 0.2;
+    grouped: whether photos were drawn together.
     """
 
     commitments: list
@@ -45,10 +46,16 @@ class Disclosed:
     dates: list
     _draw: object
     early: bool = False
+    grouped: bool = False
+    _order: object = None
 
     def selections(self, count, audit_seed=""):
         """What was published and `count` fresh selections: bool (count + 1, n)."""
         return self._draw(count, audit_seed)
+
+    def sequence(self, audit_seed=""):
+        """The order in which a sequential audit asks about the photos: int (n,), their numbers."""
+        return self._order(audit_seed)
 
 
 def disclose(record):
@@ -108,6 +115,8 @@ def check(content, where, roots=None, chain=None):
         list(dict.fromkeys(found)),
         dates,
         lambda count, audit_seed: selections_of([_drawn(batch) for batch in batches], count, audit_seed),
+        grouped=any(batch.commit.groups for batch in batches),
+        _order=lambda audit_seed: sequence_of([_drawn(batch)[:3] for batch in batches], audit_seed),
     )
 
 

@@ -7,7 +7,7 @@ Photos are taken in the order of the SHA-256 of their content, so that names and
 
 Two secrets are derived from one: the evidence shows the selections' and never the marks'.
 
-Public: mark_secret, selection_secret, context_of, mark_key, selection, fitting_groups,
+Public: mark_secret, selection_secret, context_of, mark_key, selection, sequence, fitting_groups,
 PRIVATE_RANDOMNESS.
 """
 
@@ -60,6 +60,15 @@ def selection(selections, context, number, photos, published, audit_seed="", gro
             chosen |= np.asarray(groups) == group
             left -= sizes[group]
     return chosen
+
+
+def sequence(drawn, photos, audit_seed=""):
+    """The order in which a sequential audit asks about `photos` photos, int (photos,): it follows from the secrets that
+    the evidence shows, and says nothing about the selections. drawn: (secret of the selections, context) of each batch.
+    """
+    parts = [_hmac(secret, "sequence", context, audit_seed) for secret, context in drawn]
+    stream = hashlib.shake_256(derive_key(*parts, "sequence"))
+    return np.argsort(np.frombuffer(stream.digest(8 * photos), "<u8"), kind="stable")
 
 
 def fitting_groups(groups, published):

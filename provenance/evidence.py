@@ -193,7 +193,7 @@ def read_bundle(path):
             document = early_document(document)
         elif document.get("format") != BUNDLE_FORMAT:
             raise ValueError(f"it has no {BUNDLE_FORMAT} inside")
-        answers, order, digests = _checked_arrays(arrays)
+        answers, order, digests = _checked_arrays(arrays, document.get("sequential") is not None)
     except (
         ValueError,
         KeyError,
@@ -257,8 +257,9 @@ def _claimed_bytes(arrays, name):
     return arrays.zip.getinfo(f"{name}.npy").file_size
 
 
-def _checked_arrays(arrays):
-    """(Answers, order, digests) of a bundle's arrays. ValueError for what eval.py would not have written."""
+def _checked_arrays(arrays, sequential=False):
+    """(Answers, order, digests) of a bundle's arrays. ValueError for what eval.py would not have written. sequential:
+    whether only some of the queries may have been asked."""
     order, digests = arrays["order"], arrays["digests"]
     values, classes = arrays.get("values"), arrays.get("classes")
     answers = Answers(values, classes)
@@ -277,7 +278,7 @@ def _checked_arrays(arrays):
         or order.shape != (len(answers),)
         or digests.dtype != np.uint8
         or digests.shape != (len(answers), 32)
-        or not np.array_equal(np.sort(order), np.arange(len(answers)))
+        or not (sequential or np.array_equal(np.sort(order), np.arange(len(answers))))
     ):
         raise ValueError("its arrays don't fit together")
     return answers, order, digests
@@ -314,6 +315,13 @@ class _Reference(_Part):
     preprocessing: Annotated[str, Field(max_length=2000)]
 
 
+class _Sequential(_Part):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    room: Annotated[int, Field(ge=1)] | None
+    order_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class _Document(_Part):
     record: dict
     judgement: dict
@@ -325,6 +333,7 @@ class _Document(_Part):
     preprocessing: _Preprocessing
     publications: list[str]
     references: list[_Reference] = []
+    sequential: _Sequential | None = None
     result: dict
 
 
@@ -341,6 +350,11 @@ class Checked:
     label: int | str
     preprocessing: Preprocessing
     weaknesses: list
+
+    @property
+    def asked(self):
+        """The AuditPlan as far as this model was asked."""
+        return self.judgement.plan.asked(self.judgement.model)
 
     @property
     def by_name(self):
@@ -375,6 +389,7 @@ def check_document(document, answers, where, roots=None, chain=None, references=
         raise UserError(f"{where}: its judgement is not in its log", advice="somebody changed it")
     total, preprocessing = sum(photos for photos, _ in record.sizes), preprocessing_of(document["preprocessing"])
     plan, photos = judgement.plan, total - len(set(judgement.left_out))
+    asked = plan.asked(judgement.model)
     # Nothing was committed for an early record, so that there is nothing to depart from.
     committed = plan if record.early else record.plan
     departs, factor = departures(committed, plan, checked.classes)
@@ -395,7 +410,9 @@ def check_document(document, answers, where, roots=None, chain=None, references=
         "the label": plan.label == checked.label if auto else plan.label in (str(checked.label), name),
         "what was left out": all(0 <= number < total for number in judgement.left_out),
         "the number of classes": _classes_fit(checked.classes, answers),
-        "the number of answers": photos * (plan.keys + 1) * plan.views == len(answers)
+        "that it went photo by photo": plan.sequential == (checked.sequential is not None)
+        and not (plan.sequential and (record.grouped or record.early)),
+        "the number of answers": _number_fits(photos * (asked.keys + 1) * plan.views, plan, answers)
         and 8 * photos * (plan.selections + 1) <= MAX_BUNDLE_BYTES,
     }
     if wrong := [what for what, right in fits.items() if not right]:
@@ -403,6 +420,11 @@ def check_document(document, answers, where, roots=None, chain=None, references=
     found = record.weaknesses + audit_weaknesses(judgement, log, record.plan, preprocessing.source)
     found += reference_weaknesses(plan, record.plan, [entry.model_dump() for entry in checked.references])
     return Checked(record, judgement, log, checked.label, preprocessing, found)
+
+
+def _number_fits(whole, plan, answers):
+    """Where a sequential audit stops is worked out with its answers (see sequential.judge)."""
+    return len(answers) == whole or (plan.sequential and len(answers) < whole and len(answers) % plan.views == 0)
 
 
 def _are_scores(references, plan, photos):

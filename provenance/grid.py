@@ -4,8 +4,8 @@ ask_grid queries the model for every (photo, key) pair in an order that the secr
 answers drift treats no key in a special way; the views of a pair follow each other. judge turns answers into a verdict;
 check_queries rebuilds every image that was sent.
 
-Public: Photos, Queries, query_order, digests_of, ask_all, open_answers, ask_grid, in_order, log_settings, judge,
-scores_of, check_queries.
+Public: Photos, Queries, query_order, digests_of, Asking, ask_all, warn_of_two_kinds, open_answers, ask_grid, in_order,
+log_settings, judge, scores_of, check_queries.
 """
 
 import hashlib
@@ -171,57 +171,72 @@ class _Patient:
         return Answers(*(None if one is None else np.where(gone[:, None], other, one) for one, other in pairs))
 
 
-def ask_all(log, suspect, count, prepare, label, transcript=None):
-    """Ask for the images prepare(places), uint8 (n, 3, h, w), in batches; what the log has is not asked again.
-
-    As many requests as the suspect allows are under way at once; each is in the log as soon as it is answered.
-    transcript: a `witness.Transcript`, or None. Returns (digests uint8 (N, 32), Answers) of all queries in order.
+class Asking:
+    """Asks for the images prepare(places), uint8 (n, 3, h, w), in batches, step by step; what the log has is not asked
+    again. transcript: a `witness.Transcript`, or None.
     """
-    log.drop_replaced()
-    if transcript is not None:
-        transcript.adopt(log)
-    for _, answers in list(log.blocks.values())[:1]:
-        suspect.remember(answers)
-    known = next(
-        (
-            first + int(np.flatnonzero(~kept.missing)[0])
-            for first, (_, kept) in log.blocks.items()
-            if not kept.missing.all()
-        ),
-        None,
-    )
-    answered = None if known is None else prepare(np.array([known]))
-    patient, lock, given_up = _Patient(suspect, answered), threading.Lock(), threading.Event()
 
-    def questions():
-        for place, stop in log.gaps(count):
+    def __init__(self, log, suspect, prepare, transcript=None):
+        self._log, self._suspect, self._prepare, self._transcript = log, suspect, prepare, transcript
+        log.drop_replaced()
+        if transcript is not None:
+            transcript.adopt(log)
+        for _, answers in list(log.blocks.values())[:1]:
+            suspect.remember(answers)
+        known = next(
+            (
+                first + int(np.flatnonzero(~kept.missing)[0])
+                for first, (_, kept) in log.blocks.items()
+                if not kept.missing.all()
+            ),
+            None,
+        )
+        answered = None if known is None else prepare(np.array([known]))
+        self._patient, self._lock, self._given_up = _Patient(suspect, answered), threading.Lock(), threading.Event()
+
+    @property
+    def done(self):
+        """How many queries are answered."""
+        return sum(len(answers) for _, answers in self._log.blocks.values())
+
+    def until(self, count, bar):
+        """Have the queries 0..count - 1 answered. As many requests as the suspect allows are under way at once; each is
+        in the log as soon as it is answered."""
+        try:
+            for (_, images), _ in in_flight(self._ask, self._questions(count), self._suspect.concurrency):
+                bar.update(len(images))
+        except BaseException as error:
+            with self._lock:  # nobody waits for the rest: its folder may be another's soon
+                self._given_up.set()
+            if isinstance(error, UserError):
+                raise _with_what_is_kept(error, self._log, bar.total) from None
+            raise
+
+    def _questions(self, count):
+        for place, stop in self._log.gaps(count):
             while place < stop:
-                places = np.arange(place, min(stop, place + suspect.batch_size))
-                yield place, prepare(places)
+                places = np.arange(place, min(stop, place + self._suspect.batch_size))
+                yield place, self._prepare(places)
                 place += len(places)
 
-    def ask(question):
+    def _ask(self, question):
         first, images = question
-        answers = patient.ask(images)
-        with lock:
-            if given_up.is_set():
+        answers = self._patient.ask(images)
+        with self._lock:
+            if self._given_up.is_set():
                 return
-            log.add(first, digests_of(images), answers)
-            if transcript is not None:
-                transcript.add(first, *log.blocks[first])
+            self._log.add(first, digests_of(images), answers)
+            if self._transcript is not None:
+                self._transcript.add(first, *self._log.blocks[first])
 
-    done = sum(len(answers) for _, answers in log.blocks.values())
-    with Progress(desc=label, total=count, initial=done, unit="query") as bar:
-        try:
-            for (_, images), _ in in_flight(ask, questions(), suspect.concurrency):
-                bar.update(len(images))
-        except UserError as error:
-            raise _with_what_is_kept(error, log, count) from None
-        finally:
-            with lock:  # nobody waits for the rest: its folder may be another's soon
-                given_up.set()
+
+def ask_all(log, suspect, count, prepare, label, transcript=None):
+    """Ask for `count` images (see Asking): (digests uint8 (N, 32), Answers) of all queries in order."""
+    asking = Asking(log, suspect, prepare, transcript)
+    with Progress(desc=label, total=count, initial=asking.done, unit="query") as bar:
+        asking.until(count, bar)
     digests, answers = log.collect()
-    _warn_of_two_kinds(log)
+    warn_of_two_kinds(log)
     return digests, answers
 
 
@@ -234,7 +249,8 @@ def _with_what_is_kept(error, log, count):
     return UserError(error.problem, f"{error.advice}; {told}" if error.advice else told, error.command, error.flag)
 
 
-def _warn_of_two_kinds(log):
+def warn_of_two_kinds(log):
+    """Say so on stderr where some of a log's answers are probabilities and others logits."""
     # A server is asked again for such a reply, which then counts as missing: these are of files or of earlier versions.
     count = dict.fromkeys(("probabilities", "logits", "both"), 0)
     for _, answers in log.blocks.values():
@@ -263,13 +279,14 @@ def log_settings(record, suspect, **more):
     }
 
 
-def open_answers(record, photos, suspect, plan, folder):
-    """The AnswerLog of a grid in `folder`. Raises UserError where the folder has answers to other questions."""
+def open_answers(record, photos, suspect, plan, folder, **more):
+    """The AnswerLog of a grid in `folder`. Raises UserError where the folder has answers to other questions. more: what
+    else these hang on."""
     left_out = sorted(set(range(len(record.photos))) - set(photos.kept))
     settings = {"keys": plan.keys, "audit_seed": plan.audit_seed, "left_out": left_out or None}
     if plan.views > 1:
         settings["views"] = plan.views
-    return AnswerLog(folder, log_settings(record, suspect, **settings))
+    return AnswerLog(folder, log_settings(record, suspect, **settings, **more))
 
 
 def ask_grid(record, photos, suspect, plan, folder, bank=None, transcript=None, label="asking the model"):
@@ -360,7 +377,7 @@ def _mean_over_views(scores, missing):
 def check_queries(record, photos, preprocessing, plan, order, digests, bank=None):
     """How many of the images whose digests were kept are those that record and originals give: a number of queries."""
     queries = Queries(record, photos, plan, preprocessing, bank)
-    if len(order) != len(queries):
+    if len(order) != len(queries) and not (plan.sequential and len(order) < len(queries)):
         raise UserError(
             f"the bundle has {len(order)} queries, this record {len(queries)} for its plan",
             advice="give the record of the bundle",

@@ -11,7 +11,7 @@ SHARE_OF_SETS, PARTS, VIEWS, MOST_REFERENCES.
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
 from attacks import exact
 from kit.names import MOST_VIEWS
@@ -31,10 +31,10 @@ MOST_NUMBERS = 1000
 UNKNOWN_CLASSES = 1000  # where a model does not say how many it has
 ANSWERS = ("as given", "label only", "top k")
 # The parts of a plan that may depart, beside the selections.
-PARTS = ("label", "answers", "keys", "views", "references")
-# One over the share of a set by its size: 1 empty set (selections alone) and 5 single parts have 1/8 each, 10 pairs 1/6
-# together, 16 larger sets 1/12.
-SHARE_OF_SETS = (8, 8, 60, 192)
+PARTS = ("label", "answers", "keys", "views", "references", "sequential")
+# One over the share of a set by its size: 6 single parts have 1/8 each, 15 pairs 15/64 together, and what
+# is worth nothing at any price takes the rest: the empty set (selections alone) 1/96, 42 larger sets 1/192 together.
+SHARE_OF_SETS = (96, 8, 64, 8064)
 MOST_REFERENCES = 16
 
 
@@ -42,7 +42,7 @@ class AuditPlan(BaseModel):
     """What an audit will do. label: a class by number or name, or "auto" (what the model says most often, a rule
     without choice); answers: how much of an answer is used; top_k: for "top k"; statistic: its name and version;
     references: SHA-256 of reference models; views: queries of one marked photo (see suspects/views.py); audit_seed:
-    what the other side adds to the draw.
+    what the other side adds to the draw; sequential: photo by photo, until the evidence is there (see sequential.py).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,6 +57,17 @@ class AuditPlan(BaseModel):
     selections: int = Field(default=exact.SELECTIONS, ge=0)
     alpha: float = Field(default=1e-3, gt=0, le=0.5)
     audit_seed: str = ""
+    sequential: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize):
+        # Digests of plans that are asked all at once stay what they were before there were others.
+        return {name: value for name, value in serialize(self).items() if name != "sequential" or value}
+
+    def asked(self, model):
+        """The plan as far as a model with this identity is asked. A sequential one asks under the own key first: a
+        server that drifts would treat that key in a special way, so that there only selections are compared."""
+        return self.model_copy(update={"keys": 0}) if self.sequential and not model.get("sha256") else self
 
     @classmethod
     def usual(cls, held_out, marked=True, **chosen):
@@ -96,6 +107,9 @@ def departures(committed, used, classes):
             found.append((f"{ours} {name} instead of {theirs}", len(choices) + 1 if ours in choices else MOST_NUMBERS))
     if set(used.references) != set(committed.references):
         found.append((f"{_named(used.references)} instead of {_named(committed.references)}", 2**count))
+    if used.sequential != committed.sequential:
+        ways = ("all at once", "photo by photo")
+        found.append((f"asked {ways[used.sequential]} instead of {ways[committed.sequential]}", 1))
     others = used.selections != committed.selections
     if not found and not others:
         return [], 1

@@ -11,8 +11,8 @@ A record is JSON and is checked in full when it is read. Whoever has it can mark
 photos were published: it stays private.
 
 Public: MarkRecord, MarkSettings, Batch, Photo, Commitment, BeaconRound, Strict, Digest, RelativePath, new_record,
-commit_batch, draw_batch, finish_batch, changed_batch, published_share, selections_of, record_file, read_record,
-read_finished, write_record, first_problem, copy_of, COPIES, locate_originals, private_folder.
+commit_batch, draw_batch, finish_batch, changed_batch, published_share, selections_of, sequence_of, refuse_sequential,
+record_file, read_record, read_finished, write_record, first_problem, copy_of, COPIES, locate_originals, private_folder.
 """
 
 import hashlib
@@ -265,6 +265,20 @@ class MarkRecord(Strict):
             audit_seed,
         )
 
+    @property
+    def sizes(self):
+        """(photos, published) of each batch."""
+        return [(batch.photos, batch.published) for batch in self.batches]
+
+    @property
+    def grouped(self):
+        """Whether photos that look alike were drawn together."""
+        return any(batch.grouped for batch in self.batches)
+
+    def sequence(self, audit_seed=""):
+        """The order in which a sequential audit asks about the photos: int (n,), their numbers."""
+        return sequence_of([(batch.secrets[1], batch.context, batch.photos) for batch in self.batches], audit_seed)
+
     def seed_of(self, purpose, *parts):
         """A key for what else the audit draws, such as the order of its queries: 32 bytes."""
         return derive_key(*(batch.secrets[0] for batch in self.batches), purpose, *parts)
@@ -284,6 +298,11 @@ def selections_of(batches, count, audit_seed=""):
         ],
         axis=1,
     )
+
+
+def sequence_of(batches, audit_seed=""):
+    """`draw.sequence` out of (secret of the selections, context, photos) of each batch."""
+    return draw.sequence([batch[:2] for batch in batches], sum(batch[2] for batch in batches), audit_seed)
 
 
 def new_record(settings):
@@ -306,18 +325,24 @@ def commit_batch(
     photos = [{name: value for name, value in photo.items() if name != "group"} for photo in photos]
     first, published = len(record.photos), published_share(len(photos), holdout)
     secret = secrets.token_bytes(32) if seed is None else derive_key(seed, "mark record", len(record.batches))
+    plan = (
+        record.plan
+        if record.batches
+        else plan or AuditPlan.usual(published < len(photos), not record.settings.unmarked)
+    )
+    drawn_together = list(draw.fitting_groups(_from_zero(groups), published))
+    if plan.sequential:
+        refuse_sequential(bool(drawn_together), [*record.sizes, (len(photos), published)])
     commit = Commitment(
         format=COMMITMENT_FORMAT,
         evidence=seed is None,
         created=created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         settings=record.settings,
-        plan=record.plan
-        if record.batches
-        else plan or AuditPlan.usual(published < len(photos), not record.settings.unmarked),
+        plan=plan,
         photos=len(photos),
         published=published,
         originals_sha256=canonical_digest([photo["original_sha256"] for photo in photos]),
-        groups=list(draw.fitting_groups(_from_zero(groups), published)),
+        groups=drawn_together,
         marks_sha256=hashlib.sha256(draw.mark_secret(secret)).hexdigest(),
         selections_sha256=hashlib.sha256(draw.selection_secret(secret)).hexdigest(),
         beacon=beacon,
@@ -329,6 +354,22 @@ def commit_batch(
     )
     entries = [Photo(number=first + place, batch=len(record.batches), **photo) for place, photo in enumerate(photos)]
     return record.model_copy(update={"batches": [*record.batches, batch], "photos": [*record.photos, *entries]})
+
+
+def refuse_sequential(grouped, sizes):
+    """Raise UserError where nobody can bet on photos one by one. sizes: (photos, published) of each batch."""
+    if grouped:
+        raise UserError(
+            "--sequential: some photos look alike and are drawn together, and its bets are on photos drawn one by one",
+            advice="keep one of each, or leave --sequential out",
+            flag="--sequential",
+        )
+    if all(photos == published for photos, published in sizes):
+        raise UserError(
+            "--sequential: all photos are published, so that there is nothing to bet on",
+            advice="give --holdout 0.5, or leave --sequential out",
+            flag="--sequential",
+        )
 
 
 def _from_zero(numbers):

@@ -16,6 +16,7 @@ from provenance import case, disclosed, evidence, protect, witness
 from provenance import grid as user_audit
 from provenance import record as records
 from provenance import references as references_of
+from provenance import sequential as one_by_one
 
 # Answers of the same file on another processor differ by rounding; those of another model by far more. What is
 # tolerated could still be used to move p: the verdict of the fresh answers has to be the same.
@@ -60,18 +61,7 @@ def replay(
     """
     document, order, digests, answers, beside = evidence.read_bundle(bundle)
     checked = evidence.check_document(document, answers, bundle, roots, chain, beside)
-    result, _, _ = user_audit.judge(
-        checked.record,
-        checked.judgement.plan,
-        checked.label,
-        checked.judgement.alpha,
-        order,
-        answers,
-        document.get("classes"),
-        checked.judgement.left_out,
-        checked.judgement.price,
-        beside,
-    )
+    result = _judged(checked, document, order, answers, beside, bundle)
     _refuse_other_result(result, checked, document, bundle)
     rows = [
         ("commitment", f"{checked.record.commitments[-1]}"),
@@ -80,7 +70,8 @@ def replay(
         ("p recomputed", f"{result['p_value']:.6g}, compared with {result['alpha']:.2g}"),
     ]
     weak, right = list(checked.weaknesses), True
-    context = witness.context_of(checked.judgement.digest, checked.label, order, beside)
+    asked_in = document["sequential"]["order_sha256"] if checked.asked.sequential else order
+    context = witness.context_of(checked.judgement.digest, checked.label, asked_in, beside)
     witnessed = witness.check(document.get("witness"), context, digests, answers, bundle)
     if witnessed:
         rows.append(("witness", witnessed))
@@ -96,6 +87,7 @@ def replay(
             advice="give the disclosed record and the originals, too",
             command="with --record and --originals",
         )
+    given = beside
     if references:
         places = (record_path, folders, out, data_root)
         found, same, beside = _ask_references(checked, document, beside, references, *places)
@@ -105,7 +97,19 @@ def replay(
         weak.insert(0, _unverified_references(document["references"]))
     if suspect is not None:
         found, same, result = _ask_again(
-            bundle, checked, document, order, answers, suspect, record_path, folders, out, data_root, result, beside
+            bundle,
+            checked,
+            document,
+            order,
+            answers,
+            suspect,
+            record_path,
+            folders,
+            out,
+            data_root,
+            result,
+            beside,
+            given,
         )
         rows.append(("asked again", found))
         right = right and same
@@ -124,6 +128,26 @@ def replay(
         )
     rows = [(name, _printable(value)) for name, value in rows]
     return Replay(result, rows, [_printable(sentence) for sentence in weak], right, document)
+
+
+def _judged(checked, document, order, answers, beside, bundle, stored=None):
+    """The result of answers in the order asked. beside: scores of the references; stored: those in the bundle, where
+    references or model were asked again: then all answers are judged, wherever they end."""
+    judgement, classes = checked.judgement, document.get("classes")
+    if checked.asked.sequential:
+        rule = _rule(checked, document, beside, stored)
+        one_by_one.check_order(rule, order, document["sequential"]["order_sha256"], bundle)
+        rest = (judgement.left_out, judgement.price, beside, bundle, stored is not None)
+        return one_by_one.judge(rule, checked.record, order, answers, *rest)[0]
+    facts = (checked.asked, checked.label, judgement.alpha, order, answers, classes)
+    return user_audit.judge(checked.record, *facts, judgement.left_out, judgement.price, beside)[0]
+
+
+def _rule(checked, document, beside, ordered=None):
+    """The Rule of a sequential audit's bundle. ordered: the references' scores that decided the order, if others."""
+    judgement, room = checked.judgement, document["sequential"]["room"]
+    facts = (checked.label, judgement.alpha, document.get("classes"), judgement.left_out)
+    return one_by_one.rule_of(checked.record, checked.asked, *facts, beside, room, ordered)
 
 
 def _printable(text):
@@ -185,7 +209,7 @@ def _questions(checked, document, order, digests, record_path, folders, data_roo
         raise UserError(f"{record_path} has other marked files than the bundle says", advice="somebody changed it")
     photos = _photos(checked, record, folders, record_path, preprocessing)
     bank = protect.load_bank(record.settings, data_root)
-    right = user_audit.check_queries(record, photos, preprocessing, checked.judgement.plan, order, digests, bank)
+    right = user_audit.check_queries(record, photos, preprocessing, checked.asked, order, digests, bank)
     note = (
         ""
         if right == len(order)
@@ -206,7 +230,7 @@ def _ask_references(checked, document, stored, suspects, record_path, folders, o
     """(what was found, whether the stored scores are those of these models, their own scores). suspects: the
     references, opened.
     """
-    record, plan, entries = _matching_record(checked, record_path), checked.judgement.plan, document["references"]
+    record, plan, entries = _matching_record(checked, record_path), checked.asked, document["references"]
     if sorted(map(references_of.digest_of, suspects)) != plan.references:
         raise UserError(
             "--reference are not the models of this bundle, whose SHA-256 are "
@@ -235,15 +259,17 @@ def _ask_references(checked, document, stored, suspects, record_path, folders, o
         return f"{text}: THEIR CLASSES WERE CHOSEN OTHERWISE THAN BY THE RULE", False, fresh
     if apart > TOLERATED_SHARE * stored.size:
         return f"{text}: THE STORED SCORES ARE NOT THESE MODELS'", False, fresh
+    if plan.sequential and not np.array_equal(*(_rule(checked, document, some).places for some in (stored, fresh))):
+        return f"{text}: THEY GIVE ANOTHER ORDER OF THE PHOTOS", False, fresh
     return text, True, fresh
 
 
 def _ask_again(
-    bundle, checked, document, order, answers, suspect, record_path, folders, out, data_root, stored, beside
+    bundle, checked, document, order, answers, suspect, record_path, folders, out, data_root, stored, beside, given
 ):
     """(what was found, whether the stored answers are this model's, the result of its own answers).
 
-    stored: the result that the stored answers give; beside: scores of the references.
+    stored: the result that the stored answers give; beside: scores of the references; given: those in the bundle.
     """
     model = document["model"]
     if not model.get("sha256") or suspect.identity.get("sha256") != model["sha256"]:
@@ -258,29 +284,27 @@ def _ask_again(
             f"the bundle's audit fed the model otherwise ({_printable(theirs)}) than it is now ({ours})",
             advice="give the same flags as then, if they are the model's own",
         )
-    record, plan = _matching_record(checked, record_path), checked.judgement.plan
+    record, plan = _matching_record(checked, record_path), checked.asked
     if checked.by_name and suspect.class_names and case.resolve_label(plan.label, suspect) != checked.label:
         raise UserError(f"{bundle}: class {checked.label} is not what the model calls {plan.label!r}")
     photos = _photos(checked, record, folders, record_path, suspect.preprocessing)
     bank = protect.load_bank(record.settings, data_root)
     # Nowhere near the bundle: whoever sent that might have sent answers along.
     with nullcontext(out) if out else TemporaryDirectory() as folder:
-        again, _, fresh = user_audit.ask_grid(record, photos, suspect, plan, folder, bank)
-    if not np.array_equal(again, order):
+        if plan.sequential:
+            rule = _rule(checked, document, given)
+            again = one_by_one.order_of(rule, record)
+            log = user_audit.open_answers(
+                record, photos, suspect, plan, folder, sequential=one_by_one.order_digest(again)
+            )
+            _, fresh = one_by_one.ask(rule, record, photos, suspect, again, log, bank, count=len(answers))
+        else:
+            again, _, fresh = user_audit.ask_grid(record, photos, suspect, plan, folder, bank)
+    whole = document["sequential"]["order_sha256"] if plan.sequential else one_by_one.order_digest(order)
+    if one_by_one.order_digest(again) != whole or not np.array_equal(again[: len(order)], order):
         raise UserError("the bundle asked in another order than its record gives", advice="somebody changed it")
     apart = _apart(answers, fresh)
-    result, _, _ = user_audit.judge(
-        checked.record,
-        plan,
-        checked.label,
-        checked.judgement.alpha,
-        order,
-        fresh,
-        document.get("classes"),
-        checked.judgement.left_out,
-        checked.judgement.price,
-        beside,
-    )
+    result = _judged(checked, document, order, fresh, beside, bundle, given)
     found = (
         f"{len(answers) - apart} of {len(answers)} answers are the model's own, which give p = {result['p_value']:.6g}"
     )

@@ -1,6 +1,6 @@
 """What the audit of one user shows to people: the table and the plot of the grid.
 
-Public: show_verdict, show_weaknesses, draw_grid.
+Public: show_verdict, show_weaknesses, draw_grid, draw_wealth.
 """
 
 import sys
@@ -30,11 +30,7 @@ def show_verdict(result, folder):
     print(textwrap.fill(result["sentences"], WIDTH), "", sep="\n")
     judgement = result["judgement"]
     rows = [
-        (
-            "result",
-            f"{one_in(result['p_value'])}: {result['at_most']} of {result['pairs']} pairs are as low as the user's own "
-            f"(exact p {result['p_value']:.3g})",
-        ),
+        *_results(result),
         (
             "verdict",
             f"{'USED' if result['detected'] else 'not shown'} (p is compared with {result['alpha']:.2g}: alpha "
@@ -73,9 +69,56 @@ def show_verdict(result, folder):
         )
     rows += [
         (name, folder / file)
-        for name, file in (("result.json", "result.json"), ("plot", "grid.png"), ("evidence", "evidence.zip"))
+        for name, file in (
+            ("result.json", "result.json"),
+            ("plot", "grid.png"),
+            ("evidence so far", "wealth.png"),
+            ("evidence", "evidence.zip"),
+        )
+        if file in ("result.json", "evidence.zip") or _drawn(result, file)
     ]
-    show_rows(rows, 13)
+    show_rows(rows, 17 if "sequential" in result else 13)
+
+
+def _drawn(result, file):
+    return result["pairs"] is not None if file == "grid.png" else "sequential" in result
+
+
+def _results(result):
+    """What came out, as rows: the exact test's alone, or that of the bets beside it."""
+    pairs = f"{result['at_most']} of {result['pairs']} pairs are as low as the user's own"
+    bets = result.get("sequential")
+    if bets is None:
+        return [("result", f"{one_in(result['p_value'])}: {pairs} (exact p {result['p_value']:.3g})")]
+    rows = [
+        ("result", f"{one_in(result['p_value'])} (p {result['p_value']:.3g}, twice the smaller of both tests')"),
+        (
+            "photo by photo",
+            f"p {bets['p_value']:.3g} after {bets['photos']} of {result['photos']} photos, {bets['queries']} queries",
+        ),
+    ]
+    if bets["exact_p_value"] is not None:
+        rows.append(("all at once", f"exact p {bets['exact_p_value']:.3g}: {pairs}"))
+    return rows
+
+
+def draw_wealth(result, path):
+    """The evidence of a sequential audit after each photo, and the line that it has to cross."""
+    bets = result["sequential"]
+    figure, axes = figure_of(1, 1, (8, 4.4))
+    axis, wealth = axes[0, 0], [1.0, *bets["wealth"]]
+    axis.plot(range(len(wealth)), wealth, color=MEMBER_COLOR, marker="o", markersize=3, label="evidence so far")
+    axis.axhline(bets["bound"], color="black", linestyle="--", label=f"enough: {bets['bound']:,.0f}")
+    axis.axhline(1, color="#999999", linewidth=0.8, label="no evidence")
+    axis.set(
+        xlim=(0, result["photos"]),
+        yscale="log",
+        xlabel="photos that the model was asked about",
+        ylabel="what one has made out of 1 by betting\nthat it knows the published ones",
+        title=f"If the model never saw the photos, the line is reached in at most {one_in(1 / bets['bound'])} audits",
+    )
+    axis.legend(fontsize=8)
+    save_figure(figure, path)
 
 
 def draw_grid(grid, result, path):
@@ -99,11 +142,11 @@ def draw_grid(grid, result, path):
                 label=f"{name} ({values.size})",
             )
     axis.axvline(grid[0, 0], color="black", linewidth=1.6, label="the user's own pair")
+    exact_p = result.get("sequential", {}).get("exact_p_value") or result["p_value"]
     axis.set(
         xlabel="T: mean score of the selected photos under the key (low: the model is sure of the label)",
         ylabel="share of its group",
-        title=f"p = {result['p_value']:.3g}: {result['at_most']} of {result['pairs']} pairs are as low as the "
-        "user's own",
+        title=f"p = {exact_p:.3g}: {result['at_most']} of {result['pairs']} pairs are as low as the user's own",
     )
     axis.legend(fontsize=8)
     save_figure(figure, path)

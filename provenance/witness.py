@@ -96,9 +96,11 @@ def _link(before, entry):
 
 
 def context_of(plan, label, order, references=None):
-    """What a transcript begins with, hex: the plan's digest, the label (class number or AUTO), the questions' order,
-    and the references' scores, float32 (R, n, L + 1), where there are any."""
-    asked = hashlib.sha256(np.ascontiguousarray(order, "<i8").tobytes()).hexdigest()
+    """What a transcript begins with, hex: the plan's digest, the label (class number or AUTO), the questions' order
+    (all of it, or its SHA-256, hex), and the references' scores, float32 (R, n, L + 1), where there are any."""
+    asked = (
+        order if isinstance(order, str) else hashlib.sha256(np.ascontiguousarray(order, "<i8").tobytes()).hexdigest()
+    )
     beside = [] if references is None or not len(references) else [_scores_digest(references)]
     return canonical_digest([plan, label, asked, *beside])
 
@@ -173,14 +175,16 @@ class Transcript:
     def _signature(self, link):
         return self._key.sign(bytes.fromhex(link)).hex()
 
-    def sign(self):
-        """The signed transcript, JSON-ready."""
+    def sign(self, count=None):
+        """The signed transcript, JSON-ready. count: of the first so many queries, which were answered before the
+        others; None for all."""
+        entries = self.entries if count is None else [entry for entry in self.entries if entry["first"] < count]
         public = self._key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
         return {
             "context": self._context,
-            "entries": self.entries,
+            "entries": entries,
             "public_key": public.hex(),
-            "signature": self._signature(self._last),
+            "signature": self._signature(entries[-1]["link"]),
         }
 
 

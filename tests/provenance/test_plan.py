@@ -11,6 +11,7 @@ from provenance import judgements
 from provenance.case import Options
 from provenance.plan import (
     KEY_CHOICES,
+    PARTS,
     SELECTION_CHOICES,
     SHARE_OF_SETS,
     STATISTIC,
@@ -45,21 +46,23 @@ COMMITTED = AuditPlan(label="2", keys=4, selections=999, views=1, alpha=0.5)
         ({"views": 5}, 2 * 1000),
         ({"references": []}, 2 * 2**2),
         ({"references": ["b" * 64]}, 2 * 2**2),
+        ({"sequential": True}, 2),
         ({"selections": 99_999}, 4),
         ({"selections": 998}, 4 * 1000),
     ],
 )
 def test_one_departure(changes, count):
     """Alpha is divided by 2, by the share of a single part among the sets that may depart, 8, by that of its
-    selections, and by the part's values."""
+    selections, and by the part's values. Selections alone have a share of 96."""
     committed = COMMITTED.model_copy(update={"references": ["a" * 64, "b" * 64]})
     found, factor = departures(committed, committed.model_copy(update=changes), 10)
-    assert len(found) == 1 and factor == 2 * 8 * count
+    assert len(found) == 1 and factor == 2 * (96 if "selections" in changes else 8) * count
 
 
 def test_the_shares_of_all_sets_are_no_more_than_one():
-    sizes = [bin(number).count("1") for number in range(2**5)]
-    assert sum(1 / SHARE_OF_SETS[min(size, 3)] for size in sizes) == pytest.approx(1)
+    sizes = [bin(number).count("1") for number in range(2 ** len(PARTS))]
+    total = sum(1 / SHARE_OF_SETS[min(size, 3)] for size in sizes)
+    assert total == pytest.approx(1) and total <= 1 + 1e-12 and len(PARTS) == 6
 
 
 def test_what_no_number_counts_is_said_and_not_priced():
@@ -73,9 +76,9 @@ def test_what_no_number_counts_is_said_and_not_priced():
 def test_departures_multiply():
     used = COMMITTED.model_copy(update={"label": "auto", "answers": "label only", "keys": 19, "selections": 99_999})
     found, factor = departures(COMMITTED, used, 10)
-    assert len(found) == 4 and factor == 2 * 192 * 4 * 11 * 12 * 12
+    assert len(found) == 4 and factor == 2 * 8064 * 4 * 11 * 12 * 12
     used = COMMITTED.model_copy(update={"label": "auto", "keys": 19})
-    assert departures(COMMITTED, used, 10)[1] == 2 * 60 * 2 * 11 * 12
+    assert departures(COMMITTED, used, 10)[1] == 2 * 64 * 2 * 11 * 12
     assert "label auto instead of 2" in found and "19 keys instead of 4" in found
 
 
@@ -99,11 +102,11 @@ def test_all_plans_together_keep_alpha(classes):
     keys, selections, views = {4, *KEY_CHOICES}, {999, *SELECTION_CHOICES}, {1, *VIEW_CHOICES}
     committed = COMMITTED.model_copy(update={"references": ["a" * 64]})
     total = 0.0
-    for label, (used, top_k), count, others, shown, beside in itertools.product(
-        labels, answers, keys, selections, views, (["a" * 64], [])
+    for label, (used, top_k), count, others, shown, beside, one_by_one in itertools.product(
+        labels, answers, keys, selections, views, (["a" * 64], []), (False, True)
     ):
         chosen = {"label": label, "answers": used, "top_k": top_k, "keys": count, "selections": others}
-        plan = committed.model_copy(update={**chosen, "views": shown, "references": beside})
+        plan = committed.model_copy(update={**chosen, "views": shown, "references": beside, "sequential": one_by_one})
         factor = departures(committed, plan, classes)[1]
         total += judgements.share_of_alpha(plan, COMMITTED, 1, factor) if factor > 1 else 0
     assert total <= COMMITTED.alpha / 4 + 1e-12, "beside the committed plan's own alpha / 2"
