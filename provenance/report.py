@@ -117,6 +117,7 @@ def draw_wealth(result, path):
         ylabel="what one has made out of 1 by betting\nthat it knows the published ones",
         title=f"If the model never saw the photos, the line is reached in at most {one_in(1 / bets['bound'])} audits",
     )
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axis.legend(fontsize=8)
     save_figure(figure, path)
 
