@@ -7,6 +7,7 @@
 #   TABLES="8 9" SEEDS="1 2 3" bash ablation.sh       8, 9, 12, 13, noise, 5; each seed is a run of its own
 #   EXTRA="--data_root /data" bash ablation.sh        more flags for every run; DATASET, USERS, SAMPLES, RES_FOLDER, ...
 #   OUTLIERS="/folder/of/images" bash ablation.sh     Fig. 13's other outlier features (paper: tinyimagenet celeba)
+#   CALIBRATE=1 bash ablation.sh                      audits also beside a model that has seen nobody (not Table 5)
 #   JOBS=4 bash ablation.sh                           several runs at once; LAUNCHER=ray: on a Ray cluster: launch/README.md
 set -uo pipefail
 source "$(dirname "$0")/launch/sweep.sh"
@@ -34,9 +35,21 @@ cell() {
     [ -n "${DONE[$tag-${SEED:-}]:-}" ] && return  # several tables share it
     DONE[$tag-${SEED:-}]=1
     # shellcheck disable=SC2086
-    run "ablation-$tag" $recipe --num_of_multiTarget_diffCls "$USERS" --marked_samples_per_user "$samples" "$@"
+    run "ablation-$tag" $recipe --num_of_multiTarget_diffCls "$USERS" --marked_samples_per_user "$samples" "$@" \
+        ${CALIBRATE:+--calibrate "$(reference)"}
 }
+# The model beside which all runs of a seed are audited: clean, on images that they leave out (see experiment/README.md).
+reference() { echo "$RES_FOLDER/ablation-reference${SEED:+-seed$SEED}"; }
 MARKED="--img_blending_ratio .7 --noise_injection_type perlin --noise_norm 8"
+
+if [ -n "${CALIBRATE:-}" ]; then
+    # shellcheck disable=SC2086
+    for SEED in ${SEEDS:-${SEED:-1}}; do
+        run ablation-reference $recipe --clean_train 1 --other_images 1 --exact_keys 0 --marked_samples_per_user 1 \
+            --out "$(reference)"
+    done
+    launch  # with JOBS they are only queued, and the runs need them
+fi
 
 # shellcheck disable=SC2086
 for SEED in ${SEEDS:-${SEED:-1}}; do
@@ -78,7 +91,8 @@ for SEED in ${SEEDS:-${SEED:-1}}; do
     if wanted 5; then
         for users in $USERS $FEW_USERS; do
             for share in 1 $SHARES; do
-                USERS=$users cell "share-$users-$share" "$SHARED" $MARKED --used_share "$share"
+                # The marked samples that a model was not trained on are among those that the reference has seen.
+                CALIBRATE='' USERS=$users cell "share-$users-$share" "$SHARED" $MARKED --used_share "$share"
             done
         done
     fi

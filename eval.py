@@ -16,7 +16,12 @@ from kit.errors import UserError, run_script
 RECORD, CHECK, MODEL, RUN = "audit of a record", "check of evidence", "model under audit", "audit of a run"
 # Of the flags of a run, those that mean something for a record as well; and what others are called there.
 SHARED = ("--dataset", "--data_root", "--image_size", "--num_of_non_member_user", "--verdict_fpr", "--out")
-INSTEAD = {"--batch_size": "--query_batch", "--exact_keys": "--keys", "--seed": "--audit_seed"}
+INSTEAD = {
+    "--batch_size": "--query_batch",
+    "--exact_keys": "--keys",
+    "--seed": "--audit_seed",
+    "--calibrate": "--reference",
+}
 
 
 def make_parser():
@@ -126,8 +131,9 @@ def main():
     if args.record:
         return audit_user(args)
     from experiment.run import audit_again
+    from suspects.opened import open_model
 
-    return audit_again(args)
+    return audit_again(args, open_model)
 
 
 def check_flags(parser, args):

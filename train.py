@@ -14,8 +14,9 @@ def main():
 
     args = make_parser(__doc__).parse_args()
     from experiment.run import train_and_audit
+    from suspects.opened import open_model
 
-    train_and_audit(args)
+    train_and_audit(args, open_model)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,8 @@ def start(args, **defaults):
         raise UserError("--out is missing", advice="name the folder for result.json and plots")
     if args.countermeasure:
         raise UserError(f"--countermeasure {args.countermeasure} has no meaning here", advice="use train.py")
+    if args.calibrate:
+        raise UserError(f"--calibrate {args.calibrate} has no meaning here", advice="use train.py or eval.py")
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

@@ -1,6 +1,6 @@
 """Ask a trained model about all users, and conclude.
 
-Public: Audit, ask_users, exact_losses, exact_p_values, conclude.
+Public: Audit, ask_users, answering, score_groups, rates, exact_losses, exact_p_values, conclude.
 """
 
 import json
@@ -82,21 +82,9 @@ def ask_users(experiment, query, settings, paths, device):
 
     settings: the audit dict of `settings.resolve_settings`.
     """
-    started, data, users = time.monotonic(), experiment.data, experiment.groups
-    query = _answered(query) if experiment.countermeasure.refuses else query
-    # Targets are marked on the CPU, where their published images were made: the same bits. The others where it is fast.
-    signals = {
-        name: utils.score_users(
-            query,
-            data.images,
-            group,
-            experiment.marking,
-            torch.device("cpu") if name == "target" else device,
-            batch_size_of(data),
-            name,
-        )
-        for name, group in users.items()
-    }
+    started, users = time.monotonic(), experiment.groups
+    query = answering(experiment, query)
+    signals = score_groups(experiment, query, users, device)
     exact = (
         {name: exact_losses(experiment, query, name, settings["exact_keys"], device) for name in ("target", "control")}
         if settings["exact_keys"]
@@ -112,8 +100,31 @@ def ask_users(experiment, query, settings, paths, device):
     return result
 
 
-def _answered(query):
-    """A query function that always answers: where there is none, every class alike, which tells as little."""
+def score_groups(experiment, query, users, device, note=""):
+    """Ask a model about the users of each group, under their marks: {group: {signal: float64 (users, K)}}.
+
+    Targets are marked on the CPU, where their published images were made: the same bits. The others where it is fast.
+    """
+    data, cpu = experiment.data, torch.device("cpu")
+    return {
+        name: utils.score_users(
+            query,
+            data.images,
+            group,
+            experiment.marking,
+            cpu if name == "target" else device,
+            batch_size_of(data),
+            f"{name}{note}",
+        )
+        for name, group in users.items()
+    }
+
+
+def answering(experiment, query):
+    """A query function that always answers, also where a countermeasure refuses: every class alike then, which tells
+    as little."""
+    if not experiment.countermeasure.refuses:
+        return query
 
     def answered(images):
         logits = query(images)
@@ -166,11 +177,7 @@ def exact_p_values(losses, published, key):
 def conclude(experiment, query, record, answers, device):
     """Turn the answers of an audit into the figures of result.json (a JSON-ready dict)."""
     data, splits, history = experiment.data, experiment.splits, record["history"]
-    member, other = answers.losses("target"), answers.losses("non_member")
-    audits = {
-        kind: utils.membership_inference(member, other, kind == "instance", answers.settings["fpr"])
-        for kind in ("set", "instance")
-    }
+    audits = rates(answers.losses("target"), answers.losses("non_member"), answers.settings["fpr"])
     validation = [epoch["val_accuracy"] for epoch in history if "val_accuracy" in epoch]
     return {
         "settings": {"training": experiment.settings, "audit": answers.settings},
@@ -190,6 +197,11 @@ def conclude(experiment, query, record, answers, device):
         "hardware": {"train": record["hardware"], "audit": hardware_name(device)},
         "versions": software_versions(),
     }
+
+
+def rates(member, other, fprs):
+    """`utils.membership_inference` of two arrays (users, K), once by users and once by samples."""
+    return {kind: utils.membership_inference(member, other, kind == "instance", fprs) for kind in ("set", "instance")}
 
 
 def _verdicts(answers):

@@ -27,6 +27,7 @@ TRAINING_FLAGS = (
     "weight_decay",
     "seed",
     "clean_train",
+    "other_images",
     "marked_samples_per_user",
     "img_blending_ratio",
     "ood_pattern",
@@ -37,7 +38,7 @@ TRAINING_FLAGS = (
 )
 USER_FLAGS = ("target_user_cls", "num_of_multiTarget_diffCls", "num_of_multiTarget_sameCls")
 # Settings of the audit, free to change on a trained model.
-AUDIT_FLAGS = ("num_of_non_member_user", "instance_mi", "scaled_loss", "fpr", "verdict_fpr", "exact_keys")
+AUDIT_FLAGS = ("num_of_non_member_user", "instance_mi", "scaled_loss", "fpr", "verdict_fpr", "exact_keys", "calibrate")
 # The paper's marking, where a flag is not given.
 MARKING = {
     "img_blending_ratio": 0.7,
@@ -50,6 +51,7 @@ DEFAULTS = {
     **MARKING,
     "seed": 1,
     "clean_train": 0,
+    "other_images": None,
     "used_share": 1.0,
     "countermeasure": None,
     "instance_mi": 0,
@@ -57,6 +59,7 @@ DEFAULTS = {
     "fpr": [1e-3, 1e-4, 0.0],
     "verdict_fpr": 1e-3,
     "exact_keys": 19,
+    "calibrate": None,
 }
 # What --help says of flags that a data set's recipe fills: that of cifar100, which is the default.
 RECIPE = {
@@ -155,6 +158,12 @@ def _add_training_flags(group):
         help=f"1: train on the same samples without data marking {_usual('clean_train')}",
     )
     add(
+        "--other_images",
+        **SWITCH,
+        help="1: train on images that the same command without it leaves out, as many where there are as many: a "
+        "model for --calibrate (default 0)",
+    )
+    add(
         "--seed",
         type=number(int, 0),
         help=f"decides split, users, marks, weights, non-members {_usual('seed')}",
@@ -227,6 +236,12 @@ def _add_audit_flags(group):
         type=number(int, 0),
         help="fresh keys of the exact test: p of every target and control user as if half of their photos had been "
         f"held out; 0: no test {_usual('exact_keys')}",
+    )
+    add(
+        "--calibrate",
+        metavar="MODEL",
+        help="a model that has not seen the users' samples (run folder, checkpoint or ONNX file), asked the same: "
+        "beside the run's own results stand those without what it finds difficult; none: without it (default none)",
     )
 
 

@@ -43,7 +43,7 @@ def show(result, paths):
     rows += [
         (f"TPR@{100 * point['fpr']:g}%FPR", percent(point["tpr"], point["interval"])) for point in audit["tpr_at_fpr"]
     ]
-    rows += [("AUC", f"{audit['auc']:.4f}")]
+    rows += [("AUC", f"{audit['auc']:.4f}"), *_calibrated_rows(result)]
     rows += [
         (f"accuracy, {name}", percent(result["accuracy"][name]))
         for name in ("test", "train", "marked")
@@ -53,6 +53,17 @@ def show(result, paths):
     rows += [("result", paths.result)]
     rows += [("plots", path) for path in (paths.roc_plot, paths.loss_plot, paths.mark_plot) if path.exists()]
     show_rows(rows)
+
+
+def _calibrated_rows(result):
+    """What --calibrate adds to the table, on a line; nothing without it."""
+    calibrated = result.get("calibrated")
+    if not calibrated:
+        return []
+    found, plain = (calibrated[name][result["mode"]] for name in ("audit", "plain"))
+    beside = "" if calibrated["same_non_members"] else f" (without: {percent(plain['fpr_at_100_tpr'])} of the same)"
+    text = f"{percent(found['fpr_at_100_tpr'], found['fpr_interval'])}{beside}, AUC {found['auc']:.4f}, "
+    return [("FPR@100%TPR, calibrated", f"{text}detected {calibrated['verdict']['targets_detected']}")]
 
 
 def draw(experiment, answers, result, paths):

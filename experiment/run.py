@@ -1,12 +1,13 @@
 """What train.py and eval.py do with a run: mark, train, audit, report; and audit a trained model again.
 
-Both take what their parsers return. Public: train_and_audit, audit_again.
+Both take what their parsers return, and a function that opens any model file as a `suspects.Suspect`, which this folder
+does not know (see `suspects.opened.open_model`). Public: train_and_audit, audit_again.
 """
 
 from pathlib import Path
 
 from dataset import load_dataset
-from experiment import folder, report, setup
+from experiment import calibrate, folder, report, setup
 from experiment.audit import ask_users, conclude
 from experiment.settings import resolve_settings, run_paths, tagged_paths, with_stored
 from experiment.training import load_trained, train
@@ -15,7 +16,7 @@ from kit.errors import UserError
 from utils import choose_device
 
 
-def train_and_audit(args):
+def train_and_audit(args, open_model):
     """One cell of the paper's tables; what an earlier start has finished is taken up, or only shown."""
     with distributed.team(args.device) as (team, device):
         device = choose_device(device)
@@ -34,22 +35,34 @@ def train_and_audit(args):
                 files.check_same_settings(stored, training, paths.model)
             team.agree(not paths.result.exists() and not paths.model.exists())
             if not paths.result.exists():
-                _run(training, audit, data, paths, device, args, team)
+                reference = calibrate.open_reference(audit["calibrate"], open_model, data, device, paths.model)
+                _run(training, audit, data, paths, device, args, team, reference)
             report.show(files.read_json(paths.result), paths)
 
 
-def _run(training, audit, data, paths, device, args, team):
+def _run(training, audit, data, paths, device, args, team, reference):
     """Mark, train, audit, conclude; what an earlier start has finished is taken up from its file."""
     experiment = setup.prepare(training, audit, data, args.data_root)
+    calibration = calibrate.prepare(experiment, reference)
     base = _base_model(args, experiment)
     model = None if paths.model.exists() else setup.build_model(experiment, args.pretrained_weights)
     # Only now: flags that don't fit have been refused, and the folder belongs to this run from here on.
     folder.write_config(paths, {"training": training, "audit": audit})
     query, record = train(experiment, model, paths, device, team, base)
+    _audit(experiment, query, record, audit, paths, device, calibration)
+
+
+def _audit(experiment, query, record, audit, paths, device, calibration):
+    """Ask, conclude, write everything that an audit leaves; returns what stands in result.json."""
     answers = ask_users(experiment, query, audit, paths, device)
     result = conclude(experiment, query, record, answers, device)
+    if calibration:
+        beside = calibration.ask(experiment, query, answers, device)
+        beside.save(paths.losses)
+        result["calibrated"] = beside.conclude(audit)
     report.draw(experiment, answers, result, paths)
     files.write_json(paths.result, result)
+    return result
 
 
 def _base_model(args, experiment):
@@ -74,7 +87,7 @@ def _base_model(args, experiment):
     return folder.RunPaths.existing(path).model if path.is_dir() else path
 
 
-def audit_again(args):
+def audit_again(args, open_model):
     """The audit of train.py again, with the same or other audit settings."""
     device = choose_device(args.device)
     model = _find_model(args)
@@ -93,12 +106,11 @@ def audit_again(args):
         )
     experiment = setup.prepare(stored, audit, data, args.data_root)
     setup.check_marks(experiment, model)
+    reference = calibrate.open_reference(audit["calibrate"], open_model, data, device, model.model)
+    calibration = calibrate.prepare(experiment, reference)
     with paths.lock():
         paths.result.unlink(missing_ok=True)  # it would not fit the new losses, if this audit is interrupted
-        answers = ask_users(experiment, query, audit, paths, device)
-        result = conclude(experiment, query, record, answers, device)
-        report.draw(experiment, answers, result, paths)
-        files.write_json(paths.result, result)
+        result = _audit(experiment, query, record, audit, paths, device, calibration)
     report.show(result, paths)
 
 

@@ -82,12 +82,16 @@ def resolve_settings(args, data, device):
             )
     if training["noise_injection_type"] == "uniform":
         training |= TWO_VALUES
+    # None, and not 0: runs of earlier versions say nothing of it.
+    training["other_images"] = training["other_images"] or None
     training["precision"] = choose_precision(args.precision, device)
     training["data"] = data_fingerprint(data)
     training["pretrained_weights"] = _digest_of_weights(args.pretrained_weights)
     # Another kind of device gives other bits, so that a run can't be continued there.
     training["device"] = device.type
-    return training, {flag: value_of(flag) for flag in AUDIT_FLAGS}
+    audit = {flag: value_of(flag) for flag in AUDIT_FLAGS}
+    audit["calibrate"] = None if audit["calibrate"] == "none" else audit["calibrate"]
+    return training, audit
 
 
 def _digest_of_weights(path):

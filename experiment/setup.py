@@ -3,7 +3,8 @@
 prepare -> training.train -> audit.ask_users -> audit.conclude: each stage takes what the one before left, and writes
 its own file into the run folder (see `folder.RunPaths`), with the settings it depends on inside.
 
-Public: Experiment, prepare, countermeasure_of, marked_images, publish_marks, check_marks, build_model, batch_size_of.
+Public: Experiment, prepare, splits_of, unseen_rows, innocent_users, countermeasure_of, marked_images, publish_marks,
+check_marks, build_model, batch_size_of.
 """
 
 from dataclasses import dataclass, replace
@@ -53,27 +54,51 @@ def prepare(settings, audit_settings, data, data_root=None):
     """
     seed, size = settings["seed"], settings["marked_samples_per_user"]
     defence = countermeasure_of(settings)
-    splits = make_splits(data.labels, data.is_test, settings["train_size"], settings["val_portion"], seed)
-    splits, clean = _set_aside(splits, data, defence.clean_share, seed)
+    splits, clean = _set_aside(splits_of(settings, data), data, defence.clean_share, seed)
     classes = _user_classes(settings, data.labels[splits.train].numpy())
     used = max(1, round(settings.get("used_share", 1.0) * size))
     targets = utils.draw_target_users(data.labels, splits.train, classes, used, utils.derive_key(seed, "target users"))
     if used < size:
         targets = _with_unused(targets, data.labels, splits.non_member, size - used)
-    groups = {
-        "target": targets,
-        "control": utils.draw_non_member_users(
-            data.labels, splits.non_member, len(targets), size, utils.derive_key(seed, "control users"), classes
-        ),
-        "non_member": utils.draw_non_member_users(
-            data.labels,
-            splits.non_member,
-            audit_settings["num_of_non_member_user"],
-            size,
-            utils.derive_key(seed, "non-member users"),
-        ),
-    }
+    others = innocent_users(settings, data, splits.non_member, classes, audit_settings["num_of_non_member_user"])
+    groups = {"target": targets, **others}
     return Experiment(settings, data, splits, groups, _marking(settings, data, data_root), used, clean, defence)
+
+
+def innocent_users(settings, data, pool, classes, count):
+    """{"control": users of these classes, "non_member": `count` users}, out of the rows `pool` of a data set."""
+    seed, size = settings["seed"], settings["marked_samples_per_user"]
+    control, non_member = (utils.derive_key(seed, name) for name in ("control users", "non-member users"))
+    return {
+        "control": utils.draw_non_member_users(data.labels, pool, len(classes), size, control, classes),
+        "non_member": utils.draw_non_member_users(data.labels, pool, count, size, non_member),
+    }
+
+
+def splits_of(settings, data):
+    """The Splits of a run with these settings.
+
+    With `other_images` it is trained on what the same settings without it leave out: on as many images where there are
+    as many, and where the data set has no test images on half of them at most, so that some are left for strangers.
+    """
+    size, portion, seed = settings["train_size"], settings["val_portion"], settings["seed"]
+    splits, has_test = make_splits(data.labels, data.is_test, size, portion, seed), bool(data.is_test.any())
+    if not settings.get("other_images"):
+        return splits
+    taken = data.is_test.clone()
+    taken[torch.cat([splits.train, splits.val])] = True
+    left = int((~taken).sum())
+    most = left if has_test else left // 2
+    if most < len(data.class_names):
+        raise UserError(f"--other_images 1: --train_size {size} leaves {left} other images", advice="lower it")
+    others = make_splits(data.labels, taken, min(size, most), portion, seed)
+    return replace(others, test=splits.test if has_test else others.non_member)
+
+
+def unseen_rows(settings, data):
+    """The rows of a data set that a run with these settings, countermeasure included, has not seen: int64 tensor."""
+    share = countermeasure_of(settings).clean_share
+    return _set_aside(splits_of(settings, data), data, share, settings["seed"])[0].non_member
 
 
 def countermeasure_of(settings):

@@ -44,12 +44,24 @@ def _line(group, named, paper_fpr=None, kind="set"):
         "FPR@100%TPR": pooled(group[false], group[total]),
         "runs from-to": _spread(group[false] / group[total]),
         "paper FPR": shown(paper_fpr),
+        **(_calibrated(group) if kind == "set" else {}),
         "AUC": f"{group[f'{kind}_auc'].mean():.4f}",
         "detected": f"{group['detected'].sum()}/{group['users'].sum()}",
         f"exact p <= {ALPHA:g}": _significant(group["exact_target"]),
         "controls": _significant(group["exact_control"]),
         "accuracy": f"{100 * group['accuracy'].mean():.2f}",
         "data, network, size": " ".join(str(group[name].iloc[0]) for name in SAME[:3]),
+    }
+
+
+def _calibrated(group):
+    """FPR@100%TPR of the runs with --calibrate, and without it among the same non-members; {} where there are none."""
+    group = group.dropna(subset=["calibrated_false"])
+    if len(group) == 0:
+        return {}
+    return {
+        f"FPR@100%TPR, {name}": pooled(group[column].astype(int), group["calibrated_others"].astype(int))
+        for name, column in (("calibrated", "calibrated_false"), ("plain, same users", "calibrated_plain"))
     }
 
 

@@ -6,6 +6,7 @@ difference to the clean run (--clean_train 1) of the same data set, network and 
 Public: collect, to_markdown.
 """
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -38,6 +39,8 @@ def collect(res_folder):
             continue  # written by eval.py: the same model again
         result = files.read_json(path)
         training, audit = in_todays_words(result["settings"]["training"]), result["audit"]
+        if training.get("other_images"):
+            continue  # a reference of --calibrate, which is no cell of a table
         rows.append(
             {
                 **{name: training[name] for name in (*SAME, *MARKS, "seed", "clean_train")},
@@ -49,6 +52,7 @@ def collect(res_folder):
                 "non_members": audit["set"]["non_members"],
                 "instance_false": audit["instance"]["false_positives"],
                 "instances": audit["instance"]["non_members"],
+                **_calibrated(result.get("calibrated")),
                 "set_auc": audit["set"]["auc"],
                 "instance_auc": audit["instance"]["auc"],
                 "accuracy": result["accuracy"]["test"],
@@ -72,6 +76,16 @@ def collect(res_folder):
     return pd.DataFrame(rows).drop_duplicates(
         [*SAME, *MARKS, "seed", "clean_train", "classes", "used_share", "countermeasure"]
     )
+
+
+def _calibrated(section):
+    """What --calibrate found for sets: false positives with and without, among the same non-members; NaN without it."""
+    found, plain = (section[name]["set"] if section else {} for name in ("audit", "plain"))
+    return {
+        "calibrated_false": found.get("false_positives", math.nan),
+        "calibrated_plain": plain.get("false_positives", math.nan),
+        "calibrated_others": found.get("non_members", math.nan),
+    }
 
 
 def summarize(marked, clean, table):
@@ -172,6 +186,7 @@ def main():
             rows = ablation.ABLATIONS[table](frame) if args.sweep == "ablation" else ablation.countermeasures(frame)
             if len(rows) == 0:
                 continue
+            rows = rows.fillna("-")  # rows of runs without --calibrate
         else:
             chosen = choose(marked, table)
             if len(chosen) == 0:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from attacks import exact
 from dataset import load_dataset
-from dataset.base import make_splits
+from experiment import setup
 from experiment.settings import data_fingerprint
 from kit.errors import UserError
 from provenance.evidence import AnswerLog
@@ -90,9 +90,7 @@ def out_world_of_dataset(name, data_root, image_size, suspect):
     rows = torch.nonzero(data.is_test).ravel()
     settings = suspect.training_settings or {}
     if settings.get("data") == data_fingerprint(data):
-        rows = make_splits(
-            data.labels, data.is_test, settings["train_size"], settings["val_portion"], settings["seed"]
-        ).non_member
+        rows = setup.splits_of(settings, data).non_member
     if len(rows) == 0:
         raise UserError(
             f"--dataset {name}: it is not known which of its images the model has not seen",
