@@ -337,6 +337,8 @@ class Case:
             self.suspect.classes,
             only,
         )
+        if self.references:
+            found["calibrated"] = strangers_of.calibrated(self, own, others, own_queries)
         found["near_duplicates"] = strangers_of.near_duplicates(photos, world)
         if found["near_duplicates"]:
             print(

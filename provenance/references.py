@@ -4,7 +4,7 @@ photo is for anybody (see attacks/difficulty.py).
 Which references there are is part of the plan, by digest. Their scores are a function of photos and keys, and so p
 stays exact; but whoever may choose a reference after the draw chooses the one that likes the result.
 
-Public: Reference, open_models, matched, digest_of, label_for, ask, scores_of_answers, describe, differing.
+Public: Reference, open_models, matched, digest_of, label_for, ask, folder_of, scores_of_answers, describe, differing.
 """
 
 from dataclasses import dataclass
@@ -121,10 +121,15 @@ def ask(record, originals, references, plan, folder, bank=None):
     for place, reference in enumerate(references, 1):
         photos = grid.Photos(originals, reference.suspect.preprocessing.size)
         label = f"asking reference {place} of {len(references)}"
-        own = Path(folder) / f"reference-{reference.digest[:16]}"
+        own = folder_of(folder, reference)
         order, _, answers = grid.ask_grid(record, photos, reference.suspect, plan, own, bank, label=label)
         found.append(scores_of_answers(grid.in_order(answers, order), len(photos), reference, plan.views))
     return np.stack(found) if found else np.zeros((0, 0, 0), np.float32)
+
+
+def folder_of(folder, reference):
+    """Where a reference's answers lie in the folder of an audit."""
+    return Path(folder) / f"reference-{reference.digest[:16]}"
 
 
 def scores_of_answers(answers, photos, reference, views):

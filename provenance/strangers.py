@@ -1,7 +1,7 @@
 """Algorithm 1 beside the exact test: strangers' images, marked with their own keys, and asked about in the same way.
 
 Public: OutWorld, out_world_of_folder, out_world_of_dataset, out_world_of_data, draw_out_world, ask_out_world,
-algorithm_1, near_duplicates, NEAR_DUPLICATE_BITS.
+algorithm_1, calibrated, near_duplicates, NEAR_DUPLICATE_BITS.
 """
 
 import hashlib
@@ -14,13 +14,15 @@ import torch
 from PIL import Image
 
 from attacks import exact
+from attacks.difficulty import taken_out
 from dataset import load_dataset
 from experiment import setup
 from experiment.settings import data_fingerprint
 from kit.errors import UserError
+from provenance import references
 from provenance.evidence import AnswerLog
 from provenance.folder import each
-from provenance.grid import Photos, ask_all, log_settings
+from provenance.grid import Photos, ask_all, ask_grid, in_order, log_settings
 from provenance.photos import UnreadablePhoto, find_photos, read_photo
 from utils import Users, clopper_pearson, draw_non_member_users, mark_images, verify_provenance
 
@@ -146,6 +148,56 @@ def algorithm_1(own, others, users: Users, label, fpr, classes=None, label_only=
     own: Answers for the published photos under the user's key; others: for the strangers' images, row by row;
     label: the user's class number, or AUTO (then every set, also a stranger's, gets its majority class).
     """
+    mine, theirs = _losses(own, others, [label], _labels(users, label), classes, label_only)
+    return {"mean_loss": float(mine.mean()), **_verdict(mine, theirs, fpr)}
+
+
+def calibrated(case, own, others, own_queries):
+    """Algorithm 1 of a `case.Case` once more, without what its references find difficult (see attacks/difficulty.py):
+    roots of the losses, of which a share that is worked out over user and strangers alike is taken out.
+
+    own, others: as in `algorithm_1`, unlimited; own_queries: the numbers of the queries about the published photos,
+    which the references have answered as well. They are asked about the strangers' images here.
+    """
+    plan, users, only = case.plan, case.strangers[1], case.plan.answers == "label only"
+    answers = (some.limited(only, plan.top_k) for some in (own, others))
+    losses = _losses(*answers, [case.label], _labels(users, case.label), case.suspect.classes, only)
+    beside = [_roots(*_asked(case, reference, own_queries)) for reference in case.references]
+    left = taken_out(_roots(*losses)[:, :, None], np.stack(beside))[:, :, 0]
+    return {"mean_score": float(left[0].mean()), **_verdict(left[:1], left[1:], case.options.verdict_fpr)}
+
+
+def _asked(case, reference, own_queries):
+    """A reference's losses for the user's published photos and the strangers' images, as `_losses` returns them."""
+    (world, users), audited, asked = case.strangers, case.suspect, reference.suspect
+    folder = references.folder_of(case.folder, reference)
+    # Answered before, in references.ask: nothing is asked again.
+    photos = Photos(case.originals, asked.preprocessing.size)
+    order, _, answers = ask_grid(case.record, photos, asked, case.plan, folder, case.bank)
+    own = in_order(answers, order).rows(own_queries)
+    others = ask_out_world(world, users, case.record, asked, folder / "out_world", case.bank)
+    names = audited.class_names or ()
+    theirs = [
+        references.label_for(asked, label, names[label] if label < len(names) else None, audited.classes)
+        if case.label != exact.AUTO
+        else exact.AUTO
+        for label in users.classes.tolist()
+    ]
+    return _losses(own, others, [reference.label], theirs, asked.classes)
+
+
+def _labels(users, label):
+    """The strangers' class numbers, or AUTO for each where the user has no class either."""
+    return [exact.AUTO] * len(users) if label == exact.AUTO else users.classes.tolist()
+
+
+def _roots(mine, theirs):
+    """Square roots of losses, the user first: float64 (1 + strangers, K)."""
+    return exact.score(-np.concatenate([mine, theirs]))
+
+
+def _losses(own, others, own_labels, other_labels, classes=None, label_only=False):
+    """Losses float64 (1, K) and (strangers, K) of Answers, row by row; the label of a set: a class number, or AUTO."""
     count = max(
         classes or 0,
         *(
@@ -154,27 +206,33 @@ def algorithm_1(own, others, users: Users, label, fpr, classes=None, label_only=
         ),
     )
 
-    def losses(answers, labels, sets):
+    def losses(answers, labels):
         logs, top, only = answers.log_probabilities(count)
-        if label == exact.AUTO:
-            labels = [np.bincount(part, minlength=count).argmax() for part in top.reshape(sets, -1)]
-        chosen = np.repeat(labels, len(top) // sets)
+        tops = top.reshape(len(labels), -1)
+        named = [
+            np.bincount(part[part >= 0], minlength=count).argmax() if label == exact.AUTO else label
+            for label, part in zip(labels, tops, strict=True)
+        ]
+        chosen = np.repeat(named, tops.shape[1])
         if only or label_only:
-            return (top != chosen).astype(np.float64).reshape(sets, -1)
-        return -logs[np.arange(len(top)), chosen].reshape(sets, -1)
+            return (top != chosen).astype(np.float64).reshape(tops.shape)
+        return -logs[np.arange(len(top)), chosen].reshape(tops.shape)
 
-    mine, theirs = losses(own, [label], 1), losses(others, users.classes, len(users))
+    return losses(own, own_labels), losses(others, other_labels)
+
+
+def _verdict(mine, theirs, fpr):
+    """What the user's mean says beside the strangers' (a JSON-ready dict): float64 (1, K) and (strangers, K)."""
     used, threshold = verify_provenance(mine, theirs, fpr)
     below = int((theirs.mean(axis=1) <= mine.mean()).sum())
     return {
         "used": bool(used[0]),
-        "mean_loss": float(mine.mean()),
         "threshold": float(threshold),
         "fpr": fpr,
-        "non_member_users": len(users),
+        "non_member_users": len(theirs),
         "below_user": below,
-        "fpr_at_user": below / len(users),
-        "fpr_interval": clopper_pearson(below, len(users)),
+        "fpr_at_user": below / len(theirs),
+        "fpr_interval": clopper_pearson(below, len(theirs)),
     }
 
 
