@@ -338,7 +338,7 @@ class Case:
             only,
         )
         if self.references:
-            found["calibrated"] = strangers_of.calibrated(self, own, others, own_queries)
+            found["calibrated"] = strangers_of.calibrated(self, own, others, self._own_queries())
         found["near_duplicates"] = strangers_of.near_duplicates(photos, world)
         if found["near_duplicates"]:
             print(

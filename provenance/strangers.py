@@ -173,7 +173,7 @@ def _asked(case, reference, own_queries):
     folder = references.folder_of(case.folder, reference)
     # Answered before, in references.ask: nothing is asked again.
     photos = Photos(case.originals, asked.preprocessing.size)
-    order, _, answers = ask_grid(case.record, photos, asked, case.plan, folder, case.bank)
+    order, _, answers = ask_grid(case.record, photos, asked, case.asked, folder, case.bank)
     own = in_order(answers, order).rows(own_queries)
     others = ask_out_world(world, users, case.record, asked, folder / "out_world", case.bank)
     names = audited.class_names or ()
