@@ -391,9 +391,28 @@ def _start(desk, job, header):
     desk.jobs.start(job.id, "checks", job.title, details, ask)
 
 
+def _plots(folder, result):
+    """The figures that an audit drew: of the pairs, where the exact test was judged; of the bets, photo by photo."""
+    if result["pairs"] is not None:
+        yield look.figure(
+            (folder / "grid.png").read_bytes(),
+            f"Histogram of the statistic for all pairs of patterns and halves; the user's own pair lies "
+            f"at {result['statistic']:.3g}, {result['at_most']} of {result['pairs']} pairs are as low",
+            "The user's own pair beside all others that could have been drawn.",
+            class_="plot",
+        )
+    if "sequential" in result:
+        yield look.figure(
+            (folder / "wealth.png").read_bytes(),
+            f"Evidence after each of {len(result['sequential']['wealth'])} photos, and the line that it has to cross",
+            "The evidence after each photo.",
+            class_="plot",
+        )
+
+
 def _result(job):
     """The verdict: first what it rests on."""
-    result, plot = read_json(job.folder / "result.json"), (job.folder / "grid.png").read_bytes()
+    result = read_json(job.folder / "result.json")
     return join(
         look.weaknesses(result.get("weaknesses", [EARLY])),
         judged.verdict(result),
@@ -417,13 +436,7 @@ def _result(job):
         ),
         look.folded(
             "In figures",
-            look.figure(
-                plot,
-                f"Histogram of the statistic for all pairs of patterns and halves; the user's own pair lies "
-                f"at {result['statistic']:.3g}, {result['at_most']} of {result['pairs']} pairs are as low",
-                "The user's own pair beside all others that could have been drawn.",
-                class_="plot",
-            ),
+            *_plots(job.folder, result),
             look.facts([*judged.figures(result), ("files", element("code", str(job.folder)))]),
         ),
     )

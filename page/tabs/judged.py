@@ -175,11 +175,10 @@ def _marks(result):
 
 def figures(result):
     """The same for statisticians: names and values."""
+    of = f" ({result['at_most']} of {result['pairs']:,} pairs of patterns and halves)" if result["pairs"] else ""
+    bets = result.get("sequential")
     rows = [
-        (
-            "exact p",
-            f"{result['p_value']:.3g} ({result['at_most']} of {result['pairs']:,} pairs of patterns and halves)",
-        ),
+        ("p, photo by photo" if bets else "exact p", f"{result['p_value']:.3g}{'' if bets else of}"),
         ("alpha of this judgement", f"{result['alpha']:.3g}"),
     ]
     for name, title in (("key_p_value", "p of the marks"), ("refusal_p_value", "p of refusals")):

@@ -127,7 +127,17 @@ def test_fields_left_empty_are_as_committed(desk, album, fields):
     shown, ready, *_ = check._plan(desk, None, fields)
     assert ready["details"]["options"] | {"publications": []} == {
         **dict.fromkeys(
-            ("label", "keys", "query_augmentations", "selections", "alpha", "max_queries", "audit_seed", "top_k")
+            (
+                "label",
+                "keys",
+                "query_augmentations",
+                "selections",
+                "alpha",
+                "max_queries",
+                "audit_seed",
+                "top_k",
+                "sequential",
+            )
         ),
         "label_only": False,
         "num_of_non_member_user": 1000,
@@ -261,6 +271,19 @@ def test_the_only_record_is_chosen(desk, album, tmp_path):
     mark(desk, save_pictures(tmp_path / "more", 2))
     assert check._offered(desk, None)["value"] is None and len(check._offered(desk, None)["choices"]) == 2
     assert check._offered(desk, job.id)["value"] == job.id and check._offered(desk, "gone")["value"] is None
+
+
+def test_an_audit_that_stopped_early_has_the_plot_of_its_bets_alone(desk, fields):
+    """It made no grid, and has no number of pairs."""
+    job, _ = audited(desk, fields)
+    whole = results(job)
+    (job.folder / "grid.png").rename(job.folder / "wealth.png")
+    bets = {"wealth": [2.0, 900.0], "p": 0.001}
+    early = {**whole, **dict.fromkeys(("statistic", "pairs", "at_most", "key_p_value")), "sequential": bets}
+    (job.folder / "result.json").write_text(json.dumps(early))
+    shown = check._result(job)
+    assert "Evidence after each of 2 photos" in shown and "Histogram" not in shown
+    assert "p, photo by photo" in shown and "pairs of patterns" not in shown
 
 
 def test_where_photos_were_published_goes_into_the_evidence(desk, fields):
