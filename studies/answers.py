@@ -20,10 +20,7 @@ from attacks import exact
 from experiment import training
 from kit import files
 from kit.errors import run_script
-from kit.names import MOST_VIEWS
-from kit.progress import Progress
 from studies import common
-from suspects.views import view_of
 
 KINDS = {"marked": common.SETTINGS, "faint": common.FAINT, "unchanged": common.UNCHANGED}
 KEYS = 19
@@ -101,19 +98,6 @@ def reference_of(args, data, device, name):
     )
 
 
-def ask(query, data, record, rows, keys, description):
-    """Logits of a user's grid in all views: float32 (photos, keys + 1, MOST_VIEWS, classes)."""
-    originals, numbers = data.images[torch.from_numpy(rows)], np.arange(len(rows))
-    found = []
-    for (key,) in Progress(record.keys(keys), description, unit="key"):
-        marked = utils.mark_images(originals, key, np.zeros_like(numbers), numbers, record.settings.marking()).numpy()
-        views = np.stack([view_of(marked, number) for number in range(MOST_VIEWS)], axis=1)
-        flat = torch.from_numpy(views.reshape(-1, *views.shape[2:]))
-        logits = torch.cat([query(part).float().cpu() for part in flat.split(1024)]).numpy()
-        found.append(logits.reshape(len(rows), MOST_VIEWS, -1))
-    return np.stack(found, axis=1)
-
-
 def answers_of(args, data, device, seed):
     """The file with the answers of one suspect and of all references, made where it is missing."""
     references = args.references
@@ -130,9 +114,10 @@ def answers_of(args, data, device, seed):
     for user, (record, rows) in enumerate(zip(cohort.records, cohort.rows, strict=True)):
         keys = 0 if record.settings.marking().changes_nothing else KEYS
         found[f"selection {user}"] = record.published
-        for name, one in {"suspect": query, **others}.items():
-            asked = ask(one, data, record, rows, keys, f"user {user}, {name}")
-            found[f"{name} {user}"] = asked.astype(np.float16)
+        originals, marking = data.images[torch.from_numpy(rows)], record.settings.marking()
+        drawn = [key for (key,) in record.keys(keys)]
+        asked = common.ask_views({"suspect": query, **others}, originals, drawn, marking)
+        found |= {f"{name} {user}": logits.astype(np.float16) for name, logits in asked.items()}
     with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **found)
     return path

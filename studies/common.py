@@ -1,8 +1,8 @@
 """What the studies share: users with real mark records among the images of a data set, models trained on what they
 published, and the answers of a model for a user's whole grid.
 
-Public: Cohort, make_cohort, make_record, rows_of, published_images, ask_grid, ask_strangers, exact_p, rate, halves,
-parser, load, write_study, SETTINGS, FAINT, UNCHANGED.
+Public: Cohort, make_cohort, make_record, rows_of, published_images, ask_grid, ask_views, ask_strangers,
+exact_p, rate, halves, parser, load, write_study, SETTINGS, FAINT, UNCHANGED.
 """
 
 import hashlib
@@ -17,9 +17,11 @@ from attacks import exact
 from dataset import load_dataset
 from kit import environment, files
 from kit.cli import Parser, number
+from kit.names import MOST_VIEWS
 from provenance import record as records
 from provenance.grid import query_order, scores_of
 from suspects.suspect import Answers
+from suspects.views import view_of
 
 SETTINGS = records.MarkSettings(
     img_blending_ratio=0.7,
@@ -150,6 +152,21 @@ def ask_grid(query, originals, record, keys, numbers=None, batch=1024):
     order = torch.from_numpy(query_order(record, len(marked), ""))
     logits = torch.cat([query(marked[part]).cpu() for part in order.split(batch)])
     return Answers(logits[order.argsort()].numpy())
+
+
+def ask_views(queries, originals, keys, marking, views=MOST_VIEWS, batch=1024):
+    """Logits of several models for the same marked pictures: {name: float32 (n, keys, views, C)}.
+
+    queries: {name: query function}; originals: uint8 (n, 3, H, W), whose places here decide their noise; keys: bytes.
+    """
+    numbers, found = np.arange(len(originals)), {name: [] for name in queries}
+    for key in keys:
+        marked = utils.mark_images(originals, key, np.zeros_like(numbers), numbers, marking).numpy()
+        shown = torch.from_numpy(np.stack([view_of(marked, view) for view in range(views)], axis=1)).flatten(0, 1)
+        for name, query in queries.items():
+            logits = torch.cat([query(part).float().cpu() for part in shown.split(batch)]).numpy()
+            found[name].append(logits.reshape(len(numbers), views, -1))
+    return {name: np.stack(each, axis=1) for name, each in found.items()}
 
 
 def ask_strangers(query, data, users, batch=1024):

@@ -4,6 +4,8 @@ Example: python -m studies.innocent --data_root CIFAR10_FOLDER --second_root TIN
 Seven models of different kinds and data; for each, users with ordinary photos, with those photos on which this very
 model is surest (unusually easy), and with photos that it was trained on unmarked (its own training images). None saw a
 published, marked photo, so every accusation is false. Algorithm 1's strangers have ordinary photos.
+
+Public: ALPHAS, smallnet, untrained, losses_of.
 """
 
 import numpy as np
