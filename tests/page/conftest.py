@@ -74,10 +74,15 @@ def pytest_collection_modifyitems(config, items):
     drawn and what is typed. What happens on the server is the same for both.
     """
 
+    from tests.page import firefox
+
+    there = firefox.installed() is not None
+
     def is_kept(item):
         chosen = getattr(item, "callspec", None)
         engine = chosen and chosen.params.get("engine")
-        return engine != "firefox" or item.get_closest_marker("every_browser")
+        # Without a Firefox nothing is changed for it: each change of browsers ends the site, and the story begins anew.
+        return engine != "firefox" or (there and item.get_closest_marker("every_browser"))
 
     config.hook.pytest_deselected(items=[item for item in items if not is_kept(item)])
     items[:] = [item for item in items if is_kept(item)]
@@ -218,7 +223,8 @@ def visit(browser, site):
     yield open_page
     for context in contexts:
         for page in context.pages:
-            # Gradio's client says so of a stream that it ends itself, when a page is left on a slow machine.
-            wrong = [text for text in page.wrong if "AbortError: signal is aborted" not in text]
+            # Gradio's client says so of a stream that ends when a page is left on a slow machine.
+            left = ("AbortError: signal is aborted", "Connection errored out")
+            wrong = [text for text in page.wrong if not any(words in text for words in left)]
             assert wrong == [], wrong
         context.close()

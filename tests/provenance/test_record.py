@@ -128,7 +128,7 @@ def test_the_record_may_be_named_by_its_folder(photos, mark):
 
 KILLED = """
 import os, signal
-from provenance import protect
+from provenance import folder, protect
 real, count = protect.write_photo, [0]
 def write(path, data):
     count[0] += 1
@@ -136,7 +136,7 @@ def write(path, data):
         path.with_name("." + path.stem + ".part" + path.suffix).write_bytes(data[:50])
         os.kill(os.getpid(), signal.SIGKILL)
     real(path, data)
-protect.write_photo, protect.workers = write, lambda: 1
+protect.write_photo, folder.workers = write, lambda: 1
 """
 
 

@@ -130,7 +130,7 @@ def test_from_end_to_end(script, folder, tmp_path, monkeypatch):
     sizes = ("--audits", 2, "--photos", 4, "--spare", 1, "--train_size", 30, "--epoch", 1, "--device", "cpu")
     more = ("--work", tmp_path / "work", "--out", tmp_path / "out")
     done = script("studies.innocent_references", "--data_root", folder, *sizes, *more)
-    assert done.code in (0, 2) and not done.err.startswith("error: ") or "too often" in done.err, done.err
+    assert (done.code in (0, 2) and not done.err.startswith("error: ")) or "too often" in done.err, done.err
     table = pd.read_csv(tmp_path / "out" / "audits.csv")
     assert len(table) == 4 * 2 * len(study.KINDS) and set(study.CASES) < set(table)
     (parts,) = splits
