@@ -57,7 +57,7 @@ def replay(
     model, opened, to ask it again (needs the record); out: folder for its answers, from which it goes on; roots, chain:
     see `disclosed.check`; witness_key: the public key, hex, of a witness who is trusted; references: those of the
     bundle, opened, to ask them again, too. With the model, the verdict is that of its own answers, now given, and no
-    longer of those in the bundle; so it is with references.
+    longer of those in the bundle; with references alone they are only compared.
     """
     document, order, digests, answers, beside = evidence.read_bundle(bundle)
     checked = evidence.check_document(document, answers, bundle, roots, chain, beside)
