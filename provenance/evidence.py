@@ -406,7 +406,7 @@ def check_document(document, answers, where, roots=None, chain=None, references=
         or (plan.statistic in STATISTICS and (plan.references, plan.views) == ([], 1)),
         "its references": [entry.digest for entry in checked.references] == plan.references
         and all(entry.model.get("sha256", entry.digest) == entry.digest for entry in checked.references)
-        and _are_scores(references, plan, photos),
+        and _are_scores(references, asked, photos),
         "the label": plan.label == checked.label if auto else plan.label in (str(checked.label), name),
         "what was left out": all(0 <= number < total for number in judgement.left_out),
         "the number of classes": _classes_fit(checked.classes, answers),
@@ -428,7 +428,7 @@ def _number_fits(whole, plan, answers):
 
 
 def _are_scores(references, plan, photos):
-    """Whether an array can be the scores of a plan's references for `photos` photos."""
+    """Whether an array can be the scores of a plan's references for `photos` photos. plan: as far as it was asked."""
     return (
         references.dtype == np.float32
         and references.shape == ((len(plan.references), photos, plan.keys + 1) if plan.references else (0, 0, 0))

@@ -21,7 +21,6 @@ from provenance.plan import MOST_REFERENCES
 from suspects import opened, server
 from suspects.suspect import Suspect
 
-SAME_CHANCE = 0.02  # as in replay.py
 WORST = exact.LARGEST
 FED = ("--mean", "--std", "--input_size")  # flags of the model under audit alone
 
@@ -156,8 +155,8 @@ def describe(references):
     ]
 
 
-def differing(stored, fresh):
-    """How many scores of one reference, float32 (n, L + 1), differ by more than rounding."""
+def differing(stored, fresh, same_chance):
+    """How many scores of one reference, float32 (n, L + 1), differ by more than `same_chance`, as chances."""
     there = ~np.isnan(stored) & ~np.isnan(fresh)
     ours, theirs = (np.exp(-np.square(scores[there], dtype=np.float64)) for scores in (stored, fresh))
-    return int((np.isnan(stored) != np.isnan(fresh)).sum() + (np.abs(ours - theirs) > SAME_CHANCE).sum())
+    return int((np.isnan(stored) != np.isnan(fresh)).sum() + (np.abs(ours - theirs) > same_chance).sum())

@@ -253,7 +253,7 @@ def _ask_references(checked, document, stored, suspects, record_path, folders, o
     bank = protect.load_bank(record.settings, data_root)
     with nullcontext(out) if out else TemporaryDirectory() as folder:
         fresh = references_of.ask(record, originals, found, plan, folder, bank)
-    apart = sum(references_of.differing(ours, theirs) for ours, theirs in zip(stored, fresh, strict=True))
+    apart = sum(references_of.differing(ours, theirs, SAME_CHANCE) for ours, theirs in zip(stored, fresh, strict=True))
     text = f"{stored.size - apart} of {stored.size} scores are the references' own"
     if other:
         return f"{text}: THEIR CLASSES WERE CHOSEN OTHERWISE THAN BY THE RULE", False, fresh

@@ -325,6 +325,18 @@ def test_a_bundle_of_a_server_holds_the_own_key_alone(replay):
     assert replay(*made).code == 0
 
 
+def test_references_of_a_server_were_asked_under_the_own_key_alone_too():
+    """An honest bundle was refused: as many keys were looked for as a file would have been asked under."""
+    digest = "ab" * 32
+    document, _, _, answers = parts(model=SERVER, plan=PLAN.model_copy(update={"references": [digest]}))
+    entry = {"digest": digest, "name": "one", "model": {"sha256": digest}, "label": "auto", "preprocessing": ""}
+    document = {**document, "references": [entry]}
+    checked = evidence.check_document(document, answers, "x", references=np.zeros((1, COUNT, 1), np.float32))
+    assert checked.asked.keys == 0 < checked.judgement.plan.keys
+    more = np.zeros((1, COUNT, checked.judgement.plan.keys + 1), np.float32)
+    assert "its references" in user_error(lambda: evidence.check_document(document, answers, "x", references=more))
+
+
 def cut(made, photos, room=None):
     """The bundle with the answers about the first photos alone, and the result that they give."""
     document, order, digests, answers = made
