@@ -3,7 +3,7 @@
 One of them published and the other held out would make the halves alike, and the proof weaker. So near-duplicates are
 kept on the same side of the hold-out: a group of them is drawn as one, in the user's own draw and in all the audit's.
 
-Public: fingerprint, groups_of, NEAR_BITS.
+Public: perceptual_hash, fingerprint, groups_of, NEAR_BITS.
 """
 
 import imagehash
@@ -14,11 +14,16 @@ NEAR_BITS = 6  # of a perceptual hash's 64; pictures within this distance look a
 SMALLEST = 64  # pixels: the hash of a smaller picture says little, and equal hashes of different pictures are common
 
 
+def perceptual_hash(pixels):
+    """The perceptual hash of a picture of any size, uint8 (H, W, 3): bool (64,)."""
+    return imagehash.phash(Image.fromarray(np.ascontiguousarray(pixels))).hash.ravel()
+
+
 def fingerprint(pixels):
     """The perceptual hash of a photo, uint8 (H, W, 3): bool (64,), or None for one that is too small to tell."""
     if min(pixels.shape[:2]) < SMALLEST:
         return None
-    return imagehash.phash(Image.fromarray(pixels)).hash.ravel()
+    return perceptual_hash(pixels)
 
 
 def groups_of(fingerprints):

@@ -1,17 +1,15 @@
 """Algorithm 1 beside the exact test: strangers' images, marked with their own keys, and asked about in the same way.
 
 Public: OutWorld, out_world_of_folder, out_world_of_dataset, out_world_of_data, draw_out_world, ask_out_world,
-algorithm_1, calibrated, near_duplicates, NEAR_DUPLICATE_BITS.
+algorithm_1, calibrated, near_duplicates.
 """
 
 import hashlib
 import sys
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import torch
-from PIL import Image
 
 from attacks import exact
 from attacks.difficulty import taken_out
@@ -20,13 +18,12 @@ from experiment import setup
 from experiment.settings import data_fingerprint
 from kit.errors import UserError
 from provenance import references
+from provenance.duplicates import NEAR_BITS, perceptual_hash
 from provenance.evidence import AnswerLog
 from provenance.folder import each
 from provenance.grid import Photos, ask_all, ask_grid, in_order, log_settings
 from provenance.photos import UnreadablePhoto, find_photos, read_photo
 from utils import Users, clopper_pearson, draw_non_member_users, mark_images, verify_provenance
-
-NEAR_DUPLICATE_BITS = 6  # of a perceptual hash's 64
 
 
 class OutWorld:
@@ -243,10 +240,8 @@ def near_duplicates(photos, out_world, limit=3000):
     """
 
     def hashes(images, numbers):
-        return np.stack(
-            [imagehash.phash(Image.fromarray(np.asarray(images[number]))).hash.ravel() for number in numbers]
-        )
+        return np.stack([perceptual_hash(images[number]) for number in numbers])
 
     chosen = np.unique(np.linspace(0, len(out_world.images) - 1, min(limit, len(out_world.images))).astype(int))
     mine, theirs = hashes(photos, range(len(photos))), hashes(out_world.images, chosen)
-    return int(((mine[:, None] != theirs).sum(axis=2).min(axis=1) <= NEAR_DUPLICATE_BITS).sum())
+    return int(((mine[:, None] != theirs).sum(axis=2).min(axis=1) <= NEAR_BITS).sum())

@@ -5,17 +5,15 @@ Public: train, REFERENCE_FILE, EPOCHS.
 
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import torch
-from PIL import Image
 
 from dataset import load_dataset
 from experiment import training
 from kit.errors import UserError
 from kit.progress import Progress
+from provenance.duplicates import NEAR_BITS, perceptual_hash
 from provenance.photos import read_photo
-from provenance.strangers import NEAR_DUPLICATE_BITS
 from suspects.suspect import Preprocessing
 
 REFERENCE_FILE = "reference.safetensors"  # in the record's folder
@@ -58,14 +56,13 @@ def _alike(data, rows, folder):
     size = tuple(data.images.image_shape[-2:])
     fit = Preprocessing(size).fit
     mine = np.stack(
-        [_hash(fit(read_photo(folder.path / photo["original"])).transpose(1, 2, 0)) for photo in folder.photos]
+        [
+            perceptual_hash(fit(read_photo(folder.path / photo["original"])).transpose(1, 2, 0))
+            for photo in folder.photos
+        ]
     )
     found = np.zeros(len(rows), dtype=bool)
     for place, row in enumerate(Progress(rows, "looking for your photos", unit="image")):
         image = data.images[torch.tensor([row])][0].permute(1, 2, 0).numpy()
-        found[place] = ((mine != _hash(image)).sum(axis=1) <= NEAR_DUPLICATE_BITS).any()
+        found[place] = ((mine != perceptual_hash(image)).sum(axis=1) <= NEAR_BITS).any()
     return found
-
-
-def _hash(pixels):
-    return imagehash.phash(Image.fromarray(np.ascontiguousarray(pixels))).hash.ravel()
