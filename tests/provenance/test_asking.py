@@ -22,12 +22,16 @@ OTHERS = 9 * (20 + 5 * (32 + 3 * 4) + 4)  # bytes of nine blocks of five answers
 
 
 class Model(Suspect):
-    """Answers with sums of pixels; slow in an order of its own; fails from the given call on."""
+    """Answers with sums of pixels; slow in an order of its own; fails from the given call on.
 
-    def __init__(self, batch_size=8, concurrency=1, fails_from=None, answer=None):
+    together: the first so many calls wait for each other, so that they are under way at once.
+    """
+
+    def __init__(self, batch_size=8, concurrency=1, fails_from=None, answer=None, together=0):
         self.preprocessing, self.batch_size, self.concurrency = Preprocessing((SIDE, SIDE)), batch_size, concurrency
         self.fails_from, self.asked, self.calls, self.most, self._now = fails_from, [], 0, 0, 0
         self._lock, self._answer = threading.Lock(), answer or self.values
+        self._meeting, self._together = threading.Barrier(max(1, together)), together
 
     @staticmethod
     def values(images):
@@ -40,6 +44,8 @@ class Model(Suspect):
             number, self._now = self.calls, self._now + 1
             self.most = max(self.most, self._now)
         try:
+            if number <= self._together:
+                self._meeting.wait(timeout=60)  # BrokenBarrierError where fewer are ever under way
             if self.concurrency > 1:
                 time.sleep(0.002 * (number % 5))
             if self.fails_from is not None and number > self.fails_from:
@@ -70,9 +76,10 @@ def right(found, images=IMAGES):
 @pytest.mark.parametrize("concurrency", [1, 4])
 @pytest.mark.parametrize("batch_size", [1, 8, 50, 64])
 def test_the_result_has_the_same_bits_in_any_batches_and_any_order(tmp_path, batch_size, concurrency):
-    model = Model(batch_size, concurrency)
+    at_once = min(concurrency, -(-COUNT // batch_size))
+    model = Model(batch_size, concurrency, together=at_once)
     assert right(ask(tmp_path / "log", model))
-    assert model.most == min(concurrency, -(-COUNT // batch_size))
+    assert model.most == at_once
     assert sorted(model.asked) == sorted(image.tobytes() for image in IMAGES)
     again = Model(batch_size, concurrency)
     assert right(ask(tmp_path / "log", again)) and again.calls == 0
