@@ -146,6 +146,12 @@ def make_parser():
         "paid, a little less power (default: all at once); needs a hold-out and no photos that look alike",
     )
     plan.add_argument(
+        "--plain_arm",
+        action="store_true",
+        help="ask about the photos as they are, too: a second test, which an owner who removes marks does not escape; "
+        "both tests have half of alpha (default: marked photos alone); needs a hold-out",
+    )
+    plan.add_argument(
         "--alpha", type=number(float, above=0, high=0.5), help="accused wrongly at most this often (default 0.001)"
     )
     return parser
@@ -228,11 +234,18 @@ def plan_of(args, settings):
     from provenance import references
     from provenance.plan import AuditPlan
 
+    if args.sequential and args.plain_arm:
+        raise UserError(
+            "--plain_arm does not go with --sequential: each takes half of alpha",
+            "leave one of them out",
+            flag="--plain_arm",
+        )
     chosen = {name: getattr(args, name) for name in ("label", "top_k", "keys", "selections", "alpha")}
     if args.label_only:
         chosen["answers"] = "label only"
-    if args.sequential:
-        chosen["sequential"] = True
+    for name in ("sequential", "plain_arm"):
+        if getattr(args, name):
+            chosen[name] = True
     if args.query_augmentations is not None:
         chosen["views"] = max(1, args.query_augmentations)
     if models := references.open_models(args.reference, args.reference_net_type, args.device):

@@ -77,7 +77,8 @@ class Options:
     def _within(self, committed, changes, photos, queries):
         """{"keys", "views"} that take at most `queries`, as many of each as fit: what was given stays as it is."""
         wanted = {name: changes.get(name, getattr(committed, name)) for name in ("keys", "views")}
-        if photos * (wanted["keys"] + 1) * wanted["views"] <= queries:
+        apart = 1 + committed.plain_arm
+        if photos * (wanted["keys"] + apart) * wanted["views"] <= queries:
             return {}
         given = {"keys": self.keys is not None, "views": self.query_augmentations is not None}
         open_to = {
@@ -88,7 +89,7 @@ class Options:
             (keys, views)
             for keys in open_to["keys"]
             for views in open_to["views"]
-            if photos * (keys + 1) * views <= queries
+            if photos * (keys + apart) * views <= queries
         ]
         least = tuple(min(choices) for choices in open_to.values())
         keys, views = max(fitting, key=lambda split: worth(*split), default=least)
@@ -175,7 +176,7 @@ class Case:
     def queries(self):
         """How many images the model will be asked about, those for Algorithm 1 included; at most, in a sequential
         audit."""
-        whole = self.photos * (self.asked.keys + 1) * self.plan.views
+        whole = self.photos * self.asked.pictures * self.plan.views
         return (whole if self.room is None else min(whole, self.room)) + self.aside
 
     @property
@@ -196,8 +197,7 @@ class Case:
     @property
     def smallest_p(self):
         """The smallest p that can come out of the exact test."""
-        smallest = exact.Plan(self.photos, self.asked.keys, self.plan.selections).smallest_p
-        return 2 * smallest if self.plan.sequential else smallest
+        return self.plan.tests * exact.Plan(self.photos, self.asked.keys, self.plan.selections).smallest_p
 
     def describe(self):
         """Some lines for people: the model, what asking it will take, and what was fixed."""
@@ -205,7 +205,8 @@ class Case:
         asked = (
             f"model: {suspect.name}, {suspect.classes or 'unknown number of'} classes; "
             f"{suspect.preprocessing.describe()}\n"
-            f"queries: {self.queries - self.aside} ({self.photos} photos x {plan.keys + 1} keys"
+            f"queries: {self.queries - self.aside} ({self.photos} photos x "
+            + (f"({plan.keys + 1} keys + unmarked)" if plan.plain_arm else f"{plan.keys + 1} keys")
             + (f" x {plan.views} views)" if plan.views > 1 else ")")
             + (f" + {self.aside} for Algorithm 1" if self.strangers else "")
             + f"; smallest p that can come out: {self.smallest_p:.2g}"
@@ -282,7 +283,7 @@ class Case:
         """The order of all queries that may be asked."""
         if rule:
             return one_by_one.order_of(rule, self.record)
-        pairs = len(photos) * (self.plan.keys + 1)
+        pairs = len(photos) * self.plan.pictures
         return user_audit.query_order(self.record, pairs, self.plan.audit_seed, self.plan.views)
 
     def _ask(self, photos, rule, order, transcript):
@@ -311,7 +312,7 @@ class Case:
     def _own_queries(self):
         """The first view of each published photo under the own key, by number."""
         kept = [number for number, path in enumerate(self.originals) if path is not None]
-        step = (self.asked.keys + 1) * self.plan.views
+        step = self.asked.pictures * self.plan.views
         return [place * step for place, number in enumerate(kept) if self.record.photos[number].published]
 
     def _answered_own(self, order):
@@ -551,16 +552,16 @@ def _refuse_sequential(record, plan, room):
 def _refuse_unreachable(record, plan, suspect, committed, photos, factor, max_queries):
     """Raise UserError for a grid that can't show anything even as the first judgement.
 
-    That earlier judgements have used alpha up is only said. Of a sequential audit the grid has half of alpha.
+    That earlier judgements have used alpha up is only said. Where two tests share alpha, the grid has half of it.
     """
     alpha = judgements.share_of_alpha(plan, committed, 1, factor)
     exact.plan_grid(
         photos,
         [batch.possible for batch in record.batches],
-        alpha / 2 if plan.sequential else alpha,
+        alpha / plan.tests,
         plan.asked(suspect.identity).keys,
         plan.selections,
-        None if plan.sequential else max_queries,
+        None if plan.sequential or max_queries is None else max_queries - photos * plan.views * plan.plain_arm,
         plan.views,
     )
 

@@ -407,12 +407,13 @@ def check_document(document, answers, where, roots=None, chain=None, references=
         "its references": [entry.digest for entry in checked.references] == plan.references
         and all(entry.model.get("sha256", entry.digest) == entry.digest for entry in checked.references)
         and _are_scores(references, asked, photos),
+        "its second test": plan.plain_arm == committed.plain_arm,
         "the label": plan.label == checked.label if auto else plan.label in (str(checked.label), name),
         "what was left out": all(0 <= number < total for number in judgement.left_out),
         "the number of classes": _classes_fit(checked.classes, answers),
         "that it went photo by photo": plan.sequential == (checked.sequential is not None)
         and not (plan.sequential and (record.grouped or record.early)),
-        "the number of answers": _number_fits(photos * (asked.keys + 1) * plan.views, plan, answers)
+        "the number of answers": _number_fits(photos * asked.pictures * plan.views, plan, answers)
         and 8 * photos * (plan.selections + 1) <= MAX_BUNDLE_BYTES,
     }
     if wrong := [what for what, right in fits.items() if not right]:
@@ -431,7 +432,7 @@ def _are_scores(references, plan, photos):
     """Whether an array can be the scores of a plan's references for `photos` photos. plan: as far as it was asked."""
     return (
         references.dtype == np.float32
-        and references.shape == ((len(plan.references), photos, plan.keys + 1) if plan.references else (0, 0, 0))
+        and references.shape == ((len(plan.references), photos, plan.pictures) if plan.references else (0, 0, 0))
         and not (np.abs(references) > LARGEST).any()
     )
 

@@ -78,21 +78,25 @@ def query_order(record, pairs, audit_seed, views=1):
 class Queries:
     """The questions of a plan's grid, as a model with `preprocessing` gets them.
 
-    Query number = (place among the kept photos * keys + key) * views + view.
+    Query number = (place among the kept photos * pictures + picture) * views + view; a picture is a photo under the own
+    key, under one of the others, or, last and where the plan has that arm, as it is.
     """
 
     def __init__(self, record, photos, plan, preprocessing, bank=None):
         self._record, self._photos, self._views = record, photos, plan.views
         self._keys, self._bank, self._preprocessing = record.keys(plan.keys, plan.audit_seed), bank, preprocessing
+        self._pictures = plan.pictures
         # Marking takes far longer than what makes a view of a marked picture.
         self._pair = lru_cache(maxsize=PAIRS)(self._marked)
 
     def __len__(self):
-        return len(self._photos) * len(self._keys) * self._views
+        return len(self._photos) * self._pictures * self._views
 
     def _marked(self, pair):
-        place, key = divmod(pair, len(self._keys))
+        place, key = divmod(pair, self._pictures)
         number = self._photos.kept[place]
+        if key == len(self._keys):
+            return self._preprocessing.fit(self._photos[number])
         photo = self._record.photos[number]
         marking = self._record.settings.marking(self._bank)
         marked = mark_photo(self._photos[number], self._keys[key][photo.batch], number, marking)
@@ -286,6 +290,8 @@ def open_answers(record, photos, suspect, plan, folder, **more):
     settings = {"keys": plan.keys, "audit_seed": plan.audit_seed, "left_out": left_out or None}
     if plan.views > 1:
         settings["views"] = plan.views
+    if plan.plain_arm:
+        settings["plain_arm"] = True
     return AnswerLog(folder, log_settings(record, suspect, **settings, **more))
 
 
@@ -310,14 +316,18 @@ def judge(record, plan, label, alpha, order, answers, classes, left_out=(), pric
     record: anything with `selections`, a MarkRecord or what a bundle discloses of one; plan: the `AuditPlan`; label:
     its label as a class number, or AUTO; alpha: what p is compared with; left_out: numbers of photos that were not
     asked about; price: of `Judgement.price`, by which the sentences multiply p; references: scores of the plan's
-    references, float (R, photos, keys + 1).
+    references, float (R, photos, pictures).
     """
     selections = record.selections(plan.selections, plan.audit_seed)
     selections = np.delete(selections, np.asarray(left_out, dtype=int), axis=1)
     answers = in_order(answers, order).limited(plan.answers == "label only", plan.top_k)
     scores, top, missing = scores_of(answers, selections.shape[1], classes, label, plan.views)
-    grid, labels = exact.statistic_grid(taken_out(scores, references), selections, label, top)
-    p, key_p = exact.p_value(grid), exact.key_p_value(grid)
+    arms = [
+        _test(scores[:, own], [one[:, own] for one in references], selections, label, top[:, own], missing[:, own])
+        for own in (slice(plan.keys + 1), slice(plan.keys + 1, None))[: 1 + plan.plain_arm]
+    ]
+    (marked_p, grid, labels), missing_marked = arms[0], missing[:, : plan.keys + 1]
+    p, key_p = min(1.0, len(arms) * min(arm[0] for arm in arms)), exact.key_p_value(grid)
     published = int(selections[0].sum())
     others = np.delete(grid.ravel(), 0)
     result = {
@@ -330,17 +340,25 @@ def judge(record, plan, label, alpha, order, answers, classes, left_out=(), pric
         if len(others)
         else {},
         "pairs": int(grid.size),
-        "at_most": round(p * grid.size),
+        "at_most": round(marked_p * grid.size),
         "key_p_value": key_p,
         "label": int(labels[0, 0]),
         "queries": len(answers),
         "missing": int(missing.sum()),
-        "refusal_p_value": exact.refusal_p_value(missing, selections),
+        "refusal_p_value": exact.refusal_p_value(missing_marked, selections),
         "photos": selections.shape[1],
         "published": published,
         "sentences": exact.sentences(min(1.0, p * price), alpha * price, published, key_p, plan.keys),
     }
+    if plan.plain_arm:
+        result["arms"] = {"marked": marked_p, "plain": arms[1][0], "plain_refused": int(missing[:, -1].sum())}
     return result, grid, labels
+
+
+def _test(scores, references, selections, label, top, missing):
+    """(p, grid T, labels of the pairs) of one arm. Where nothing was answered, nothing can be said: 1."""
+    grid, labels = exact.statistic_grid(taken_out(scores, references), selections, label, top)
+    return 1.0 if missing.all() else exact.p_value(grid), grid, labels
 
 
 def scores_of(answers, photos, classes, label, views=1):

@@ -11,7 +11,7 @@ SHARE_OF_SETS, PARTS, VIEWS, MOST_REFERENCES.
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from attacks import exact
 from kit.names import MOST_VIEWS
@@ -36,13 +36,15 @@ PARTS = ("label", "answers", "keys", "views", "references", "sequential")
 # is worth nothing at any price takes the rest: the empty set (selections alone) 1/96, 42 larger sets 1/192 together.
 SHARE_OF_SETS = (96, 8, 64, 8064)
 MOST_REFERENCES = 16
+LATER = ("sequential", "plain_arm")  # fields that no plan had at first
 
 
 class AuditPlan(BaseModel):
     """What an audit will do. label: a class by number or name, or "auto" (what the model says most often, a rule
     without choice); answers: how much of an answer is used; top_k: for "top k"; statistic: its name and version;
     references: SHA-256 of reference models; views: queries of one marked photo (see suspects/views.py); audit_seed:
-    what the other side adds to the draw; sequential: photo by photo, until the evidence is there (see sequential.py).
+    what the other side adds to the draw; sequential: photo by photo, until the evidence is there (see sequential.py);
+    plain_arm: a second test, on the same photos as they are without marks. The smaller p of both counts, twice.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,11 +60,28 @@ class AuditPlan(BaseModel):
     alpha: float = Field(default=1e-3, gt=0, le=0.5)
     audit_seed: str = ""
     sequential: bool = False
+    plain_arm: bool = False
+
+    @model_validator(mode="after")
+    def _one_halving(self):
+        if self.sequential and self.plain_arm:
+            raise ValueError("a second test on unmarked photos does not go with asking photo by photo")
+        return self
 
     @model_serializer(mode="wrap")
     def _as_before(self, serialize):
-        # Digests of plans that are asked all at once stay what they were before there were others.
-        return {name: value for name, value in serialize(self).items() if name != "sequential" or value}
+        # Digests of plans without what came later stay what they were.
+        return {name: value for name, value in serialize(self).items() if name not in LATER or value}
+
+    @property
+    def pictures(self):
+        """How many pictures of each photo are asked about: under the own key, under others, and perhaps as it is."""
+        return self.keys + 1 + self.plain_arm
+
+    @property
+    def tests(self):
+        """How many tests share alpha: p is the smallest of theirs times this."""
+        return 2 if self.sequential or self.plain_arm else 1
 
     def asked(self, model):
         """The plan as far as a model with this identity is asked. A sequential one asks under the own key first: a

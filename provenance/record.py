@@ -333,6 +333,8 @@ def commit_batch(
     drawn_together = list(draw.fitting_groups(_from_zero(groups), published))
     if plan.sequential:
         refuse_sequential(bool(drawn_together), [*record.sizes, (len(photos), published)])
+    if plan.plain_arm:
+        _refuse_plain_arm(record.settings.unmarked, [*record.sizes, (len(photos), published)])
     commit = Commitment(
         format=COMMITMENT_FORMAT,
         evidence=seed is None,
@@ -369,6 +371,22 @@ def refuse_sequential(grouped, sizes):
             "--sequential: all photos are published, so that there is nothing to bet on",
             advice="give --holdout 0.5, or leave --sequential out",
             flag="--sequential",
+        )
+
+
+def _refuse_plain_arm(unmarked, sizes):
+    """Raise UserError where a second test on the photos as they are has nothing to tell. sizes: as above."""
+    if unmarked:
+        raise UserError(
+            "--plain_arm: these photos are published without marks, so that the audit asks about them as they are",
+            advice="leave --plain_arm out",
+            flag="--plain_arm",
+        )
+    if all(photos == published for photos, published in sizes):
+        raise UserError(
+            "--plain_arm: all photos are published, so that there is no other half to compare with",
+            advice="give --holdout 0.5, or leave --plain_arm out",
+            flag="--plain_arm",
         )
 
 

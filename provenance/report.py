@@ -87,7 +87,14 @@ def _drawn(result, file):
 def _results(result):
     """What came out, as rows: the exact test's alone, or that of the bets beside it."""
     pairs = f"{result['at_most']} of {result['pairs']} pairs are as low as the user's own"
-    bets = result.get("sequential")
+    bets, arms = result.get("sequential"), result.get("arms")
+    if arms:
+        unanswered = f", {arms['plain_refused']} unanswered" if arms["plain_refused"] else ""
+        return [
+            ("result", f"{one_in(result['p_value'])} (p {result['p_value']:.3g}, twice the smaller of both tests')"),
+            ("marked photos", f"exact p {arms['marked']:.3g}: {pairs}"),
+            ("unmarked ones", f"exact p {arms['plain']:.3g}, by which half was published alone{unanswered}"),
+        ]
     if bets is None:
         return [("result", f"{one_in(result['p_value'])}: {pairs} (exact p {result['p_value']:.3g})")]
     rows = [
@@ -143,7 +150,11 @@ def draw_grid(grid, result, path):
                 label=f"{name} ({values.size})",
             )
     axis.axvline(grid[0, 0], color="black", linewidth=1.6, label="the user's own pair")
-    exact_p = result.get("sequential", {}).get("exact_p_value") or result["p_value"]
+    exact_p = (
+        result["arms"]["marked"]
+        if "arms" in result
+        else result.get("sequential", {}).get("exact_p_value") or result["p_value"]
+    )
     axis.set(
         xlabel="T: mean score of the selected photos under the key (low: the model is sure of the label)",
         ylabel="share of its group",

@@ -5,7 +5,7 @@ Each suspect is trained on the published photos of users of three kinds at once:
 and the references (networks on other images) are asked for every photo under every key in all views; the logits are
 kept under --work, one file for each suspect. What is chosen on the half "choice" is claimed on the half "claims".
 
-Public: KINDS, KEYS, Reference, ALL_REFERENCES, CLAIMED_REFERENCES, User, users_of, p_of, answers_of, parser.
+Public: KINDS, KEYS, Reference, ALL_REFERENCES, CLAIMED_REFERENCES, ENSEMBLE, User, users_of, p_of, answers_of, parser.
 """
 
 from dataclasses import dataclass, replace
@@ -28,11 +28,16 @@ KEYS = 19
 
 @dataclass(frozen=True)
 class Reference:
-    """A network that has never seen the users' photos. share: of as many other images as the suspect was trained on."""
+    """A network that has never seen the users' photos. share: of as many other images as the suspect was trained on.
+
+    like: the name of the reference whose images it is trained on (its own choice, unless told); seed: of its training.
+    """
 
     share: float
     epoch: int = 100
     net_type: str = "smallnet"
+    like: str | None = None
+    seed: int = 7
 
 
 # Of the half "choice", beside those of the claims: of unequal quality, as people have them.
@@ -46,6 +51,12 @@ ALL_REFERENCES = {
     "another network, as many": Reference(1.0, 40, "wideresnet-10-1"),
 }
 CLAIMED_REFERENCES = {name: ALL_REFERENCES[name] for name in list(ALL_REFERENCES)[:3]}
+# Other networks on the same images: one reference whose own noise is averaged out.
+GOOD = "as many, 40 epochs"
+ENSEMBLE = (GOOD, *(f"{GOOD}, network {number}" for number in range(2, 9)))
+ALL_REFERENCES |= {
+    name: Reference(1.0, 40, like=GOOD, seed=6 + number) for number, name in enumerate(ENSEMBLE[1:], start=2)
+}
 
 
 def pools(data, half):
@@ -83,15 +94,16 @@ def reference_of(args, data, device, name):
     kind, (_, pool) = ALL_REFERENCES[name], pools(data, args.half)
     count = min(round(kind.share * args.train_size), len(pool))
     net_type = args.net_type if kind.net_type == "smallnet" else kind.net_type
-    rows = utils.key_generator("studies", "reference", name).permutation(pool)[:count]
-    path = f"{args.work}/reference-{args.half}-{count}-{net_type}-{kind.epoch}.safetensors"
+    rows = utils.key_generator("studies", "reference", kind.like or name).permutation(pool)[:count]
+    path = f"{args.work}/reference-{args.half}-{count}-{net_type}-{kind.epoch}"
+    path += f"{f'-{kind.seed}' if kind.like else ''}.safetensors"
     rows = torch.from_numpy(rows)
     return training.train_on(
         path,
         data.images[rows],
         data.labels[rows],
         len(data.class_names),
-        7,
+        kind.seed,
         device,
         net_type=net_type,
         epoch=kind.epoch,
@@ -99,25 +111,30 @@ def reference_of(args, data, device, name):
 
 
 def answers_of(args, data, device, seed):
-    """The file with the answers of one suspect and of all references, made where it is missing."""
+    """The file with the answers of one suspect and of all references; what is missing in it is asked for."""
     references = args.references
     if references is None:
         references = ALL_REFERENCES if args.half == "choice" else CLAIMED_REFERENCES
     path = Path(args.work) / f"answers-{args.half}-{args.train_size}-{args.net_type}-{args.epoch}-{seed}.npz"
+    found = {}
     if path.exists():
+        with np.load(path) as stored:
+            found = {name: stored[name] for name in stored.files}
+    missing = [name for name in references if f"{name} 0" not in found]
+    if found and not missing:
         return path
     query, cohort, trained = suspect_of(args, data, device, seed)
-    others = {name: reference_of(args, data, device, name)[0] for name in references}
-    found = {"labels": cohort.classes, "kinds": np.array(args.kinds), "train_accuracy": trained["train_accuracy"]}
+    asked = {} if found else {"suspect": query}
+    asked |= {name: reference_of(args, data, device, name)[0] for name in missing}
     test = torch.nonzero(data.is_test).ravel()
+    found |= {"labels": cohort.classes, "kinds": np.array(args.kinds), "train_accuracy": trained["train_accuracy"]}
     found["test_accuracy"] = utils.accuracy(query, data.images, data.labels, rows=test)
     for user, (record, rows) in enumerate(zip(cohort.records, cohort.rows, strict=True)):
         keys = 0 if record.settings.marking().changes_nothing else KEYS
         found[f"selection {user}"] = record.published
         originals, marking = data.images[torch.from_numpy(rows)], record.settings.marking()
-        drawn = [key for (key,) in record.keys(keys)]
-        asked = common.ask_views({"suspect": query, **others}, originals, drawn, marking)
-        found |= {f"{name} {user}": logits.astype(np.float16) for name, logits in asked.items()}
+        answers = common.ask_views(asked, originals, [key for (key,) in record.keys(keys)], marking)
+        found |= {f"{name} {user}": logits.astype(np.float16) for name, logits in answers.items()}
     with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **found)
     return path

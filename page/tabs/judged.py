@@ -130,6 +130,15 @@ def facts(result):
         ("class", result["label"]),
         ("queries", f"{result['queries']:,}" + (f", {missing:,} unanswered" if missing else "")),
     ]
+    if arms := result.get("arms"):
+        unanswered = f", {arms['plain_refused']:,} unanswered" if arms["plain_refused"] else ""
+        rows.append(
+            (
+                "two tests",
+                f"marked photos: {one_in(arms['marked'])}; photos as they are: {one_in(arms['plain'])}{unanswered}. "
+                "The stronger one counts, and has to be twice as strong",
+            )
+        )
     if names := _references(result):
         rows.append(
             (
@@ -175,7 +184,9 @@ def _marks(result):
 
 def figures(result):
     """The same for statisticians: names and values."""
+    arms = result.get("arms")
     of = f" ({result['at_most']} of {result['pairs']:,} pairs of patterns and halves)" if result["pairs"] else ""
+    of = f" (twice the smaller of {arms['marked']:.3g}{of} and {arms['plain']:.3g})" if arms else of
     bets = result.get("sequential")
     rows = [
         ("p, photo by photo" if bets else "exact p", f"{result['p_value']:.3g}{'' if bets else of}"),

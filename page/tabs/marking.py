@@ -108,6 +108,13 @@ def fields():
             max_lines=1,
         )
         found["noise_injection_type"] = gr.Dropdown(NOISES, value="perlin", label="Noise")
+        found["plain_arm"] = gr.Checkbox(
+            False,
+            label="Ask about the photos as they are, too",
+            info="A second test, which an owner who knows and removes marks does not escape. Both have half of the "
+            "allowed error. Needs photos that are marked, and some that are held back.",
+            elem_id="protect-plain-arm",
+        )
         found["format"] = gr.Radio([("PNG (lossless)", "png"), ("JPEG", "jpeg")], value="png", label="File format")
         found["quality"] = _slider(50, 100, 95, step=1, label="JPEG quality")
         found |= inputs.reference_fields(

@@ -344,10 +344,12 @@ def _opened(desk, job, found, settings, given):
 def _plan(found, details, settings):
     """The AuditPlan to commit, None for the usual one. details: early ones have no label, or no references."""
     label, references, photos = details.get("label", exact.AUTO), details.get("references"), len(found.photos)
-    if label == exact.AUTO and not references:
-        return None
     held_out = records.published_share(photos, details["holdout"]) < photos
-    return AuditPlan.usual(held_out, not settings.unmarked, label=label, references=references or None)
+    plain_arm = bool(details.get("plain_arm")) and held_out and not settings.unmarked
+    if label == exact.AUTO and not references and not plain_arm:
+        return None
+    chosen = {"label": label, "references": references or None, "plain_arm": plain_arm or None}
+    return AuditPlan.usual(held_out, not settings.unmarked, **chosen)
 
 
 def _in_time(job, opened):
