@@ -244,7 +244,7 @@ def train_on(path, images, labels, classes, seed, device, net_type="smallnet", *
     if not path.exists():
         mean, std = utils.channel_statistics(images)
         with utils.seeded(seed, "initial weights"):
-            model = build_network(net_type, classes, settings["image_size"])
+            model = build_network(net_type, classes, settings["image_size"], "random")
         chosen = training_settings(settings, mean, std)
         path.parent.mkdir(parents=True, exist_ok=True)
         history = utils.train_model(model, images, labels, chosen, device, path.with_suffix(".progress"), settings)

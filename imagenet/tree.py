@@ -27,6 +27,7 @@ from provenance import protect
 from provenance import record as records
 from provenance.folder import workers
 from provenance.photos import UnreadablePhoto, encode_photo, read_photo, write_photo
+from provenance.plan import AuditPlan
 
 _FITTING = {"jpeg": (".jpg", ".jpeg"), "png": (".png",)}  # names that a marked file of this format may keep
 PARTIAL = ".partial"
@@ -191,6 +192,8 @@ def _mark_user(tree, plan, user, rows, source, names, pool):
     rows: of `_look_at`; names: all file names of the class, so that no marked file takes one of them.
     """
     settings, folder = mark_settings(plan.settings), _folder_of(tree.partial, user)
+    # What a model that is trained on the tree calls the class: its number. A label chosen later would have a price.
+    label = str(list(source.listing).index(user.label))
     # Without the date: the same seed shall give the same tree, and a secret from a seed is no evidence anyway.
     record = records.commit_batch(
         records.new_record(settings),
@@ -198,6 +201,7 @@ def _mark_user(tree, plan, user, rows, source, names, pool):
         1 - user.published / len(rows),
         os.path.join(source.folder, user.label),
         _folder_of(tree.out, user),
+        AuditPlan.usual(user.published < len(rows), label=label),
         seed=user.seed,
         created="from a seed",
     )

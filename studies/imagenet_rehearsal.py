@@ -22,6 +22,7 @@ from PIL import Image
 from torchvision import transforms
 
 import utils
+from experiment import training
 from experiment.audit import Audit
 from experiment.training import IMAGENET_MEAN, IMAGENET_STD
 from kit import files, plots
@@ -32,14 +33,15 @@ from studies import common
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def write_source(data_root, folder, classes, images, side):
-    """The first classes and images of the 32-px folders, scaled to `side`, as folder/{train,val}/CLASS/FILE.JPEG."""
+def write_source(data_root, folder, classes, images, side, first=0):
+    """The first classes of the 32-px folders, scaled to `side`, as folder/{train,val}/CLASS/FILE.JPEG: of each class
+    all test images, and `images` training images from number `first` on."""
     if (folder / "done").exists():
         return
-    for source, target, most in (("train", "train", images), ("test", "val", None)):
+    for source, target, part in (("train", "train", slice(first, first + images)), ("test", "val", slice(None))):
         for label in sorted(path.name for path in (Path(data_root) / source).iterdir() if path.is_dir())[:classes]:
             (folder / target / label).mkdir(parents=True, exist_ok=True)
-            for path in sorted((Path(data_root) / source / label).iterdir())[:most]:
+            for path in sorted((Path(data_root) / source / label).iterdir())[part]:
                 image = Image.open(path).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
                 image.save(folder / target / label / path.name, "jpeg", quality=95)
     (folder / "done").touch()
@@ -94,6 +96,20 @@ def train(tree, path, args):
         )
 
 
+def make_reference(args):
+    """The same network, trained by this project's loop on as many other images: a run, which says how it is fed."""
+    folder, path = Path(args.work) / "others", Path(args.work) / "reference.safetensors"
+    write_source(args.data_root, folder, args.classes, args.images, args.side, first=args.images)
+    data = torchvision.datasets.ImageFolder(folder / "train", transforms.PILToTensor())
+    images = torch.stack([image for image, _ in data])
+    recipe = {"epoch": args.epochs, "lr": args.lr, "batch_size": args.batch_size, "weight_decay": args.weight_decay}
+    labels, device = torch.tensor(data.targets), torch.device("cpu")
+    _, record = training.train_on(
+        path, images, labels, len(data.classes), args.seed, device, "resnet18_pretrained", **recipe
+    )
+    return path, record["train_accuracy"]
+
+
 def call(script, *arguments):
     """A script of the repository, as a user calls it."""
     print("$", script, *arguments, flush=True)
@@ -102,13 +118,14 @@ def call(script, *arguments):
         raise UserError(f"{script} ended with exit code {done.returncode}")
 
 
-def exact_verdicts(tree, checkpoint, manifest, args):
-    """eval.py's exact p for the first users, by their records and originals: a list of dicts."""
+def exact_verdicts(tree, checkpoint, manifest, args, kind="exact", flags=()):
+    """eval.py's exact p for the first users, by their records and originals: a list of dicts. flags: of a further
+    judgement, in a folder named after its kind."""
     size = ["--input_size", args.side, "--resize", args.side]
     found = []
     members = [name for name, entry in manifest["users"].items() if entry["group"] == "member"][: args.exact_users]
     for name in members:
-        entry, folder = manifest["users"][name], Path(args.work) / "exact" / name
+        entry, folder = manifest["users"][name], Path(args.work) / kind / name
         if not (folder / "result.json").exists():
             call(
                 "eval.py",
@@ -125,6 +142,7 @@ def exact_verdicts(tree, checkpoint, manifest, args):
                 manifest["class_names"].index(entry["class"]),
                 "--keys",
                 args.keys,
+                *flags,
                 "--out",
                 folder,
                 "--device",
@@ -147,6 +165,17 @@ def same_class(audit):
     same = np.isin(answers.classes["non_member"][:, 0], answers.classes["target"])
     member, other = (answers.signals[group]["cross_entropy"] for group in ("target", "non_member"))
     return utils.membership_inference(member, other[same])
+
+
+def shares(exact):
+    """{alpha: rate} of users found."""
+    p_values = np.array([row["p_value"] for row in exact])
+    return {str(alpha): common.rate((p_values <= alpha).sum(), len(p_values)) for alpha in (0.05, 0.01, 0.001)}
+
+
+def found_at(exact):
+    """The users found, for people."""
+    return "; ".join(f"{one['hits']} of {one['of']} at {alpha}" for alpha, one in shares(exact).items())
 
 
 def main():
@@ -222,6 +251,11 @@ def main():
     manifest, found = files.read_json(tree / "manifest.json"), files.read_json(audit / "result.json")
     exact = exact_verdicts(tree, checkpoint, manifest, args)
     neighbours = same_class(audit)
+    beside, reference_accuracy = (), None
+    if exact:
+        # The tree's records commit none, so that its verdict has a price; p is p.
+        path, reference_accuracy = make_reference(args)
+        beside = exact_verdicts(tree, checkpoint, manifest, args, "exact-reference", ("--reference", path))
     p_values = np.array([row["p_value"] for row in exact])
     settings = {name: value for name, value in vars(args).items() if name not in ("data_root", "work", "out", "device")}
     common.write_study(
@@ -233,10 +267,9 @@ def main():
             "verdict": found["verdict"],
             "accuracy": found["accuracy"],
             "exact": exact,
-            "exact_detected": {
-                str(alpha): common.rate((p_values <= alpha).sum(), len(p_values)) for alpha in (0.05, 0.01, 0.001)
-            }
-            if exact
+            "exact_detected": shares(exact) if exact else None,
+            "reference": {"train_accuracy": reference_accuracy, "exact": beside, "exact_detected": shares(beside)}
+            if beside
             else None,
         },
         utils.choose_device("cpu"),
@@ -259,6 +292,8 @@ def main():
             ["AUC, set-based", f"{found['audit']['set']['auc']:.4f}"],
             ["Algorithm 1 at 0.1 % FPR: members detected", f"{found['verdict']['detected']} of {args.users}"],
             ["exact p: median, largest", f"{np.median(p_values):.5f}, {p_values.max():.5f} ({len(p_values)} users)"],
+            ["found by the exact test at alpha", found_at(exact) if exact else "-"],
+            *([["the same, with a reference on as many other images", found_at(beside)]] if beside else []),
             [
                 "accuracy: validation, marked images",
                 f"{plots.percent(found['accuracy']['validation'])}, {plots.percent(found['accuracy']['marked'])}",
