@@ -184,19 +184,12 @@ def main():
             flag="--holdout",
         )
     folder = inspect_folder(args.data_folder, settings.format)
+    asked = (folder, settings, args.holdout, args.seed, args.record, args.overwrite)
+    rest = (public, args.out, args.keep_originals == "yes")
+    if "train" in (args.reference or ()):
+        protect.open_record(*asked, None, *rest)  # what can't be marked is refused before a reference is trained
     trained = train_reference(folder, args)
-    job = protect.open_record(
-        folder,
-        settings,
-        args.holdout,
-        args.seed,
-        args.record,
-        args.overwrite,
-        plan_of(args, settings),
-        public,
-        args.out,
-        args.keep_originals == "yes",
-    )
+    job = protect.open_record(*asked, plan_of(args, settings), *rest)
     if trained:
         print(f"reference: {trained}; keep it, the audit will need it (--reference)")
     if args.dry_run:

@@ -14,6 +14,7 @@ from kit.errors import UserError
 from kit.progress import Progress
 from provenance.duplicates import NEAR_BITS, perceptual_hash
 from provenance.photos import read_photo
+from provenance.record import private_folder
 from suspects.suspect import Preprocessing
 
 REFERENCE_FILE = "reference.safetensors"  # in the record's folder
@@ -22,7 +23,8 @@ FEWEST = 100  # images
 
 
 def train(dataset, data_root, folder, path, device, image_size=None, net_type="smallnet", epoch=EPOCHS, seed=1):
-    """Train a reference and write it to `path`, or find it there: (path, images it was trained on, images left out).
+    """Train a reference and write it to `path`, in a record's folder, or find it there: (path, images it was trained
+    on, images left out).
 
     dataset, data_root, image_size: as `load_dataset` takes them; folder: the `folder.Folder` of the user's photos,
     whose near-duplicates among the training images are left out. Raises UserError.
@@ -38,6 +40,7 @@ def train(dataset, data_root, folder, path, device, image_size=None, net_type="s
         )
     chosen = torch.from_numpy(kept)
     path = Path(path)
+    private_folder(path.parent)
     training.train_on(
         path,
         data.images[chosen],

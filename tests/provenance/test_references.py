@@ -339,5 +339,12 @@ def test_bad_input_for_training_a_reference(mark, tmp_path, flags, words):
     assert not folder.with_name("user_record").exists()
 
 
+def test_nothing_is_trained_for_photos_that_have_a_record(photos, mark, monkeypatch):
+    assert mark(photos, "--holdout", "0.5").code == 0
+    monkeypatch.setattr(training, "train_on", None)
+    flags = ("--reference", "train", "--dataset", "imagefolder", "--data_root", photos)
+    refused(mark(photos, "--holdout", "0.5", *flags), "it is the only proof")
+
+
 def test_an_audit_trains_no_reference(audit, tmp_path):
     refused(audit(tmp_path / "out", "--reference", "train"), "data_marking.py")
