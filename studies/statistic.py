@@ -76,15 +76,33 @@ def of_all(scores, references):
     }
 
 
+def of_networks(scores, references):
+    """(way, (n, L + 1)): ways to take out what several networks on the same other images (R, n, L + 1) explain."""
+    mean = references.mean(axis=0)
+    line, hard = slope(scores, mean), mean.mean(axis=1, keepdims=True)
+    # How unsure the networks are of a photo, which says how much its score says, shrunk to what is usual.
+    apart = references.std(axis=0, ddof=1).mean(axis=1, keepdims=True)
+    yield from ((f"mean, minus {part} x least squares", scores - part * line * mean) for part in (0.5, 0.7, 0.85, 1))
+    yield "mean, divided by the difficulty + 0.2", (scores - 0.85 * line * mean) / (hard + 0.2)
+    yield "mean, times the root of the difficulty", (scores - 0.85 * line * mean) * np.sqrt(hard)
+    yield "mean, divided by the networks' spread", (scores - 0.85 * line * mean) / (apart + apart.mean())
+    yield "chosen", chosen(scores, references)
+
+
 def ways(user):
     """(reference, way, (n, L + 1)) of one user of `answers.users_of`."""
     scores, wrong = user.scores("suspect"), user.wrong("suspect")
     made = [("none", name, left) for name, left in averages(scores, wrong).items()]
     means = {name: user.scores(name).mean(axis=2) for name in user.references}
     scores, wrong = scores.mean(axis=2), wrong.mean(axis=2)
-    for name, mean in means.items():
-        made += [(name, way, left) for way, left in of_one(scores, mean, wrong).items()]
-    made += [("all", way, left) for way, left in of_all(scores, np.stack(list(means.values()))).items()]
+    unequal = [name for name in means if name not in answers.ENSEMBLE[1:]]
+    for name in unequal:
+        made += [(name, way, left) for way, left in of_one(scores, means[name], wrong).items()]
+    made += [("all", way, left) for way, left in of_all(scores, np.stack([means[name] for name in unequal])).items()]
+    networks = np.stack([means[name] for name in answers.ENSEMBLE if name in means])
+    for count in (2, 4, 8):
+        if count <= len(networks):
+            made += [(f"{count} networks on as many", way, left) for way, left in of_networks(scores, networks[:count])]
     return made
 
 
