@@ -36,7 +36,7 @@ from provenance.protect import quality, shrunk
 from studies import answers, common, hiding, survival
 
 ALPHA = 1e-3
-TESTS = {"no reference": (), "reference": (answers.GOOD,)}
+TESTS = {"without a reference": (), "with a reference": (answers.GOOD,)}
 SHOWN = ("astronaut", "coffee", "motorcycle", "rocket", "temple", "flower")  # photographs that people would publish
 ON_ITS_WAY = {"half the size": "half", "JPEG 75": "JPEG 75", "10 % cropped": "crop"}
 
