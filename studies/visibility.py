@@ -11,7 +11,7 @@ about one just noticeable difference; LPIPS would need weights that its package 
 is a standard (ISO/CIE 11664-6) and is kept up by scikit-image. It compares pixel by pixel, and so overrates fine
 patterns that eyes average.
 
-Public: KINDS, TESTS, shown, survives, audits, summary, draw.
+Public: KINDS, TESTS, shown, survives, looks, audits, summary, draw, parser.
 """
 
 import hashlib
@@ -202,7 +202,7 @@ def _apart(values, span):
 
 def draw(found, seen, path):
     """Share found (rows: without and with a reference) against visibility (columns); marks have the numbers of the
-    legend."""
+    legend; what would lie on one another is moved to the right. found: of `summary`; seen: of `looks`."""
     tests = [test for test in TESTS if test in next(iter(found.values()))]
     figure, axes = plots.figure_of(len(tests), 2, (13, 4.5 * len(tests)))
     ways = {"ciede2000": "CIEDE2000, mean over the pixels (1: just noticeable)", "ssim": "1 - SSIM"}
