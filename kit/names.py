@@ -8,7 +8,7 @@ NOISE_TYPES = ("perlin", "uniform", "uniform_continuous", "gabor", "none")
 # Of --interpolation and `suspects.suspect.Preprocessing`.
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 # Of --visibility: how plain the marks are. What is published under "none" is not changed at all: the secret is which
-# half of the photos it was. results/visibility has what each costs and what it can show.
+# half of the photos it was. results/visibility-* have what each costs and what it can show.
 VISIBILITIES = {
     "clear": {"img_blending_ratio": 0.7, "noise_injection_type": "perlin", "noise_norm": 8.0},
     "faint": {"img_blending_ratio": 0.95, "noise_injection_type": "perlin", "noise_norm": 2.0},

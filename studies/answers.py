@@ -5,7 +5,8 @@ Each suspect is trained on the published photos of users of three kinds at once:
 and the references (networks on other images) are asked for every photo under every key in all views; the logits are
 kept under --work, one file for each suspect. What is chosen on the half "choice" is claimed on the half "claims".
 
-Public: KINDS, KEYS, Reference, ALL_REFERENCES, CLAIMED_REFERENCES, ENSEMBLE, User, users_of, p_of, answers_of, parser.
+Public: KINDS, KEYS, Reference, ALL_REFERENCES, CLAIMED_REFERENCES, GOOD, ENSEMBLE, User, users_of, p_of, audit_p,
+answers_of, parser.
 """
 
 from dataclasses import dataclass, replace
@@ -17,12 +18,17 @@ from scipy.special import logsumexp
 
 import utils
 from attacks import exact
+from attacks.difficulty import taken_out
 from experiment import training
 from kit import files
 from kit.errors import run_script
 from studies import common
 
-KINDS = {"marked": common.SETTINGS, "faint": common.FAINT, "unchanged": common.UNCHANGED}
+KINDS = {
+    "marked": common.Kind(),
+    "faint": common.Kind(common.FAINT),
+    "unchanged": common.Kind(common.UNCHANGED),
+}
 KEYS = 19
 
 
@@ -69,13 +75,13 @@ def pools(data, half):
     return np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
 
 
-def suspect_of(args, data, device, seed):
-    """(query, Cohort, record of the training) of one suspect."""
+def suspect_of(args, data, device, seed, kinds, tag):
+    """(query, Cohort, record of the training) of one suspect; kinds: a Kind for each group of args.users users."""
     pool, _ = pools(data, args.half)
-    kinds = tuple(KINDS[kind] for kind in args.kinds)
-    cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size, kinds)
-    images, labels = common.published_images(data, cohort)
-    name = f"{args.half}-{args.train_size}-{args.net_type}-{args.epoch}-{seed}"
+    settings = tuple(kind.settings for kind in kinds)
+    cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size, settings)
+    images, labels = common.published_images(data, cohort, np.repeat(kinds, args.users).tolist())
+    name = f"{tag}{args.half}-{args.train_size}-{args.net_type}-{args.epoch}-{seed}"
     query, trained = training.train_on(
         f"{args.work}/{name}.safetensors",
         images,
@@ -110,12 +116,17 @@ def reference_of(args, data, device, name):
     )
 
 
-def answers_of(args, data, device, seed):
-    """The file with the answers of one suspect and of all references; what is missing in it is asked for."""
+def answers_of(args, data, device, seed, kinds=None, tag=""):
+    """The file with the answers of one suspect and of all references; what is missing in it is asked for.
+
+    kinds: {name: Kind} of the users in it, args.users of each (KINDS of args.kinds, unless told); tag: what the names
+    of files begin with that belong to such kinds alone.
+    """
+    kinds = kinds or {name: KINDS[name] for name in args.kinds}
     references = args.references
     if references is None:
         references = ALL_REFERENCES if args.half == "choice" else CLAIMED_REFERENCES
-    path = Path(args.work) / f"answers-{args.half}-{args.train_size}-{args.net_type}-{args.epoch}-{seed}.npz"
+    path = Path(args.work) / f"answers-{tag}{args.half}-{args.train_size}-{args.net_type}-{args.epoch}-{seed}.npz"
     found = {}
     if path.exists():
         with np.load(path) as stored:
@@ -123,17 +134,18 @@ def answers_of(args, data, device, seed):
     missing = [name for name in references if f"{name} 0" not in found]
     if found and not missing:
         return path
-    query, cohort, trained = suspect_of(args, data, device, seed)
+    query, cohort, trained = suspect_of(args, data, device, seed, tuple(kinds.values()), tag)
     asked = {} if found else {"suspect": query}
     asked |= {name: reference_of(args, data, device, name)[0] for name in missing}
     test = torch.nonzero(data.is_test).ravel()
-    found |= {"labels": cohort.classes, "kinds": np.array(args.kinds), "train_accuracy": trained["train_accuracy"]}
-    found["test_accuracy"] = utils.accuracy(query, data.images, data.labels, rows=test)
+    found |= {"labels": cohort.classes, "kinds": np.array([*kinds]), "train_accuracy": trained["train_accuracy"]}
+    has_test = len(test) > 0
+    found["test_accuracy"] = utils.accuracy(query, data.images, data.labels, rows=test) if has_test else np.nan
     for user, (record, rows) in enumerate(zip(cohort.records, cohort.rows, strict=True)):
-        keys = 0 if record.settings.marking().changes_nothing else KEYS
+        keys, kind = 0 if record.settings.unmarked else KEYS, [*kinds.values()][user // args.users]
         found[f"selection {user}"] = record.published
-        originals, marking = data.images[torch.from_numpy(rows)], record.settings.marking()
-        answers = common.ask_views(asked, originals, [key for (key,) in record.keys(keys)], marking)
+        originals = data.images[torch.from_numpy(rows)]
+        answers = common.ask_views(asked, originals, [key for (key,) in record.keys(keys)], kind)
         found |= {f"{name} {user}": logits.astype(np.float16) for name, logits in answers.items()}
     with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **found)
@@ -180,6 +192,18 @@ class User:
 def p_of(left, user, count):
     """p of what one user's photos add to T, (photos, keys + 1), low where remembered, with `count` selections."""
     return exact.p_value(exact.statistic_grid(left[:, :, None], _selections(user, count), 0)[0])
+
+
+def audit_p(user, views, references, count, label_alone=False, photos=None):
+    """p of one user's audit with `count` selections. views: how many; references: names; photos: how many, None for
+    all."""
+    scores = (user.wrong if label_alone else user.scores)("suspect")[:, :, :views].mean(axis=2)
+    beside = [user.scores(name)[:, :, :views].mean(axis=2) for name in references]
+    if photos is not None:
+        user, kept = user.with_fewer(photos)
+        scores, beside = scores[kept], [one[kept] for one in beside]
+    left = taken_out(scores[:, :, None], np.stack(beside) if beside else ())[:, :, 0]
+    return p_of(left, user, count)
 
 
 def _selections(user, count):

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from attacks import exact
-from attacks.difficulty import taken_out
 from kit import files, plots
 from kit.errors import run_script
 from kit.tables import markdown
@@ -45,13 +44,7 @@ CURVES = (("no reference", ()), ("reference", GOOD[:1]))
 def p_of(user, views, references, label_alone, photos=None):
     """p of one user's audit. photos: how many, None for all."""
     views = views or (VIEWS if user.kind != "unchanged" else 18)
-    scores = (user.wrong if label_alone else user.scores)("suspect")[:, :, :views].mean(axis=2)
-    beside = [user.scores(name)[:, :, :views].mean(axis=2) for name in references]
-    if photos is not None:
-        user, kept = user.with_fewer(photos)
-        scores, beside = scores[kept], [one[kept] for one in beside]
-    left = taken_out(scores[:, :, None], np.stack(beside) if beside else ())[:, :, 0]
-    return answers.p_of(left, user, SELECTIONS[user.kind])
+    return answers.audit_p(user, views, references, SELECTIONS[user.kind], label_alone, photos)
 
 
 def rows(args, data, device):

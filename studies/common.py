@@ -1,11 +1,12 @@
 """What the studies share: users with real mark records among the images of a data set, models trained on what they
 published, and the answers of a model for a user's whole grid.
 
-Public: Cohort, make_cohort, make_record, rows_of, published_images, ask_grid, ask_views, ask_strangers,
+Public: Kind, Cohort, make_cohort, make_record, rows_of, published_images, ask_grid, ask_views, ask_strangers,
 exact_p, rate, halves, parser, load, write_study, SETTINGS, FAINT, UNCHANGED.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from attacks import exact
 from dataset import load_dataset
 from kit import environment, files
 from kit.cli import Parser, number
+from kit.errors import UserError
 from kit.names import MOST_VIEWS
 from provenance import record as records
 from provenance.grid import query_order, scores_of
@@ -36,6 +38,30 @@ UNCHANGED = SETTINGS.model_copy(update={"img_blending_ratio": 1.0, "noise_inject
 
 
 MOMENT = "2026-01-01T00:00:00+00:00"  # at which all records of studies are committed, so that draws are the same again
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What users of one kind publish, and in how many views a model is asked about each picture.
+
+    hide: (originals, marked) -> what the user makes of a marked photo, published and asked about alike; passage: what
+    happens to published copies alone, and the audit knows nothing of it. Images are uint8 (n, 3, H, W).
+    """
+
+    settings: records.MarkSettings = SETTINGS
+    hide: Callable | None = None
+    passage: Callable | None = None
+    views: int = MOST_VIEWS
+
+    def marked(self, originals, key, numbers):
+        """Photos under a key, as a model is asked about them; numbers: int (n,), which decide their noise."""
+        marked = utils.mark_images(originals, key, np.zeros_like(numbers), numbers, self.settings.marking())
+        return self.hide(originals, marked) if self.hide else marked
+
+    def published(self, originals, key, numbers):
+        """Photos under a key, as a model's maker finds them."""
+        marked = self.marked(originals, key, numbers)
+        return self.passage(marked) if self.passage else marked
 
 
 @dataclass(frozen=True)
@@ -102,13 +128,17 @@ def make_cohort(data, pool, seed, users, photos, holdout, train_size, settings=(
     """Draw users from different classes of `pool` (rows), each with `photos` images, and the other training images.
 
     settings: how their photos are marked; with several, `users` of each kind, one kind after the other.
+    Raises UserError where the pool has too few images.
     """
     users *= len(settings)
     draws, labels = utils.key_generator("studies", "cohort", seed), data.labels.numpy()
     classes = draws.permutation(np.resize(np.unique(labels[pool]), users))
     rows, left = np.empty((users, photos), dtype=np.int64), draws.permutation(pool)
     for user, label in enumerate(classes):
-        rows[user] = left[labels[left] == label][:photos]
+        own = left[labels[left] == label][:photos]
+        if len(own) < photos:
+            raise UserError(f"class {label} has too few images", advice="fewer --users, --photos or --kinds")
+        rows[user] = own
         left = left[~np.isin(left, rows[user])]
     kinds = np.repeat(np.arange(len(settings)), users // len(settings))
     made = [
@@ -117,20 +147,26 @@ def make_cohort(data, pool, seed, users, photos, holdout, train_size, settings=(
     ]
     rows = np.stack([rows_of(record) for record in made])  # in the records' order
     published = np.concatenate([own[record.published] for own, record in zip(rows, made, strict=True)])
-    train = np.concatenate([published, left[: train_size - len(published)]])
+    train = np.concatenate([published, left[: max(0, train_size - len(published))]])
+    if len(train) != train_size:
+        raise UserError(
+            f"{users} users and {len(left)} other images do not make {train_size} training images",
+            advice="fewer --users or --kinds, or another --train_size",
+        )
     return Cohort(made, rows, classes, train)
 
 
-def published_images(data, cohort):
-    """Training images uint8 (N, 3, H, W) and labels, the users' images in place as they published them (first)."""
+def published_images(data, cohort, kinds=None):
+    """Training images uint8 (N, 3, H, W) and labels, the users' images in place as they published them (first).
+
+    kinds: the Kind of each user, where there is more to it than the settings in the record.
+    """
     images = data.images[torch.from_numpy(cohort.train)]
-    place = 0
-    for record, own in zip(cohort.records, cohort.rows, strict=True):
+    place, kinds = 0, kinds or [Kind(record.settings) for record in cohort.records]
+    for record, own, kind in zip(cohort.records, cohort.rows, kinds, strict=True):
         numbers = np.flatnonzero(record.published)
         originals = data.images[torch.from_numpy(own[numbers])]
-        images[place : place + len(numbers)] = utils.mark_images(
-            originals, record.keys(0)[0][0], np.zeros_like(numbers), numbers, record.settings.marking()
-        )
+        images[place : place + len(numbers)] = kind.published(originals, record.keys(0)[0][0], numbers)
         place += len(numbers)
     return images, data.labels[torch.from_numpy(cohort.train)]
 
@@ -154,18 +190,19 @@ def ask_grid(query, originals, record, keys, numbers=None, batch=1024):
     return Answers(logits[order.argsort()].numpy())
 
 
-def ask_views(queries, originals, keys, marking, views=MOST_VIEWS, batch=1024):
+def ask_views(queries, originals, keys, kind, batch=1024):
     """Logits of several models for the same marked pictures: {name: float32 (n, keys, views, C)}.
 
-    queries: {name: query function}; originals: uint8 (n, 3, H, W), whose places here decide their noise; keys: bytes.
+    queries: {name: query function}; originals: uint8 (n, 3, H, W), whose places here decide their noise; keys: bytes;
+    kind: the Kind of the user.
     """
     numbers, found = np.arange(len(originals)), {name: [] for name in queries}
     for key in keys:
-        marked = utils.mark_images(originals, key, np.zeros_like(numbers), numbers, marking).numpy()
-        shown = torch.from_numpy(np.stack([view_of(marked, view) for view in range(views)], axis=1)).flatten(0, 1)
+        marked = kind.marked(originals, key, numbers).numpy()
+        shown = torch.from_numpy(np.stack([view_of(marked, view) for view in range(kind.views)], axis=1)).flatten(0, 1)
         for name, query in queries.items():
             logits = torch.cat([query(part).float().cpu() for part in shown.split(batch)]).numpy()
-            found[name].append(logits.reshape(len(numbers), views, -1))
+            found[name].append(logits.reshape(len(numbers), kind.views, -1))
     return {name: np.stack(each, axis=1) for name, each in found.items()}
 
 

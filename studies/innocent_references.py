@@ -191,7 +191,7 @@ class User:
 def ask(data, pool, queries):
     """Answers for a pool: {name: float32 (n, POOL_KEYS, MOST_VIEWS, C)}."""
     originals = data.images[torch.from_numpy(pool.rows)]
-    return common.ask_views(queries, originals, keys_of_pools(), common.SETTINGS.marking())
+    return common.ask_views(queries, originals, keys_of_pools(), common.Kind())
 
 
 def all_audits(args, data, parts, suspects, beside):

@@ -3,6 +3,8 @@
 Example: python -m studies.survival --data_root CIFAR10_FOLDER --out results/survival
 For every change one model a seed is trained on the users' published photos after that change; the audit knows nothing
 of it. All changes share users, keys and the other training images.
+
+Public: CHANGES, web, changed.
 """
 
 import io
@@ -64,8 +66,14 @@ CHANGES = {
 }
 
 
+def web(image, _):
+    """What a web site does to a picture that is a little too large for it; not in the table of this study."""
+    return _jpeg(75)(_scaled(0.75)(image))
+
+
 def changed(images, change, seed):
-    """Marked images uint8 (n, 3, H, W) as the model's maker finds them, scaled back to their size."""
+    """Images uint8 (n, 3, H, W) after a change of one image, (PIL image, draws) -> PIL image, scaled back to their
+    size as the model's maker does."""
     fit, draws = Preprocessing(tuple(images.shape[2:])).fit, utils.key_generator("studies", "survival", seed)
     pictures = (Image.fromarray(image) for image in images.permute(0, 2, 3, 1).contiguous().numpy())
     return torch.from_numpy(np.stack([fit(np.asarray(change(picture, draws))) for picture in pictures]))

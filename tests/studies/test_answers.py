@@ -78,14 +78,14 @@ def test_every_way_of_the_choice_has_the_form_of_the_scores(stored):
 
 def test_views_of_marked_pictures_are_asked_about_in_their_places():
     originals = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    keys, marking = [b"a" * 32, b"b" * 32], common.SETTINGS.marking()
+    keys, kind = [b"a" * 32, b"b" * 32], common.Kind()
 
     def query(images):
         return images.float().mean(dim=(2, 3))
 
-    asked = common.ask_views({"one": query, "two": lambda images: -query(images)}, originals, keys, marking, batch=7)
+    asked = common.ask_views({"one": query, "two": lambda images: -query(images)}, originals, keys, kind, batch=7)
     assert asked["one"].shape == (3, 2, MOST_VIEWS, 3)
-    marked = utils.mark_images(originals, keys[1], np.zeros(3, int), np.arange(3), marking).numpy()
+    marked = utils.mark_images(originals, keys[1], np.zeros(3, int), np.arange(3), common.SETTINGS.marking()).numpy()
     expected = query(torch.from_numpy(view_of(marked, 5))).numpy()
     np.testing.assert_allclose(asked["one"][:, 1, 5], expected, rtol=1e-5)
     np.testing.assert_allclose(asked["two"], -asked["one"])
