@@ -32,6 +32,14 @@ STYLES = {
     "lira_online": ("#c2571a", "-"),
     "lira_offline_fixed": ("#a33ea1", "--"),
     "lira_online_fixed": ("#a33ea1", "-"),
+    "base_offline": ("#008b8b", "--"),
+    "base_online": ("#008b8b", "-"),
+    "bavaria_offline": ("#d1323d", "--"),
+    "bavaria_online": ("#d1323d", "-"),
+    "quantile": ("#6f7d1c", "-"),
+    "label_only": ("#8a6d9b", "--"),
+    "label_only_offline": ("#8a6d9b", "-"),
+    "trajectory": ("#94705a", "-"),
 }
 INKS = {"light": ("#ffffff", "#1b1f24"), "dark": ("#161b22", "#e6e8eb")}
 AVERAGE_COLUMNS = (

@@ -176,7 +176,7 @@ def test_signals_are_those_of_the_stored_weights(finished):
     log_p = log_softmax(logits, axis=1)[np.arange(len(rows)), labels]
     assert np.allclose(stored["losses"][0], -log_p, rtol=1e-3, atol=1e-6)
     assert np.allclose(stored["scaled"][0], log_p - np.log(-np.expm1(log_p)), rtol=1e-3, atol=1e-3)
-    assert (stored["correct"] == (logits.argmax(1) == labels)).mean() > 0.99
+    assert (stored["hits"][0] == (logits.argmax(1) == labels)).mean() > 0.99
     members = records.inputs[plan.members(1)].numpy()
     assert np.allclose(record["mean"], members.mean(axis=0), atol=1e-4)  # of its own training records alone
 
