@@ -39,10 +39,10 @@ def run_attacks(signals, settings, ranges=None):
 
     signals: see `privacy.signals.Signals`. settings: attacks (names of ATTACKS, or "all"), num_ref_models (None, or at
     how many OUT and IN models of each record to stop; in complementary pairs 2 k models for k), gamma, a (None: tuned
-    for the TPR at asked_fpr, which may be missing, or None for the AUC), fprs, seed, ramia, duci, epsilon (None, or a dict with keys of SECTIONS), groups (names; None: all); optional:
-    resamples of the bootstrap. ranges: Signals of the same models and records whose queries but the first are copies of
-    the records, for ramia (default: those of `signals`). An attack that can't run on these signals is left out, with
-    its reason in "skipped".
+    for the TPR at asked_fpr, which may be missing, or None for the AUC), fprs, seed, ramia, duci, epsilon (None, or a
+    dict with keys of SECTIONS), groups (names; None: all); optional: resamples of the bootstrap. ranges: Signals of the
+    same models and records whose queries but the first are copies of the records, for ramia (default: those of
+    `signals`). An attack that can't run on these signals is left out, with its reason in "skipped".
 
     Keys: attacks [{name, title, average, pooled, targets, mean_roc}], skipped {name: reason}, targets, records,
     headline (the attack with the highest TPR at `fpr`, over all targets), verdict, certainty, offline_a, fairness (see

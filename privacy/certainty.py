@@ -1,4 +1,4 @@
-"""How sure the rates are: intervals over records and models, stable records, the choice of RMIA's a, unfair comparisons.
+"""How sure the rates are: intervals over records and models, stable records, RMIA's a, unfair comparisons.
 
 Public: clustered, fairness, offline_a, changes, RESAMPLES.
 """
@@ -15,9 +15,11 @@ UNFAIR_AUC = 0.03
 
 
 def clustered(pooled, scores, is_member, options):
-    """`pooled` (rates over all targets, as `attack.run_attacks` has them) with what follows from scores (T, N) by record
-    and model: auc_clustered; at each rate clustered and fpr_clustered, 95 % intervals, and stability (see
-    `attacks.clustered`)."""
+    """`pooled` (rates over all targets, of `attack.run_attacks`) with what scores (T, N) say by record and model.
+
+    Added: auc_clustered; at each rate clustered and fpr_clustered, 95 % intervals, and stability (see
+    `attacks.clustered`).
+    """
     resamples = min(options["resamples"] or int(np.clip(2e7 // scores.size, *RESAMPLES)), RESAMPLES[1])
     found = bootstrap.intervals(scores, is_member, options["fprs"], resamples, options["seed"])
     others = -scores[~is_member]
@@ -55,10 +57,10 @@ def changes(attacks, verdict, independent):
 def offline_a(plan, options):
     """How RMIA's offline a was chosen, and whether it matters: a JSON-ready dict, None where it was not.
 
-    asked: the rate at which TPRs were compared, or None (AUC); chosen: of each target; curve [{a, tpr, auc}], means over
-    the targets of what was measured on other models as targets. as_good: candidates whose difference from the best, on
-    the models that the first target's a was tuned on, has a 95 % interval over records and models that holds 0;
-    matters: whether any candidate is worse for certain.
+    asked: the rate at which TPRs were compared, or None (AUC); chosen: of each target; curve [{a, tpr, auc}], means
+    over the targets of what was measured on other models as targets. as_good: candidates whose difference from the
+    best, on the models that the first target's a was tuned on, has a 95 % interval over records and models that holds
+    0; matters: whether any candidate is worse for certain.
     """
     tunings = [fold.tuning for fold in plan if fold.tuning is not None]
     if not tunings:

@@ -95,6 +95,7 @@ class Audit(_Section):
     queries: list[Literal[QUERIES]] | None = Field(None, min_length=1)
     gamma: Number = Field(2.0, gt=0)
     offline_a: Share | None = None
+    asked_fpr: Share | None = 1e-3  # at which offline_a is chosen; None: by AUC
     fprs: list[Share] = Field([1e-2, 1e-3, 1e-4, 0.0], min_length=1)
     groups: list[str] | None = None
     ramia: dict | None = None
@@ -130,6 +131,7 @@ class Train(_Section):
     lora_rank: int = Field(8, ge=1)
     lora_modules: list[str] = Field(["c_attn"], min_length=1)
     countermeasure: str | None = None
+    checkpoints: int = Field(0, ge=0, le=100)  # kept of each training, evenly spread, for loss trajectories
 
 
 class Data(_Section):

@@ -79,8 +79,8 @@ _TUNED_ON = 4
 class Tuning:
     """How RMIA's a was chosen, on `models` other models as targets.
 
-    fpr: at which the highest TPR was looked for; None: these models have too few non-members, and it was the AUC. curve:
-    [{a, tpr (None without a rate), auc}]. pairs: truth bool (K, n) and the scores of each candidate, (A, K, n).
+    fpr: at which the highest TPR was looked for; None: these models have too few non-members, and it was the AUC.
+    curve: [{a, tpr (None without a rate), auc}]. pairs: truth bool (K, n) and the scores of each candidate, (A, K, n).
     """
 
     a: float
@@ -201,7 +201,7 @@ def _enough(inside, fold, wanted):
 
 
 def _tuning(fold, asked):
-    """The `Tuning` of RMIA's a on up to _TUNED_ON other models, attacked with the fold's references; None: none is left.
+    """The `Tuning` of RMIA's a on up to _TUNED_ON other models, with the fold's references; None where none is left.
 
     The highest TPR at the rate `asked` counts, over all these models under one threshold; of equal ones the highest
     AUC. Where fewer than one false positive would be allowed, it is the AUC alone.

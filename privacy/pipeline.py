@@ -7,6 +7,7 @@ import difflib
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def run(config, stop_after="report"):
                 folder / "signals",
                 config.audit.precision,
             )
+            found = _with_trajectories(config, records, plan, targets, found, outside)
             copies = ranges.copies_of(config.audit.ranges, records)
             if copies and any(source.path.suffix == ".npz" for source in sources):
                 raise UserError("stored logits say nothing about copies of records", advice="leave audit.ranges out")
@@ -149,6 +151,26 @@ def _judge(config, records, found, around, accuracies, outside, clock, last):
                 _context(config, records, found, accuracies, outside, clock),
             )
     return results
+
+
+def _with_trajectories(config, records, plan, targets, found, outside):
+    """The signals with every model's losses at its checkpoints, the finished model last; as they are without any."""
+    if outside is not None or not config.train.checkpoints:
+        return found
+    parts, numbers = [], range(len(plan.memberships))
+    # Of the population nothing is needed.
+    plan = replace(plan, population=plan.population[:1])
+    for place in range(1, config.train.checkpoints + 1):
+        paths = [training.checkpoint_path(_models(config), number, place) for number in numbers]
+        if gone := [path for path in paths if not path.exists()]:
+            raise UserError(f"{gone[0]} does not exist", advice="delete the model beside it to train it again")
+        there = [signals.Source(path, lambda path=path: training.open_own(path, records, config)[0]) for path in paths]
+        folder = Path(config.run.log_dir) / "signals" / f"checkpoint_{place}"
+        seen, _ = signals.collect(
+            there, records, plan, targets, ["identity"], config.audit.batch_size, folder, config.audit.precision
+        )
+        parts.append(seen.losses[:, 0])
+    return replace(found, trajectories=np.stack([*parts, found.losses[:, 0]], axis=1))
 
 
 def _models(config):
@@ -275,6 +297,7 @@ def _audit_settings(config):
         "num_ref_models": audit.num_ref_models,
         "gamma": audit.gamma,
         "a": audit.offline_a,
+        "asked_fpr": audit.asked_fpr,
         "fprs": audit.fprs,
         "seed": config.run.random_seed,
         "ramia": {} if audit.ramia is None and audit.ranges else audit.ramia,
