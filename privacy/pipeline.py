@@ -1,6 +1,6 @@
 """The stages of privacy-audit.py, joined by the files below <log_dir>: data, models, signals, audit, report.
 
-Public: run, train_only, Clock.
+Public: run, train_only, attack_names, Clock.
 """
 
 import difflib
@@ -121,7 +121,7 @@ def _check_names(config):
     """What the attacks would refuse, said before hours of training."""
     from privacy.attack import ATTACKS, SECTIONS
 
-    _known(_attacks(config.audit.algorithm), ATTACKS, "audit.algorithm")
+    _known(attack_names(config.audit.algorithm), ATTACKS, "audit.algorithm")
     for section, known in SECTIONS.items():
         _known(getattr(config.audit, section), known, f"audit.{section}")
 
@@ -139,7 +139,7 @@ def _judge(config, records, found, around, accuracies, outside, clock, last):
     from privacy.attack import run_attacks
 
     with clock.stage("audit"):
-        results = run_attacks(found, _audit_settings(config), around or None)
+        results = runattack_names(found, _audit_settings(config), around or None)
     if last >= 4:
         from privacy.report import write_report
 
@@ -293,7 +293,7 @@ def _audit_settings(config):
     """What `privacy.attack.run_attacks` wants, from the section audit."""
     audit = config.audit
     return {
-        "attacks": _attacks(audit.algorithm),
+        "attacks": attack_names(audit.algorithm),
         "num_ref_models": audit.num_ref_models,
         "gamma": audit.gamma,
         "a": audit.offline_a,
@@ -307,7 +307,7 @@ def _audit_settings(config):
     }
 
 
-def _attacks(wanted):
+def attack_names(wanted):
     """Names of attacks: "all", or also a family, as in Privacy Meter: RMIA stands for rmia_offline and rmia_online."""
     from privacy.attack import ATTACKS
 

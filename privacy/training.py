@@ -323,11 +323,11 @@ def _fit_tokens(model, records, rows, settings, device, _progress, keep):
     return [], [], _fit(model, loss_of, len(rows), settings, device, lambda model, epoch: keep(model, epoch, [], []))
 
 
-def _fit(model, loss_of, count, settings, device, trained):
+def _fit(model, loss_of, count, settings, device, after):
     """The loop for tables and texts; every epoch's order follows from (seed, epoch), as in `utils.train_model`.
 
     loss_of: rows int64 (n,) of the training records to their mean loss. Such models are small or start from trained
-    weights, so an interrupted one begins anew. trained: called with (model, epoch) after each. Returns the history.
+    weights, so an interrupted one begins anew. after: called with (model, epoch) after each. Returns the history.
     """
     recipe = _recipe(settings, (), ())
     trained = [value for value in model.to(device).train().parameters() if value.requires_grad]
@@ -355,7 +355,7 @@ def _fit(model, loss_of, count, settings, device, trained):
                 advice=f"lower train.learning_rate (now {recipe.lr})",
             )
         history.append({"epoch": epoch + 1, "loss": mean})
-        trained(model, epoch)
+        after(model, epoch)
     return history
 
 
