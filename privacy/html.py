@@ -331,7 +331,7 @@ def _stable(results):
     return [
         element("h3", "The same records in every model?"),
         table(
-            f"Of {count:,} records in the training sets of two or more targets, at {_percent(results['headline']['fpr'])}",
+            f"Of {count:,} records that two or more targets learnt, at {_percent(results['headline']['fpr'])} FPR",
             ["Attack", "Found in one model at least", "In all of them", "In all, by chance", "All / one"],
             rows,
         ),

@@ -139,7 +139,7 @@ def _judge(config, records, found, around, accuracies, outside, clock, last):
     from privacy.attack import run_attacks
 
     with clock.stage("audit"):
-        results = runattack_names(found, _audit_settings(config), around or None)
+        results = run_attacks(found, _audit_settings(config), around or None)
     if last >= 4:
         from privacy.report import write_report
 

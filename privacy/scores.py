@@ -1,5 +1,6 @@
-"""An audit from files alone: what models said about records, in a table, and who was trained on what. No model is opened
-and nothing is trained.
+"""An audit from files alone: what models said about records, in a table, and who was trained on what.
+
+No model is opened and nothing is trained.
 
 A folder holds scores.yaml and one table (CSV, Parquet or .npz) with a row for each record:
 
@@ -15,6 +16,7 @@ with a hold-out, attacks without references; with references, all of them.
 Public: run, Scores, Reference, load, read_table, KNOWS, SETTINGS_FILE.
 """
 
+import sys
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -64,10 +66,10 @@ class Scores(Section):
     target: str | list[str]
     member: str | None = None
     label: str | None = None
-    references: list[Reference] = []
+    references: list[Reference] = Field([])
     population: str | None = None  # column: 1 for records that the attacker compares others with
-    features: list[str] = []
-    groups: list[str] = []
+    features: list[str] = Field([])
+    groups: list[str] = Field([])
     name: str = "scores"
     attacks: str | list[str] = "all"
     every_model_as_target: bool = False
@@ -127,7 +129,7 @@ def run(folder, out, settings, clock):
 
 
 def read_table(path, columns):
-    """{column: array (N,) or, of .npz files, (N, C)} of those columns. Raises UserError; nothing in a file is executed."""
+    """{column: array (N,) or, of .npz files, (N, C)} of those columns; nothing in a file is executed. UserError."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist", advice=f"name the table in {SETTINGS_FILE}")
@@ -220,7 +222,10 @@ def _signals(folder, settings):
     )
     alone = settings.member is None or inside[0].all() or not inside[0].any()
     outside = np.zeros(count, dtype=bool) if alone else _population(table, settings, inside, path)
-    audited, others = np.flatnonzero(~outside), np.flatnonzero(outside)
+    known = _comparable(inside, settings)
+    audited, others = np.flatnonzero(~outside & known), np.flatnonzero(outside)
+    if left := count - len(audited) - len(others):
+        print(f"note: {left} records that all references were trained on are left out", file=sys.stderr)
     features, categorical = _features(table, settings, labels, classes, path)
     losses, scaled = (np.stack([part[place] for part in parts]).astype(np.float32)[:, None] for place in (0, 1))
     hits = None if parts[0][2] is None else np.stack([part[2] for part in parts])[:, None]
@@ -269,6 +274,8 @@ def _values(table, names, path):
 def _of_model(values, kind, labels, names, path):
     """(losses float64 (N,), logit-scaled confidences (N,), whether the top class is right bool (N,) or None)."""
     name = _names(names)[0]
+    if values.ndim == 2 and kind == "losses":
+        raise UserError(f"{path}: losses have one column a model", advice="or say values: logits")
     if values.ndim == 2 and labels.min() < 0:
         raise UserError(f"{path}: {name} has a value for each class", advice="name the column label, too")
     if values.ndim == 2 and (values.shape[1] < 2 or labels.max() >= values.shape[1]):
@@ -277,8 +284,6 @@ def _of_model(values, kind, labels, names, path):
             advice="give a column for each class, in the order of the labels 0, 1, ...",
         )
     if kind == "losses":
-        if values.ndim == 2:
-            raise UserError(f"{path}: losses have one column a model", advice="or say values: logits")
         return scales.as_losses(values, f"{path}: {name}"), scales.scaled_from_losses(values), None
     if kind == "logits":
         if values.ndim == 1:  # of the right class against all others
@@ -367,8 +372,21 @@ def _population(table, settings, inside, path):
     return chosen
 
 
+def _comparable(inside, settings):
+    """Records for which every target has a reference that was not trained on them, bool (N,).
+
+    Whether that is so is decided by the references' training sets alone, and so alike for members and non-members.
+    """
+    if not settings.references:
+        return np.ones(inside.shape[1], dtype=bool)
+    if not settings.every_model_as_target:
+        return ~inside[1:].all(axis=0)
+    counts = (~inside).sum(axis=0)
+    return (counts - ~inside >= 1).all(axis=0)
+
+
 def _features(table, settings, labels, classes, path):
-    """(float64 (N, F) or None, numbers of those that are names): the columns named, and the class where there are some."""
+    """(float64 (N, F) or None, numbers of those that are names): the columns named, and the class where it is known."""
     parts, categorical = [], []
     if len(classes) > 1:
         parts.append(labels.astype(np.float64))

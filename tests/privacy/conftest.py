@@ -8,7 +8,7 @@ from tests.privacy.parts import SETTINGS, config_of, world
 
 @pytest.fixture(scope="package", autouse=True)
 def chromium():
-    """The Chromium of this machine, or None; reports of tests are printed without it, because starting it takes long."""
+    """The Chromium of this machine, or None; reports of tests are printed without it: starting it takes long."""
     found = pdf.system_chromium()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pdf, "system_chromium", lambda: None)
