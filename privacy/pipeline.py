@@ -315,7 +315,8 @@ def attack_names(wanted):
     for name in [wanted] if isinstance(wanted, str) else wanted:
         lower = name.lower()
         family = list(ATTACKS) if lower == "all" else [known for known in ATTACKS if known.startswith(f"{lower}_")]
-        names += family or [lower]
+        # lira_offline is an attack, and no family of lira_offline_fixed.
+        names += [lower] if lower in ATTACKS else family or [lower]
     return names
 
 
