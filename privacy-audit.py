@@ -22,13 +22,15 @@ def main():
 
     parser = cli.Parser(__doc__)
     parser.add_argument("--cf", help="the YAML file (default configs/digits.yaml)")
-    parser.add_argument("--scores", metavar="FOLDER", help="a folder with scores.yaml and a table, in place of --cf")
+    parser.add_argument("--scores", metavar="FOLDER", help="a folder with scores.yaml and a table (default: --cf)")
     parser.add_argument("--out", metavar="FOLDER", help="of --scores: where the report goes (default FOLDER/report)")
     parser.add_argument(
         "--stop_after", choices=STAGES, default="report", help="the last stage to run (default report, all of them)"
     )
     parser.add_argument(
-        "--fail_if", metavar="LIMIT", help='end with exit code 3 where this is so, such as "tpr@0.001 > 0.01"'
+        "--fail_if",
+        metavar="LIMIT",
+        help='end with exit code 3 where this is so, such as "tpr@0.001 > 0.01" (default: no limit)',
     )
     parser.add_argument(
         "--train_model",
