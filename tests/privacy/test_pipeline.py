@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from privacy import pipeline
 from tests.parts import ROOT
 from tests.privacy.parts import copy_of, sections, write
 
@@ -51,11 +50,3 @@ def test_nothing_here_unpickles_or_loads_unsafely():
                 ), file
                 if called == "np.load":
                     assert "allow_pickle=False" in ast.unparse(node), file
-
-
-def test_a_name_of_an_attack_is_that_attack_and_a_family_is_all_of_it():
-    assert pipeline.attack_names(["lira_offline", "label_only", "LOSS"]) == ["lira_offline", "label_only", "loss"]
-    assert pipeline.attack_names("BASE") == ["base_offline", "base_online"]
-    lira = ["lira_offline", "lira_online", "lira_offline_fixed", "lira_online_fixed"]
-    assert pipeline.attack_names("LiRA") == lira and pipeline.attack_names("nothing") == ["nothing"]
-    assert set(pipeline.attack_names("all")) >= set(lira)
