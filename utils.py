@@ -363,6 +363,9 @@ class TrainingHooks:
         """Mean loss of float32 logits (N, C); labels int64 (N,), or probabilities float32 (N, C)."""
         return F.cross_entropy(logits, labels)
 
+    def trained(self, model, epoch):
+        """Called after each epoch, counted from 0; a resumed run may come to an epoch again, with the same bits."""
+
 
 PLAIN_TRAINING = TrainingHooks()
 
@@ -454,6 +457,8 @@ def train_model(
             if validation is not None:
                 record["val_accuracy"] = accuracy(make_query(model, recipe, device), *validation, 4 * recipe.batch_size)
             history.append(record)
+            if team.leader:
+                hooks.trained(model, epoch)
             if validation is None or record["val_accuracy"] > max(
                 (past["val_accuracy"] for past in history[:-1]), default=-1
             ):

@@ -5,9 +5,16 @@
     reference   Attack R: its rank among the losses of reference models on the same record (Ye et al., CCS'22)
     rmia        RMIA offline and online (Zarifzadeh et al., ICML'24)
     lira        LiRA offline, online and without shadow models (Carlini et al., S&P'22)
+    base        BASE offline and online: Bayes-optimal, RMIA's order without a population (Lassila et al., NeurIPS'25)
+    bavaria     BaVarIA offline and online: LiRA with a Bayesian's variance (Brännvall 2026)
+    quantile    quantile regression on public features, without references (Bertran et al., NeurIPS'23)
+    label_only  how many changed copies keep their label (Choquette-Choo et al., ICML'21)
+    trajectory  the loss at checkpoints, where they are there (after Liu et al., CCS'22)
+    ensemble    several attacks' ranks as one score
     membership  who trains on what, and every model as target with the others as references
     signals     loss <-> logit-scaled confidence, and the checks that all attacks share
     evaluation  AUC, TPR at low FPR, FPR at 100 % TPR, with their intervals
+    clustered   the same intervals where records come again in several models; which records all models give away
 
 Conventions, in every file:
 

@@ -9,7 +9,7 @@ online (the paper's algorithm 1).
 
 LR falls with the ratio of z, so a record's share is a rank among the sorted ratios of the population: the matrix of all
 pairs is never made.
-Public: online, offline, tune_a, share_dominated, QUERIES, CANDIDATES.
+Public: online, offline, tune_a, scores_by_a, share_dominated, QUERIES, CANDIDATES.
 """
 
 import numpy as np
@@ -101,15 +101,46 @@ def tune_a(
 ):
     """The `a` of `candidates` with the highest mean AUC against reference models that are left out: a float.
 
+    The target itself must not be among the models given. Of equal AUCs the first candidate's is taken. See
+    `scores_by_a`.
+    """
+    aucs = [
+        [roc_auc_score(truth, row) for row in scores]
+        for truth, scores in scores_by_a(
+            reference_losses,
+            membership,
+            population_references,
+            population_membership,
+            gamma,
+            queries,
+            strict,
+            candidates,
+            targets,
+        )
+    ]
+    return float(candidates[int(np.argmax(np.mean(aucs, axis=0)))])
+
+
+def scores_by_a(
+    reference_losses,
+    membership,
+    population_references,
+    population_membership=None,
+    gamma=2.0,
+    queries="majority",
+    strict=True,
+    candidates=CANDIDATES,
+    targets=1,
+):
+    """Reference models as targets: yields (truth bool (n,), scores float64 (candidates, n)) for each.
+
     The first `targets` reference models are attacked one by one with the other references, as if they were the target
-    (the paper's appendix on offline RMIA); the target itself must not be among the models given. Records that no other
-    reference model is OUT for are not counted. Of equal AUCs the first candidate's is taken.
+    (the paper's appendix on offline RMIA). Records that no other reference model is OUT for are left out.
     """
     losses, inside, others = (np.asarray(values) for values in (reference_losses, membership, population_references))
     known_others = (
         np.zeros(others.shape, dtype=bool) if population_membership is None else np.asarray(population_membership)
     )
-    aucs = []
     for fold in list(leave_one_out(inside))[:targets]:
         usable = (~inside[fold.references]).any(axis=0)
         truth = inside[fold.target, usable]
@@ -129,18 +160,17 @@ def tune_a(
                 for values, rows in ((others, fold.target), (others, fold.references), (known_others, fold.references))
             )
         )
-        aucs.append(
-            [
-                roc_auc_score(
-                    truth,
+        yield (
+            truth,
+            np.stack(
+                [
                     share_dominated(
                         _one_ratio(_ratio(target, _offline_prior(means, a)), queries), ratio_z, gamma, strict
-                    ),
-                )
-                for a in candidates
-            ]
+                    )
+                    for a in candidates
+                ]
+            ),
         )
-    return float(candidates[int(np.argmax(np.mean(aucs, axis=0)))])
 
 
 def share_dominated(ratio_x, ratio_z, gamma=2.0, strict=True):

@@ -44,9 +44,10 @@ class UnknownNetwork(UserError):
 def run_script(main, writes_to="--out"):
     """Run `main()` as a command: bad input, a full disk and Ctrl-C end in one line on stderr, never in a traceback.
 
-    main's result is the exit code: 0 (or None) done, 1 done but for what was named. Others: 2 bad input or no room on
-    the disk, 75 another process is working there, 130 interrupted (by Ctrl-C or a polite kill). A script imports this
-    function alone at its top, and whatever takes time inside main, so that all of that ends in one line as well.
+    main's result is the exit code: 0 (or None) done, 1 done but for what was named, 3 a limit is broken
+    (privacy-audit.py --fail_if). Others: 2 bad input or no room on the disk, 75 another process is working there, 130
+    interrupted (by Ctrl-C or a polite kill). A script imports this function alone at its top, and whatever takes time
+    inside main, so that all of that ends in one line as well.
     writes_to: what says where the script writes, for the advice where it may not.
     """
     signal.signal(signal.SIGTERM, _interrupt)

@@ -13,7 +13,7 @@ import utils
 from attacks import evaluation
 from kit.errors import UserError
 from kit.progress import Progress
-from privacy import risk
+from privacy import certainty, risk
 from privacy.folds import ATTACKS, TITLES, folds, scores_of
 
 # What the sections ramia, duci and epsilon may hold, with defaults; attack None: the first of these that is run.
@@ -38,15 +38,16 @@ def run_attacks(signals, settings, ranges=None):
     """Run the attacks on every target: a dict that is ready for JSON but for its entry "arrays".
 
     signals: see `privacy.signals.Signals`. settings: attacks (names of ATTACKS, or "all"), num_ref_models (None, or at
-    how many OUT and IN models of each record to stop; in complementary pairs 2 k models for k), gamma, a (None: tuned),
-    fprs, seed, ramia, duci, epsilon (None, or a dict with keys of SECTIONS), groups (names; None: all); optional:
-    resamples of the bootstrap. ranges: Signals of the same models and records whose queries but the first are copies of
-    the records, for ramia (default: those of `signals`). An attack that can't run on these signals is left out, with
-    its reason in "skipped".
+    how many OUT and IN models of each record to stop; in complementary pairs 2 k models for k), gamma, a (None: tuned
+    for the TPR at asked_fpr, which may be missing, or None for the AUC), fprs, seed, ramia, duci, epsilon (None, or a
+    dict with keys of SECTIONS), groups (names; None: all); optional: resamples of the bootstrap. ranges: Signals of the
+    same models and records whose queries but the first are copies of the records, for ramia (default: those of
+    `signals`). An attack that can't run on these signals is left out, with its reason in "skipped".
 
     Keys: attacks [{name, title, average, pooled, targets, mean_roc}], skipped {name: reason}, targets, records,
-    headline (the attack with the highest TPR at `fpr`, over all targets), verdict, groups, users, exposed, ramia, duci,
-    epsilon, and arrays: scores {name: float64 (T, N)}, membership bool (T, N).
+    headline (the attack with the highest TPR at `fpr`, over all targets), verdict, certainty, offline_a, fairness (see
+    `privacy.certainty`), groups, users, exposed, ramia, duci, epsilon, and arrays: scores {name: float64 (T, N)},
+    membership bool (T, N).
     """
     names = _check(signals, settings)
     plan = list(folds(signals, settings))
@@ -68,7 +69,10 @@ def run_attacks(signals, settings, ranges=None):
         "population": int(signals.population_losses.shape[-1]),
         "queries": int(signals.losses.shape[1]),
         "headline": headline,
-        "verdict": _verdict(attacks),
+        "verdict": (verdict := _verdict(attacks)),
+        "certainty": certainty.changes(attacks, verdict, _verdict(attacks, independent=True)),
+        "offline_a": certainty.offline_a(plan, options) if "rmia_offline" in scores else None,
+        "fairness": certainty.fairness(plan, is_member, options),
         "groups": risk.groups(signals, chosen, is_member, headline, settings),
         "users": risk.users(signals, plan, settings),
         "exposed": risk.exposed(signals, plan, chosen, is_member, headline),
@@ -102,7 +106,7 @@ def _summary(name, scores, is_member, plan, options):
     targets = [
         {
             "target": fold.target,
-            **({"a": fold.a, "a_tuned": fold.tuned} if name == "rmia_offline" else {}),
+            **({"a": fold.a, "a_tuned": fold.tuning is not None} if name == "rmia_offline" else {}),
             **_rates(row, inside, options),
         }
         for fold, row, inside in zip(plan, scores, is_member, strict=True)
@@ -122,7 +126,7 @@ def _summary(name, scores, is_member, plan, options):
         "name": name,
         "title": TITLES[name],
         "average": average,
-        "pooled": _rates(scores.ravel(), is_member.ravel(), options),
+        "pooled": certainty.clustered(_rates(scores.ravel(), is_member.ravel(), options), scores, is_member, options),
         "targets": targets,
         "mean_roc": {"fpr": FPR_GRID.tolist(), "tpr": curves.mean(axis=0).tolist(), "std": curves.std(axis=0).tolist()},
     }
@@ -170,6 +174,7 @@ def _headline(attacks):
         "title": best["title"],
         "auc": best["pooled"]["auc"],
         "auc_interval": best["pooled"]["auc_interval"],
+        "auc_clustered": best["pooled"]["auc_clustered"],
         "members": best["pooled"]["members"],
         "non_members": best["pooled"]["non_members"],
         **best["pooled"]["tpr_at_fpr"][place],
@@ -179,18 +184,21 @@ def _headline(attacks):
 HIGH_RATIO, MODERATE_RATIO, MODERATE_AUC = 10.0, 2.0, 0.55
 
 
-def _verdict(attacks):
+def _verdict(attacks, independent=False):
     """Three levels, over all attacks and rates: how many times as often members are called as non-members, at least.
 
     The ratio is the lower end of the TPR's 95 % interval over the upper end of the FPR's. "high": 10 and more;
-    "moderate": 2 and more, or the lower end of an AUC's interval at 0.55 and more; "low": everything else.
+    "moderate": 2 and more, or the lower end of an AUC's interval at 0.55 and more; "low": everything else. Of the two
+    kinds of intervals, of independent pairs and over records and models, the worse end counts; independent: the first
+    kind alone.
     """
-    ratio, title, fpr = max(
-        (point["interval"][0] / point["fpr_interval"][1], one["title"], point["fpr"])
+    found = [
+        (_ends(point, "", independent)[0] / _ends(point, "fpr_", independent)[1], one["title"], point["fpr"])
         for one in attacks
         for point in one["pooled"]["tpr_at_fpr"]
-    )
-    auc = max(one["pooled"]["auc_interval"][0] for one in attacks)
+    ]
+    ratio, title, fpr = max(found)
+    auc = max(_ends(one["pooled"], "auc_", independent)[0] for one in attacks)
     level = "high" if ratio >= HIGH_RATIO else "moderate" if ratio >= MODERATE_RATIO or auc >= MODERATE_AUC else "low"
     return {
         "level": level,
@@ -202,6 +210,12 @@ def _verdict(attacks):
         "moderate_ratio": MODERATE_RATIO,
         "moderate_auc": MODERATE_AUC,
     }
+
+
+def _ends(found, rate, independent):
+    """The lowest and the highest end of a rate's intervals."""
+    kinds = [found[f"{rate}interval"]] + ([] if independent else [found[f"{rate}clustered"]])
+    return min(low for low, _ in kinds), max(high for _, high in kinds)
 
 
 def _between(value, low, high):

@@ -4,7 +4,7 @@ Every field has a default but run.log_dir, data.dataset and train.model_name; co
 that is not known is an error that names the nearest one: a setting that is silently ignored would be worse. Privacy
 Meter's own files are translated (see translation.py). The file is read by YAML's safe loader, which makes nothing but
 numbers, words, lists and mappings.
-Public: Config, Run, Audit, Ranges, Train, Data, load, dump, QUERIES, SKETCH.
+Public: Config, Run, Audit, Ranges, Train, Data, Section, Share, load, read, dump, QUERIES, SKETCH.
 """
 
 import difflib
@@ -45,11 +45,11 @@ Number = Annotated[float, BeforeValidator(_number)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class Run(_Section):
+class Run(Section):
     """One run of the pipeline."""
 
     log_dir: str = Field(min_length=1)
@@ -58,7 +58,7 @@ class Run(_Section):
     num_experiments: int = Field(1, ge=1)  # models that are audited as targets
 
 
-class Ranges(_Section):
+class Ranges(Section):
     """Which changed copies of a record somebody holds, for audit.ramia."""
 
     function: Literal["geometric", "l2", "missing_values"]
@@ -80,7 +80,7 @@ class Ranges(_Section):
         return self
 
 
-class Audit(_Section):
+class Audit(Section):
     """What is asked of the models, and which attacks make something of the answers."""
 
     privacy_game: Literal["privacy_loss_model"] = "privacy_loss_model"
@@ -95,6 +95,7 @@ class Audit(_Section):
     queries: list[Literal[QUERIES]] | None = Field(None, min_length=1)
     gamma: Number = Field(2.0, gt=0)
     offline_a: Share | None = None
+    asked_fpr: Share | None = 1e-3  # at which offline_a is chosen; None: by AUC
     fprs: list[Share] = Field([1e-2, 1e-3, 1e-4, 0.0], min_length=1)
     groups: list[str] | None = None
     ramia: dict | None = None
@@ -110,7 +111,7 @@ class Audit(_Section):
         return value
 
 
-class Train(_Section):
+class Train(Section):
     """How every model is trained."""
 
     model_name: str = Field(min_length=1)
@@ -130,9 +131,10 @@ class Train(_Section):
     lora_rank: int = Field(8, ge=1)
     lora_modules: list[str] = Field(["c_attn"], min_length=1)
     countermeasure: str | None = None
+    checkpoints: int = Field(0, ge=0, le=100)  # kept of each training, evenly spread, for loss trajectories
 
 
-class Data(_Section):
+class Data(Section):
     """The records."""
 
     dataset: str = Field(min_length=1)
@@ -152,7 +154,7 @@ class Data(_Section):
     noise_norm: Annotated[Number, Field(ge=0, le=255)] = 8.0
 
 
-class Config(_Section):
+class Config(Section):
     """The whole file."""
 
     run: Run
@@ -171,7 +173,7 @@ def load(path):
 
     Raises UserError that names the file, the field and what is wrong with it.
     """
-    content = _read(Path(path))
+    content = read(Path(path))
     if not isinstance(content, dict):
         raise UserError(f"{path} has no sections", advice=f"it needs at least {SKETCH}")
     try:
@@ -195,7 +197,8 @@ def dump(path, config):
         temporary.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _read(path):
+def read(path, sketch="give a YAML file with --cf, for example configs/digits.yaml"):
+    """What a YAML file says, by the safe loader. Raises UserError; sketch: what to do where there is no such file."""
     try:
         import yaml
     except ImportError:
@@ -214,9 +217,7 @@ def _read(path):
     try:
         return yaml.load(path.read_text(encoding="utf-8"), OnceLoader)  # a subclass of the safe loader
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(
-            f"{path} does not exist", advice="give a YAML file with --cf, for example configs/digits.yaml"
-        ) from None
+        raise UserError(f"{path} does not exist", advice=sketch) from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8", advice="give a YAML file") from None
     except (yaml.YAMLError, RecursionError) as error:

@@ -3,16 +3,30 @@
 Leave-one-out: a target's references are models that are neither the target nor its complement (see
 `attacks.membership.leave_one_out`); what has to be tuned (RMIA's a, RaMIA's trim, DUCI's rates) is tuned on models that
 are none of the target's references either, where there are any, and never on the target.
-Public: Fold, folds, scores_of, levels_of, ATTACKS, TITLES.
+Public: Fold, Tuning, folds, scores_of, levels_of, ATTACKS, TITLES, ASKED_FPR.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 import utils
-from attacks import lira, loss, membership, population, reference, rmia
+from attacks import (
+    base,
+    bavaria,
+    label_only,
+    lira,
+    loss,
+    membership,
+    population,
+    quantile,
+    reference,
+    rmia,
+    trajectory,
+)
 from kit.errors import UserError
 
 ATTACKS = {
@@ -25,6 +39,14 @@ ATTACKS = {
     "lira_online": lambda fold: lira.online(fold.scaled, fold.reference_scaled, fold.membership),
     "lira_offline_fixed": lambda fold: lira.offline(fold.scaled, fold.reference_scaled, fold.membership, "fixed"),
     "lira_online_fixed": lambda fold: lira.online(fold.scaled, fold.reference_scaled, fold.membership, "fixed"),
+    "base_offline": lambda fold: base.offline(fold.losses, fold.reference_losses, fold.membership),
+    "base_online": lambda fold: base.online(fold.losses, fold.reference_losses, fold.membership),
+    "bavaria_offline": lambda fold: bavaria.offline(fold.scaled, fold.reference_scaled, fold.membership),
+    "bavaria_online": lambda fold: bavaria.online(fold.scaled, fold.reference_scaled, fold.membership),
+    "quantile": lambda fold: _quantile(fold),
+    "label_only": lambda fold: label_only.score(fold.hits),
+    "label_only_offline": lambda fold: label_only.offline(fold.hits, fold.reference_hits, fold.membership),
+    "trajectory": lambda fold: _trajectory(fold),
 }
 TITLES = {
     "loss": "LOSS",
@@ -36,9 +58,36 @@ TITLES = {
     "lira_online": "LiRA, online",
     "lira_offline_fixed": "LiRA, offline, fixed variance",
     "lira_online_fixed": "LiRA, online, fixed variance",
+    "base_offline": "BASE, offline",
+    "base_online": "BASE, online",
+    "bavaria_offline": "BaVarIA, offline",
+    "bavaria_online": "BaVarIA, online",
+    "quantile": "Quantile regression",
+    "label_only": "Label-only",
+    "label_only_offline": "Label-only, with references",
+    "trajectory": "Loss trajectories",
 }
 # Of RMIA's a where no model is left to tune it on: the middle.
 _DEFAULT_A = 0.5
+# What is asked of an attack, unless told: which share of the members it finds at 0.1 % false positives.
+ASKED_FPR = 1e-3
+# Models on which a is tuned, at most: one alone has too few non-members for a rate of 0.1 %.
+_TUNED_ON = 4
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How RMIA's a was chosen, on `models` other models as targets.
+
+    fpr: at which the highest TPR was looked for; None: these models have too few non-members, and it was the AUC.
+    curve: [{a, tpr (None without a rate), auc}]. pairs: truth bool (K, n) and the scores of each candidate, (A, K, n).
+    """
+
+    a: float
+    fpr: float | None
+    models: int
+    curve: list
+    pairs: tuple
 
 
 @dataclass(frozen=True)
@@ -51,7 +100,7 @@ class Fold:
     left_out: np.ndarray  # neither target nor references
     gamma: float = 2.0
     a: float | None = None
-    tuned: bool = False  # a, on another model; given or a default where not
+    tuning: Tuning | None = None  # of a, on other models; None where it is given or a default
     query: int | None = None
 
     def _of(self, values, models):
@@ -62,8 +111,14 @@ class Fold:
     scaled = property(lambda self: self._of(self.signals.scaled, self.target))
     reference_losses = property(lambda self: self._of(self.signals.losses, self.references))
     reference_scaled = property(lambda self: self._of(self.signals.scaled, self.references))
+    hits = property(lambda self: self._known("hits", self.target))
+    reference_hits = property(lambda self: self._known("hits", self.references))
     membership = property(lambda self: self.signals.membership[self.references])
     is_member = property(lambda self: self.signals.membership[self.target])
+
+    def _known(self, name, models):
+        values = getattr(self.signals, name)
+        return None if values is None else self._of(values, models)
 
     @property
     def population_losses(self):
@@ -107,12 +162,17 @@ class Fold:
 
 
 def folds(signals, settings):
-    """A `Fold` for each target; settings: num_ref_models, gamma, a (see `privacy.attack.run_attacks`).
+    """A `Fold` for each target; settings: num_ref_models, gamma, a, asked_fpr (see `privacy.attack.run_attacks`).
 
     The references are all other models, or the first that give each record num_ref_models OUT and as many IN. RMIA's a
-    is given, or tuned on another model; 0.5 where too few models are left to tune it on.
+    is given, or tuned on other models; 0.5 where too few models are left to tune it on. A single model has no
+    references.
     """
     wanted = settings.get("num_ref_models")
+    if len(signals.membership) == 1:
+        nobody = np.empty(0, dtype=np.int64)
+        yield Fold(signals, 0, nobody, nobody, settings["gamma"], _DEFAULT_A)
+        return
     for one in membership.leave_one_out(signals.membership):
         if one.target not in signals.target_ids:
             continue
@@ -123,10 +183,9 @@ def folds(signals, settings):
         left_out += [model for model in range(len(signals.membership)) if model not in used.union(left_out)]
         fold = Fold(signals, one.target, references, np.array(left_out, dtype=np.int64), settings["gamma"])
         given = settings.get("a")
-        tuned = _tuned_a(fold) if given is None else None
-        yield replace(
-            fold, a=float(_DEFAULT_A if given is None else given) if tuned is None else tuned, tuned=tuned is not None
-        )
+        tuning = _tuning(fold, settings.get("asked_fpr", ASKED_FPR)) if given is None else None
+        default = float(_DEFAULT_A if given is None else given)
+        yield replace(fold, a=default if tuning is None else tuning.a, tuning=tuning)
 
 
 def _enough(inside, fold, wanted):
@@ -141,18 +200,60 @@ def _enough(inside, fold, wanted):
     return fold.references[: int(np.argmax(least >= wanted)) + 1]
 
 
-def _tuned_a(fold):
-    """RMIA's a with the highest AUC on another model, attacked with the fold's references; None where none is left."""
-    signals = fold.signals
-    for other in fold.others(1):
+def _tuning(fold, asked):
+    """The `Tuning` of RMIA's a on up to _TUNED_ON other models, with the fold's references; None where none is left.
+
+    The highest TPR at the rate `asked` counts, over all these models under one threshold; of equal ones the highest
+    AUC. Where fewer than one false positive would be allowed, it is the AUC alone.
+    """
+    signals, truths, scores = fold.signals, [], []
+    for other in fold.others(_TUNED_ON):
         rows = np.array([other.target, *other.references])
-        try:
-            return rmia.tune_a(
+        # Not every record need have an OUT model among so few.
+        with suppress(UserError):
+            for truth, found in rmia.scores_by_a(
                 signals.losses[rows], signals.membership[rows], signals.population_losses[rows, 0], gamma=fold.gamma
-            )
-        except UserError:
-            return None  # not every record has an OUT model among so few
-    return None
+            ):
+                truths.append(truth)
+                scores.append(found)
+    if not truths:
+        return None
+    aucs = np.mean([[roc_auc_score(truth, row) for row in rows] for truth, rows in zip(truths, scores, strict=True)], 0)
+    truth, pooled = np.concatenate(truths), np.concatenate(scores, axis=1)
+    fpr = asked if asked is not None and asked * (~truth).sum() >= 1 else None
+    tprs = [None] * len(aucs) if fpr is None else [_tpr(row, truth, fpr) for row in pooled]
+    best = max(range(len(aucs)), key=lambda place: (tprs[place] or 0.0, aucs[place], -place))
+    curve = [
+        {"a": float(a), "tpr": tpr, "auc": float(auc)} for a, tpr, auc in zip(rmia.CANDIDATES, tprs, aucs, strict=True)
+    ]
+    # Models without some record in common are one long row.
+    shape = (len(truths), -1) if len({len(one) for one in truths}) == 1 else (1, -1)
+    pairs = truth.reshape(shape), pooled.reshape(len(aucs), *shape)
+    return Tuning(float(rmia.CANDIDATES[best]), fpr, len(truths), curve, pairs)
+
+
+def _tpr(scores, truth, fpr):
+    return float((-scores[truth] < utils.threshold_at_fpr(-scores[~truth], fpr)).mean())
+
+
+def _quantile(fold):
+    signals = fold.signals
+    if signals.features is None:
+        raise UserError("no feature of the records is known", advice="name some")
+    return quantile.score(
+        fold.scaled,
+        signals.features,
+        fold._of(signals.population_scaled, fold.target),
+        signals.population_features,
+        signals.categorical,
+    )
+
+
+def _trajectory(fold):
+    losses = fold.signals.trajectories
+    if losses is None:
+        raise UserError("no checkpoints are kept", advice="train.checkpoints keeps some")
+    return trajectory.score(losses[fold.target], losses[fold.references], fold.membership)
 
 
 def scores_of(name, fold):
@@ -167,11 +268,13 @@ def levels_of(name, fold, seed):
     population's reference models stand for those of audited records: for each, as many of them count as not trained on
     it as for an audited record drawn from the seed. Attacks that look at IN models have no such level: UserError.
     """
-    if "online" in name:
+    if "online" in name or name == "trajectory":
         raise UserError(
             f"{name} needs models that were trained on a record, and none was trained on the population",
             advice="choose an attack without IN models",
         )
+    if name == "quantile":
+        raise UserError("quantile has learnt from the population, so that it has no level", advice="choose another")
     signals, count = fold.signals, fold.signals.population_losses.shape[-1]
     drawn = utils.key_generator(seed, "stand-ins").integers(0, signals.membership.shape[1], count)
     stand_in = SimpleNamespace(
@@ -179,6 +282,7 @@ def levels_of(name, fold, seed):
         scaled=signals.population_scaled,
         membership=signals.membership[:, drawn],
         population_losses=signals.population_losses,
+        hits=signals.population_hits,
     )
     outside = np.sort(scores_of(name, replace(fold, signals=stand_in)))
     return np.searchsorted(outside, scores_of(name, fold), side="left") / count

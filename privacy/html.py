@@ -2,7 +2,7 @@
 
 One file with everything inside: no script, no font and no image from anywhere else. Every value is escaped
 (`kit.markup`), because class names and file names are other people's text.
-Public: render, LEVELS.
+Public: render, title, sentence, LEVELS.
 """
 
 import io
@@ -11,6 +11,7 @@ import json
 from PIL import Image
 
 from kit.markup import Raw, document, element, join, picture, small_image, table
+from privacy import advice
 from privacy.folds import TITLES
 
 LEVELS = {"high": "High risk", "moderate": "Moderate risk", "low": "No substantial leak found"}
@@ -23,23 +24,24 @@ def render(results, context, figures, image_of=None):
     {"linear" | "log": {"light" | "dark": PNG bytes}}; image_of: None, or function row -> uint8 tensor (3, H, W)."""
     sections = [
         ("words", "What the numbers mean", _in_words(results)),
+        ("groups", "Who bears the risk", _groups(results)),
+        ("exposed", "The most exposed records", _exposed(results, image_of)),
         ("do", "What to do", _what_to_do(results)),
+        ("untested", "What was not tested", _untested(results)),
         ("audited", "What was audited", _audited(results, context)),
         ("attacks", "How well each attack works", _attacks(results, figures)),
-        ("exposed", "The most exposed records", _exposed(results, image_of)),
-        ("groups", "Who bears the risk", _groups(results)),
+        ("certainty", "How sure this is", _certainty(results)),
         ("beyond", "Beyond single records", _beyond(results)),
         ("limits", "What this audit can't say", _limits(results)),
         ("data", "How to repeat it", _repeat(results, context)),
     ]
-    title = f"Privacy audit: {_plain(context.get('model_name', 'models'))} on {_plain(context.get('dataset', 'data'))}"
     links = element(
         "nav",
         element("ul", *(element("li", element("a", name, href=f"#{place}")) for place, name, _ in sections)),
         aria_label="Contents",
     )
     body = join(
-        element("h1", title),
+        element("h1", title(context)),
         element(
             "p", "Can somebody who may ask the model questions find out whose records it was trained on?", class_="soft"
         ),
@@ -50,7 +52,12 @@ def render(results, context, figures, image_of=None):
             for place, name, content in sections
         ),
     )
-    return document(title, body)
+    return document(title(context), body)
+
+
+def title(context):
+    """Of the report: what was audited."""
+    return f"Privacy audit: {_plain(context.get('model_name', 'models'))} on {_plain(context.get('dataset', 'data'))}"
 
 
 def _verdict(results):
@@ -59,15 +66,16 @@ def _verdict(results):
     return element(
         "div",
         element("p", element("span", LEVELS[level], class_="level")),
-        element("p", _worked(results), class_="worked"),
+        element("p", sentence(results), class_="worked"),
         element("p", _why(verdict, results["headline"]), class_="soft"),
+        *(element("p", element("strong", "Not a fair comparison: "), text) for text in results["fairness"]["warnings"]),
         class_=f"verdict {level}",
         role="note",
         aria_label="Verdict",
     )
 
 
-def _worked(results):
+def sentence(results):
     """The one sentence to remember."""
     head = results["headline"]
     base = 1000 if not head["fpr"] or head["fpr"] >= 1e-3 else round(1 / head["fpr"])
@@ -103,7 +111,7 @@ def _in_words(results):
         "on it. That alone can be harmful: to have been in the training data of a model for a disease means to be a "
         "patient. It is also a warning sign: what a model remembers about single records, it can give away.",
         f"Attacks were tried on models whose training records are known. The strongest of the "
-        f"{len(results['attacks'])} tried is {head['title']}. {_worked(results)} Counted: {head['hits']:,} of "
+        f"{len(results['attacks'])} tried is {head['title']}. {sentence(results)} Counted: {head['hits']:,} of "
         f"{head['members']:,} members found ({_interval(head['interval'])} with 95 % confidence), "
         f"{head['false_positives']:,} of "
         f"{head['non_members']:,} non-members called members by mistake ({_interval(head['fpr_interval'])}).",
@@ -129,37 +137,22 @@ def _share_right(ratio):
 
 
 def _what_to_do(results):
-    fewer = [
-        "Train for fewer epochs, or stop when the loss on held-out records no longer falls; use weight decay, "
-        "augmentation and, where there are any, more records. The gap between training and test accuracy is the "
-        "first thing to close.",
-        "Remove duplicates, and where they are not needed, records that are one of a kind (see the most exposed).",
-        "Let the model answer with the class alone, or with rounded probabilities; this makes attacks weaker but "
-        "does not end them.",
-        "For a promise rather than a measurement: train with differential privacy (DP-SGD) and audit again.",
+    """Steps for the verdict, and what countermeasures measured here do and cost."""
+    steps = element("ol", *(element("li", text) for text in advice.steps(results["verdict"]["level"])))
+    measured = advice.countermeasures()
+    if not measured:
+        return steps
+    text = element("p", advice.MEASURED, class_="soft")
+    return join(steps, element("h3", "Countermeasures that this program measures"), text, table(*measured))
+
+
+def _untested(results):
+    groups = [
+        element("h3", title) + element("ul", *(element("li", text) for text in points))
+        for title, points in advice.untested(results).items()
+        if points
     ]
-    steps = {
-        "high": [
-            "Treat the model as personal data: a person's membership can be shown from its answers. Do not "
-            "publish it or its unrestricted interface as it is.",
-            "Carry out, or bring up to date, the data protection impact assessment (in the European Union: "
-            "Article 35 GDPR) with these numbers.",
-            *fewer,
-        ],
-        "moderate": [
-            "Decide with the numbers for the groups below whether the purpose bears this risk, and write the "
-            "decision down in the data protection impact assessment.",
-            *fewer,
-        ],
-        "low": [
-            "Keep this report with the documentation of the model. It speaks about this procedure, these records "
-            "and these attacks; audit again when any of them changes.",
-            "Look at single groups and records below all the same: an average can hide a few who are exposed.",
-            "No finding is no proof. Where the data are sensitive, ask for differential privacy (DP-SGD), which "
-            "bounds what any attack can do.",
-        ],
-    }
-    return element("ol", *(element("li", text) for text in steps[results["verdict"]["level"]]))
+    return join(*(Raw(group) for group in groups))
 
 
 def _audited(results, context):
@@ -279,6 +272,92 @@ def _attacks(results, figures):
             element("ul", *(element("li", f"{TITLES[name]}: {reason}") for name, reason in results["skipped"].items()))
         )
     return join(*parts)
+
+
+def _certainty(results):
+    """Intervals over records and models, records that all models give away, and RMIA's a."""
+    found, several = results["certainty"], len(results["targets"]) > 1
+    rates = [point["fpr"] for point in results["attacks"][0]["pooled"]["tpr_at_fpr"]]
+    rows = [
+        [
+            one["title"],
+            _between(one["pooled"]["auc_clustered"], 1, 4),
+            *(f"{_between(point['clustered'])}\N{NO-BREAK SPACE}%" for point in one["pooled"]["tpr_at_fpr"]),
+        ]
+        for one in results["attacks"]
+    ]
+    cases = "records and models are drawn again" if several else "records are drawn again"
+    parts = [
+        element(
+            "p",
+            "A record that one model gives away is likely given away by the next, and a model that remembers much does "
+            f"so for all its records. In these 95 % intervals {cases} as wholes (bootstrap), and no pair counts as a "
+            "case of its own. At the lowest rates a few records decide, and a bootstrap is rough.",
+        ),
+        table(
+            "Intervals over records and models", ["Attack", "AUC", *(f"At {_percent(fpr)} FPR" for fpr in rates)], rows
+        ),
+    ]
+    if found["widening"] is not None:
+        changed = (
+            f"With independent pairs the verdict would have been: {LEVELS[found['verdict_if_independent']].lower()}."
+            if found["changed"]
+            else "The verdict is the same with both kinds."
+        )
+        parts.append(
+            element(
+                "p",
+                f"For the AUC they are {found['widening']:.1f} times as wide as intervals of independent pairs (median "
+                f"over the attacks). {changed} The worse end of both counts in the verdict.",
+            )
+        )
+    if several:
+        parts += _stable(results)
+    return join(*parts, *_choice_of_a(results["offline_a"]))
+
+
+def _stable(results):
+    """Which records are found by every model that was trained on them."""
+    rows = []
+    for one in results["attacks"]:
+        for point in one["pooled"]["tpr_at_fpr"]:
+            if point["resolved"] and abs(point["fpr"] - results["headline"]["fpr"]) < 1e-12:
+                same = point["stability"]
+                share = "-" if same["agreement"] is None else _percent(same["agreement"], 0)
+                rows.append([one["title"], same["any"], same["all"], f"{same['by_chance']:.1f}", share])
+    if not rows:
+        return []
+    count = results["attacks"][0]["pooled"]["tpr_at_fpr"][0]["stability"]["records"]
+    return [
+        element("h3", "The same records in every model?"),
+        table(
+            f"Of {count:,} records that two or more targets learnt, at {_percent(results['headline']['fpr'])} FPR",
+            ["Attack", "Found in one model at least", "In all of them", "In all, by chance", "All / one"],
+            rows,
+        ),
+    ]
+
+
+def _choice_of_a(found):
+    """RMIA's offline a: the curve, and whether it matters."""
+    if found is None:
+        return []
+    asked = "the AUC" if found["asked"] is None else f"the share of members found at {_percent(found['asked'])} FPR"
+    matters = (
+        f"It matters: only {', '.join(f'{a:g}' for a in found['as_good'])} may be as good as the best."
+        if found["matters"]
+        else "It does not matter here: no candidate is worse than the best for certain."
+    )
+    rows = [
+        [f"{row['a']:g}", "-" if row["tpr"] is None else _percent(row["tpr"]), f"{row['auc']:.4f}"]
+        for row in found["curve"]
+    ]
+    chosen = _plain(sorted({f"{a:g}" for a in found["chosen"]}))
+    return [
+        element("h3", "How RMIA's a was chosen"),
+        element("p", f"By {asked}, on reference models as targets and never on the target: {chosen}. {matters}"),
+        table("Measured on reference models", ["a", "Members found", "AUC"], rows),
+    ]
 
 
 def _exposed(results, image_of):
@@ -587,26 +666,7 @@ def _users(found):
 
 
 def _limits(results):
-    points = [
-        "Attacks show a lower bound of the risk: a better attack may find more, and none finding anything is no "
-        "proof of safety.",
-        "What was audited is a training procedure, by models trained with it on parts of these records. A model "
-        "trained on more records, or for longer, leaks less or more.",
-        "Members and non-members come from the same data set. Records of other origin, duplicates and people "
-        "with several records are not covered.",
-        "The attacker here can train models of the same kind on records of the same kind. Many can't; some can.",
-        f"The strongest of {len(results['attacks'])} attacks was picked after seeing the results, which makes "
-        "the risk look slightly higher than a single attack would.",
-        "Rates over all targets count each pair of record and model as a case of its own; the same record in "
-        "several models is not quite a new case, so that intervals are somewhat too narrow. All targets share "
-        "one threshold; the mean over targets gives each its own.",
-    ]
-    if results["epsilon"] is not None:
-        points.append(
-            "The bound on epsilon takes each record's membership for a coin of its own. Where exactly half "
-            "of the records are used, that holds but for a small correction."
-        )
-    return element("ul", *(element("li", text) for text in points))
+    return element("ul", *(element("li", text) for text in advice.limits(results)))
 
 
 def _repeat(results, context):

@@ -1,12 +1,13 @@
 """The stages of privacy-audit.py, joined by the files below <log_dir>: data, models, signals, audit, report.
 
-Public: run, train_only, Clock.
+Public: run, train_only, attack_names, Clock.
 """
 
 import difflib
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def run(config, stop_after="report"):
                 folder / "signals",
                 config.audit.precision,
             )
+            found = _with_trajectories(config, records, plan, targets, found, outside)
             copies = ranges.copies_of(config.audit.ranges, records)
             if copies and any(source.path.suffix == ".npz" for source in sources):
                 raise UserError("stored logits say nothing about copies of records", advice="leave audit.ranges out")
@@ -119,7 +121,7 @@ def _check_names(config):
     """What the attacks would refuse, said before hours of training."""
     from privacy.attack import ATTACKS, SECTIONS
 
-    _known(_attacks(config.audit.algorithm), ATTACKS, "audit.algorithm")
+    _known(attack_names(config.audit.algorithm), ATTACKS, "audit.algorithm")
     for section, known in SECTIONS.items():
         _known(getattr(config.audit, section), known, f"audit.{section}")
 
@@ -149,6 +151,26 @@ def _judge(config, records, found, around, accuracies, outside, clock, last):
                 _context(config, records, found, accuracies, outside, clock),
             )
     return results
+
+
+def _with_trajectories(config, records, plan, targets, found, outside):
+    """The signals with every model's losses at its checkpoints, the finished model last; as they are without any."""
+    if outside is not None or not config.train.checkpoints:
+        return found
+    parts, numbers = [], range(len(plan.memberships))
+    # Of the population nothing is needed.
+    plan = replace(plan, population=plan.population[:1])
+    for place in range(1, config.train.checkpoints + 1):
+        paths = [training.checkpoint_path(_models(config), number, place) for number in numbers]
+        if gone := [path for path in paths if not path.exists()]:
+            raise UserError(f"{gone[0]} does not exist", advice="delete the model beside it to train it again")
+        there = [signals.Source(path, lambda path=path: training.open_own(path, records, config)[0]) for path in paths]
+        folder = Path(config.run.log_dir) / "signals" / f"checkpoint_{place}"
+        seen, _ = signals.collect(
+            there, records, plan, targets, ["identity"], config.audit.batch_size, folder, config.audit.precision
+        )
+        parts.append(seen.losses[:, 0])
+    return replace(found, trajectories=np.stack([*parts, found.losses[:, 0]], axis=1))
 
 
 def _models(config):
@@ -271,10 +293,11 @@ def _audit_settings(config):
     """What `privacy.attack.run_attacks` wants, from the section audit."""
     audit = config.audit
     return {
-        "attacks": _attacks(audit.algorithm),
+        "attacks": attack_names(audit.algorithm),
         "num_ref_models": audit.num_ref_models,
         "gamma": audit.gamma,
         "a": audit.offline_a,
+        "asked_fpr": audit.asked_fpr,
         "fprs": audit.fprs,
         "seed": config.run.random_seed,
         "ramia": {} if audit.ramia is None and audit.ranges else audit.ramia,
@@ -284,7 +307,7 @@ def _audit_settings(config):
     }
 
 
-def _attacks(wanted):
+def attack_names(wanted):
     """Names of attacks: "all", or also a family, as in Privacy Meter: RMIA stands for rmia_offline and rmia_online."""
     from privacy.attack import ATTACKS
 
@@ -292,7 +315,8 @@ def _attacks(wanted):
     for name in [wanted] if isinstance(wanted, str) else wanted:
         lower = name.lower()
         family = list(ATTACKS) if lower == "all" else [known for known in ATTACKS if known.startswith(f"{lower}_")]
-        names += family or [lower]
+        # lira_offline is an attack, and no family of lira_offline_fixed.
+        names += [lower] if lower in ATTACKS else family or [lower]
     return names
 
 

@@ -4,10 +4,10 @@
     ROC_average.png, ROC_log_average.png
     exp/TARGET/                 attack_result.csv, ROC.png, ROC_log.png, scores.npz of each target
     most_exposed.csv            the records that are found most surely
-    result.json                 everything above as numbers
-    report.html                 one page with everything inside (`privacy.html`)
+    result.json                 everything above as numbers, as report.schema.json (a JSON schema) says
+    report.html, report.pdf     one page with everything inside (`privacy.html`), and the same on paper
 
-Public: write_report, AVERAGE_COLUMNS.
+Public: write_report, AVERAGE_COLUMNS, SCHEMA, FORMAT.
 """
 
 import csv
@@ -19,8 +19,10 @@ from attacks import evaluation
 from kit.files import atomic_path, write_arrays, write_json
 from kit.plots import figure_of, png_of, save_figure
 from kit.progress import Progress
-from privacy import html
+from privacy import html, pdf
 
+FORMAT = "membershiptracker-privacy-report-1"
+SCHEMA = Path(__file__).with_name("report.schema.json")
 # Families of attacks have a colour; the line says which member of the family.
 STYLES = {
     "loss": ("#767676", "-"),
@@ -32,6 +34,14 @@ STYLES = {
     "lira_online": ("#c2571a", "-"),
     "lira_offline_fixed": ("#a33ea1", "--"),
     "lira_online_fixed": ("#a33ea1", "-"),
+    "base_offline": ("#008b8b", "--"),
+    "base_online": ("#008b8b", "-"),
+    "bavaria_offline": ("#d1323d", "--"),
+    "bavaria_online": ("#d1323d", "-"),
+    "quantile": ("#6f7d1c", "-"),
+    "label_only": ("#8a6d9b", "--"),
+    "label_only_offline": ("#8a6d9b", "-"),
+    "trajectory": ("#94705a", "-"),
 }
 INKS = {"light": ("#ffffff", "#1b1f24"), "dark": ("#161b22", "#e6e8eb")}
 AVERAGE_COLUMNS = (
@@ -64,13 +74,17 @@ def write_report(folder, signals, results, context):
         _write_target(folder / "exp" / str(target), numbers, signals, place, scores, arrays["membership"][place])
     for scale, name in (("linear", "ROC_average.png"), ("log", "ROC_log_average.png")):
         save_figure(_average_figure(results, scale), folder / name)
-    write_json(folder / "result.json", {**numbers, "context": context})
+    with atomic_path(folder / SCHEMA.name) as temporary:
+        temporary.write_bytes(SCHEMA.read_bytes())
+    write_json(folder / "result.json", {"format": FORMAT, **numbers, "context": context})
     figures = {
         scale: {ink: png_of(_average_figure(results, scale, ink)) for ink in INKS} for scale in ("linear", "log")
     }
     text = html.render(numbers, context, figures, signals.image_of)
     with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8")
+    lines = pdf.short(numbers, context, html.title(context), html.sentence(numbers))
+    pdf.write(folder / "report.pdf", text, lines, [_average_figure(results, scale) for scale in ("log", "linear")])
 
 
 def _write_target(folder, results, signals, place, scores, is_member):

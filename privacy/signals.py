@@ -16,6 +16,7 @@ import numpy as np
 
 from kit import files
 from kit.progress import Progress
+from privacy import features
 from privacy.data import digest_of
 from privacy.models import ask
 
@@ -39,6 +40,12 @@ class Signals:
     groups: dict  # {name: array (N,)}: further groupings for the risk of each group; may be empty
     target_ids: list  # which of the M models are audited as targets; the others are references only
     image_of: object  # None, or a function: row -> uint8 tensor (3, H, W)
+    hits: np.ndarray | None = None  # bool (M, Q, N): whether the top class of each query is right; None: not known
+    population_hits: np.ndarray | None = None  # bool (M, Q, Z)
+    features: np.ndarray | None = None  # float32 (N, F), of the records alone (see `features.of`); None: not known
+    population_features: np.ndarray | None = None  # float32 (Z, F)
+    categorical: tuple = ()  # numbers of the features that are names and not amounts
+    trajectories: np.ndarray | None = None  # float32 (M, C, N): losses at C checkpoints; None: none were kept
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def collect(sources, records, plan, targets, queries, batch_size, folder, precis
         "population_": (len(sources), len(asked), len(plan.population)),
     }
     arrays = {side + name: np.empty(shapes[side], dtype=np.float32) for side in SIDES for name in ("losses", "scaled")}
-    correct = {side: np.empty((len(sources), shapes[side][2]), dtype=bool) for side in SIDES}
+    hits = {side: np.empty(shapes[side], dtype=bool) for side in SIDES}
     wanted = {
         "data": records.fingerprint,
         "audited": digest_of(plan.audited),
@@ -76,19 +83,20 @@ def collect(sources, records, plan, targets, queries, batch_size, folder, precis
         for name, values in arrays.items():
             values[number] = stored[name]
         for side in SIDES:
-            correct[side][number] = stored[f"{side}correct"]
+            hits[side][number] = stored[f"{side}hits"]
     membership = plan.memberships[:, plan.audited]
     accuracies = [
         {"model": number, "train": float(hits[inside].mean()) if inside.any() else None, "test": float(others.mean())}
         for number, (hits, inside, others) in enumerate(
-            zip(correct[""], membership, correct["population_"], strict=True)
+            zip(hits[""][:, 0], membership, hits["population_"][:, 0], strict=True)
         )
     ]
     labels = records.labels.numpy()
+    known, categorical = features.of(records, np.concatenate([plan.audited, plan.population]))
     image_of = None if records.kind != "images" else lambda row: records.inputs[np.array([row])][0]
     return Signals(
         **arrays,
-        correct=correct[""],
+        correct=hits[""][:, 0],
         membership=membership,
         labels=labels[plan.audited],
         population_labels=labels[plan.population],
@@ -97,6 +105,11 @@ def collect(sources, records, plan, targets, queries, batch_size, folder, precis
         groups={name: values[plan.audited] for name, values in records.groups.items()},
         target_ids=list(targets),
         image_of=image_of,
+        hits=hits[""],
+        population_hits=hits["population_"],
+        features=known[: len(plan.audited)],
+        population_features=known[len(plan.audited) :],
+        categorical=categorical,
     ), accuracies
 
 
@@ -112,13 +125,14 @@ def _of_model(path, source, records, plan, queries, batch_size, wanted):
             advice="use the same settings, or another run.log_dir, or delete the folder signals",
             command=None,
         )
-        return stored
+        if all(f"{side}hits" in stored for side in SIDES):  # files of earlier versions don't have them
+            return stored
     model, found = source.open(), {}
     for side, rows in (("", plan.audited), ("population_", plan.population)):
         answers = [ask(model, records, rows, query, batch_size) for query in queries]
         found[f"{side}losses"] = np.stack([one["cross_entropy"] for one in answers]).astype(np.float32)
         found[f"{side}scaled"] = -np.stack([one["scaled_loss"] for one in answers]).astype(np.float32)
-        found[f"{side}correct"] = answers[0]["correct"].astype(bool)
+        found[f"{side}hits"] = np.stack([one["correct"] for one in answers]).astype(bool)
     files.write_arrays(path, settings=np.array(json.dumps(wanted)), **found)
     return found
 

@@ -3,7 +3,7 @@
 A model's file holds the settings that decided its weights; one that was made with others is refused by name. What is
 missing is trained, what is finished is never trained again. LAUNCHER (local, ray) and JOBS start several at once, each
 as `privacy-audit.py --train_model ID`, through `python -m launch`.
-Public: train_missing, train_one, open_own, is_own, read_record, is_outside, read_outside, model_path.
+Public: train_missing, train_one, open_own, is_own, read_record, is_outside, read_outside, model_path, checkpoint_path.
 """
 
 import json
@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
+from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,11 @@ FORMAT = "privacy-audit-model-1"
 def model_path(folder, number):
     """The file of a model in `folder` (<log_dir>/models)."""
     return Path(folder) / f"model_{number}.safetensors"
+
+
+def checkpoint_path(folder, number, place):
+    """The file of checkpoint `place` of a model, from 1 to train.checkpoints, in `folder` (<log_dir>/models)."""
+    return Path(folder) / "checkpoints" / f"model_{number}_{place}.safetensors"
 
 
 def train_missing(config, records, plan, folder):
@@ -72,7 +78,8 @@ def train_one(config, records, plan, number, folder):
             model = defence.prepare(models.build(config.train.model_name, records, config.train.model_dump()))
         path, rows = model_path(folder, number), torch.from_numpy(plan.members(number))
         fit = _fit_images if records.kind == "images" else _fit_table if records.kind == "table" else _fit_tokens
-        mean, std, history = fit(model, records, rows, settings, device, path.with_suffix(".progress"))
+        keep = _keeper(folder, number, settings)
+        mean, std, history = fit(model, records, rows, settings, device, path.with_suffix(".progress"), keep)
         files.save_model(
             path,
             _weights(model),
@@ -88,6 +95,21 @@ def train_one(config, records, plan, number, folder):
             },
         )
         path.with_suffix(".progress").unlink(missing_ok=True)
+
+
+def _keeper(folder, number, settings):
+    """keep(model, epoch, mean, std) for after each epoch: it writes those checkpoints that the settings ask for."""
+    epochs, count = settings["epoch"], settings.get("checkpoints", 0)
+    if count and count >= epochs:
+        raise UserError(f"train.checkpoints {count} must be fewer than the {epochs} epochs of the training")
+    places = {round(place * epochs / (count + 1)): place for place in range(1, count + 1)}
+
+    def keep(model, epoch, mean, std):
+        if place := places.get(epoch + 1):
+            record = {"kind": FORMAT, "settings": settings, "mean": mean, "std": std, "epochs": epoch + 1}
+            files.save_model(checkpoint_path(folder, number, place), _weights(model), record)
+
+    return keep
 
 
 def _defence(train, records):
@@ -219,9 +241,10 @@ def _settings(config, records, plan, number, device):
         "pretrained": train.pretrained,
         "peft_type": train.peft_type,
         "lora_rank": train.lora_rank,
-        # Without these two where they are the usual ones: earlier files don't have them.
+        # Without these where they are the usual ones: earlier files don't have them.
         **({} if train.lora_modules == ["c_attn"] else {"lora_modules": train.lora_modules}),
         **({} if train.countermeasure is None else {"countermeasure": train.countermeasure}),
+        **({} if train.checkpoints == 0 else {"checkpoints": train.checkpoints}),
         "precision": precision,
         "device": device.type,
         "seed": int.from_bytes(utils.derive_key(config.run.random_seed, "model", number)[:6], "little"),
@@ -257,7 +280,7 @@ def _recipe(settings, mean, std):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _fit_images(model, records, rows, settings, device, progress):
+def _fit_images(model, records, rows, settings, device, progress, keep):
     """`utils.train_model` with crop and flip; returns (mean, std, history)."""
     if settings["optimizer"] != "SGD":
         raise UserError(
@@ -267,11 +290,15 @@ def _fit_images(model, records, rows, settings, device, progress):
     mean, std = utils.channel_statistics(images)
     defence = countermeasure_of(settings)
     recipe, hooks = defence.recipe(_recipe(settings, mean, std)), defence.hooks(_job(settings, model, records, rows))
+    if hooks.stop_after and settings.get("checkpoints"):
+        raise UserError(f"train.checkpoints: {defence.name} ends the training early", advice="leave one of them out")
+    hooks = copy(hooks)  # one object may serve all trainings
+    hooks.trained = lambda model, epoch: keep(model, epoch, mean, std)
     history = utils.train_model(model, images, records.labels[rows], recipe, device, progress, settings, hooks=hooks)
     return mean, std, history
 
 
-def _fit_table(model, records, rows, settings, device, _progress):
+def _fit_table(model, records, rows, settings, device, _progress, keep):
     """Features are normalised with the training rows' own mean and deviation; constant ones stay as they are."""
     features, labels = records.inputs[rows].to(device), records.labels[rows].to(device)
     mean, std = features.mean(dim=0), features.std(dim=0, unbiased=False)
@@ -281,25 +308,26 @@ def _fit_table(model, records, rows, settings, device, _progress):
     def loss_of(chosen):
         return torch.nn.functional.cross_entropy(model(features[chosen]).float(), labels[chosen])
 
-    history = _fit(model, loss_of, len(rows), settings, device)
-    return mean.tolist(), std.tolist(), history
+    scale = mean.tolist(), std.tolist()
+    history = _fit(model, loss_of, len(rows), settings, device, lambda model, epoch: keep(model, epoch, *scale))
+    return *scale, history
 
 
-def _fit_tokens(model, records, rows, settings, device, _progress):
+def _fit_tokens(model, records, rows, settings, device, _progress, keep):
     tokens = records.inputs[rows].to(device)
 
     def loss_of(chosen):
         losses, _ = language.token_losses(model, tokens[chosen])
         return losses.sum() / (tokens[chosen][:, 1:] != PAD).sum()
 
-    return [], [], _fit(model, loss_of, len(rows), settings, device)
+    return [], [], _fit(model, loss_of, len(rows), settings, device, lambda model, epoch: keep(model, epoch, [], []))
 
 
-def _fit(model, loss_of, count, settings, device):
+def _fit(model, loss_of, count, settings, device, after):
     """The loop for tables and texts; every epoch's order follows from (seed, epoch), as in `utils.train_model`.
 
     loss_of: rows int64 (n,) of the training records to their mean loss. Such models are small or start from trained
-    weights, so an interrupted one begins anew. Returns the history.
+    weights, so an interrupted one begins anew. after: called with (model, epoch) after each. Returns the history.
     """
     recipe = _recipe(settings, (), ())
     trained = [value for value in model.to(device).train().parameters() if value.requires_grad]
@@ -327,6 +355,7 @@ def _fit(model, loss_of, count, settings, device):
                 advice=f"lower train.learning_rate (now {recipe.lr})",
             )
         history.append({"epoch": epoch + 1, "loss": mean})
+        after(model, epoch)
     return history
 
 

@@ -2,8 +2,17 @@
 
 import pytest
 
-from privacy import attack, pipeline
+from privacy import attack, pdf, pipeline
 from tests.privacy.parts import SETTINGS, config_of, world
+
+
+@pytest.fixture(scope="package", autouse=True)
+def chromium():
+    """The Chromium of this machine, or None; reports of tests are printed without it: starting it takes long."""
+    found = pdf.system_chromium()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pdf, "system_chromium", lambda: None)
+        yield found
 
 
 @pytest.fixture(autouse=True)

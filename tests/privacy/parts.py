@@ -86,6 +86,10 @@ def world(models=8, queries=1, records=400, population=300, leak=1.5, seed=0, cl
         "groups": {},
         "target_ids": list(range(models)) if targets is None else targets,
         "image_of": None,
+        # What is seen of a record's difficulty from outside.
+        "features": (hardness + draws.normal(0, 0.7, records))[:, None],
+        "population_features": (others + draws.normal(0, 0.7, population))[:, None],
+        "categorical": (),
         **changes,
     }
     return with_scaled(SimpleNamespace(**fields), scaled, outside)
@@ -98,6 +102,10 @@ def with_scaled(signals, scaled, outside):
             **vars(signals),
             "scaled": scaled,
             "correct": scaled[:, 0] > 0,
+            "hits": scaled > 0,
+            "population_hits": outside > 0,
+            # At an earlier checkpoint everything was less sure.
+            "trajectories": losses_from_scaled(np.stack([scaled[:, 0] / 2 - 1, scaled[:, 0]], axis=1)),
             "losses": losses_from_scaled(scaled).astype(np.float32),
             "population_scaled": outside,
             "population_losses": losses_from_scaled(outside).astype(np.float32),

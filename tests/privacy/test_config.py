@@ -96,12 +96,15 @@ def test_what_the_attacks_would_refuse_is_said_before_training(changes, words, t
 
 
 def test_families_of_attacks():
-    assert pipeline._attacks("RMIA") == ["rmia_offline", "rmia_online"]
-    assert pipeline._attacks(["LOSS", "LiRA"]) == [
+    assert pipeline.attack_names("RMIA") == ["rmia_offline", "rmia_online"]
+    assert pipeline.attack_names(["LOSS", "LiRA"]) == [
         "loss",
         "lira_offline",
         "lira_online",
         "lira_offline_fixed",
         "lira_online_fixed",
     ]
-    assert pipeline._attacks("all") == list(ATTACKS)
+    assert pipeline.attack_names("all") == list(ATTACKS)
+    # What is an attack by itself is no family: it was, and lira_offline ran lira_offline_fixed.
+    assert pipeline.attack_names(["lira_offline", "label_only"]) == ["lira_offline", "label_only"]
+    assert pipeline.attack_names(["BASE", "nothing"]) == ["base_offline", "base_online", "nothing"]

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from attacks import evaluation
 from kit import markup
-from privacy import attack, html, report, risk
+from privacy import advice, attack, html, pdf, report, risk
 from tests.privacy.parts import SETTINGS, world
 
 HOSTILE = '<script>alert("1")</script>'
@@ -70,7 +70,9 @@ def test_every_promised_file_is_there(written):
         "ROC_log_average.png",
         "most_exposed.csv",
         "result.json",
+        "report.schema.json",
         "report.html",
+        "report.pdf",
     } | {
         f"exp/{target}/{name}"
         for target in (1, 4)
@@ -221,12 +223,12 @@ def test_the_page_says_the_numbers_in_plain_words(written):
     assert html.LEVELS[results["verdict"]["level"]] in text
     for one in results["attacks"]:
         assert f"{one['pooled']['auc']:.4f}" in text
-    sentence = html._worked({"headline": {"fpr": 1e-3, "tpr": 0.037, "non_members": 5000}})
+    sentence = html.sentence({"headline": {"fpr": 1e-3, "tpr": 0.037, "non_members": 5000}})
     assert sentence == (
         "Of 1,000 records that were NOT used, at most 1 would be called a member; the attack finds 37 "
         "of 1,000 that were."
     )
-    rare = html._worked({"headline": {"fpr": 1e-4, "tpr": 0.00125, "non_members": 50_000}})
+    rare = html.sentence({"headline": {"fpr": 1e-4, "tpr": 0.00125, "non_members": 50_000}})
     assert "Of 10,000 records" in rare and "finds 12 of 10,000" in rare
 
 
@@ -271,3 +273,97 @@ def test_a_report_that_fails_leaves_the_old_one(written, tmp_path, monkeypatch):
     path = tmp_path / "attack_result_average.csv"
     assert path.read_bytes() == before[path]
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(before)
+
+
+def test_result_json_is_what_the_schema_says(written):
+    jsonschema = pytest.importorskip("jsonschema")
+    folder, *_ = written
+    schema, numbers = (json.loads((folder / name).read_text()) for name in ("report.schema.json", "result.json"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(numbers)
+    # A schema that lets everything pass is none.
+    for change in (
+        lambda one: one.pop("verdict"),
+        lambda one: one["verdict"].update(level="fine"),
+        lambda one: one["attacks"][0]["pooled"].update(auc=1.2),
+        lambda one: one["attacks"][0]["pooled"]["tpr_at_fpr"][0].pop("clustered"),
+        lambda one: one.update(more=1),
+    ):
+        wrong = json.loads(json.dumps(numbers))
+        change(wrong)
+        assert not validator.is_valid(wrong)
+
+
+def text_of_pdf(path):
+    return path.read_bytes()[:5]
+
+
+def test_a_chromium_prints_the_page(written, chromium, tmp_path, monkeypatch, capfd):
+    if chromium is None:
+        pytest.skip("there is no Chromium on this machine")
+    folder, *_ = written
+    monkeypatch.setattr(pdf, "system_chromium", lambda: chromium)
+    pdf.write(tmp_path / "report.pdf", (folder / "report.html").read_text(), ["plain"], [])
+    content = (tmp_path / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF-") and capfd.readouterr().err == ""
+    # Matplotlib did not draw it, and it has the pages that all of the report needs.
+    assert b"atplotlib" not in content and len(re.findall(rb"/Type\s*/Page\b", content)) > 3
+
+
+def test_a_pdf_is_drawn_without_a_browser(written, tmp_path, monkeypatch, capfd):
+    folder, _, results, context = written
+    assert text_of_pdf(folder / "report.pdf") == b"%PDF-"
+    lines = pdf.short(results, context, "A title", "A sentence.")
+    text = "\n".join(lines)
+    # The verdict first, then groups, records, what to do, what was not tested.
+    parts = [
+        "RISK",
+        "Most exposed groups",
+        "Most exposed records",
+        "What to do",
+        "Not tested. By",
+    ]
+    assert sorted(parts, key=text.index) == parts and text.index("A sentence.") < text.index(parts[1])
+    assert HOSTILE in text and results["attacks"][0]["title"] in text
+    pdf.write(tmp_path / "plain.pdf", "", [*lines, "$a^$ \\frac"], [])
+    assert text_of_pdf(tmp_path / "plain.pdf") == b"%PDF-" and capfd.readouterr().err == ""
+    # A browser that fails is named, and there is a PDF all the same.
+    monkeypatch.setattr(pdf, "system_chromium", lambda: "/bin/false")
+    pdf.write(tmp_path / "other.pdf", "", lines, [])
+    assert text_of_pdf(tmp_path / "other.pdf") == b"%PDF-" and "could not print" in capfd.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"plain.pdf", "other.pdf"}
+
+
+def test_the_page_begins_with_the_verdict_and_who_is_exposed_and_names_what_was_not_tested(written):
+    folder, _, results, _ = written
+    reader = read_page(folder)
+    places = [attributes["id"] for tag, attributes in reader.tags if tag == "h2"]
+    assert places[:5] == ["words", "groups", "exposed", "do", "untested"]
+    text = "".join(reader.text)
+    assert "Countermeasures that this program measures" in text
+    untested = advice.untested(results)
+    assert untested["By no attack of this program"] and all(p in text for points in untested.values() for p in points)
+    few = advice.untested({**results, "attacks": results["attacks"][:1], "skipped": {"lira_online": "too few"}})
+    assert "RMIA, online" in few["Not asked for"][0] and "LiRA, online;" not in few["Not asked for"][0]
+    assert few["Could not run here"] == ["LiRA, online: too few"]
+
+
+def test_costs_of_countermeasures_are_read_and_not_made_up(tmp_path, monkeypatch):
+    caption, head, rows = advice.countermeasures()
+    with open(advice.COSTS, newline="") as file:
+        stored = [row for row in csv.DictReader(file) if row["users per run"] == "10"]
+    assert rows and len(rows[0]) == len(head) and "10 users" in caption
+    assert [row[4] for row in rows] == [row["drop"] for row in stored]
+    monkeypatch.setattr(advice, "COSTS", tmp_path / "none.csv")
+    assert advice.countermeasures() is None
+
+
+def test_an_unfair_comparison_stands_in_the_verdict(written):
+    _, _, results, context = written
+    figures = {scale: {"light": b"png", "dark": b"png"} for scale in ("log", "linear")}
+    numbers = {name: value for name, value in results.items() if name != "arrays"}
+    numbers["fairness"] = {**results["fairness"], "warnings": ["members are <easier>"]}
+    text = html.render(numbers, context, figures)
+    assert "members are &lt;easier&gt;" in text.split("<nav")[0]
+    assert "Not a fair comparison" not in html.render({**numbers, "fairness": results["fairness"]}, context, figures)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from scipy.special import log_softmax
 
 import utils
-from kit.files import load_model
+from kit.files import load_model, read_arrays
 from privacy import config as configuration
 from privacy import data, models, pipeline, training
 from tests.privacy.parts import config_of, copy_of, error_of, planned
@@ -176,7 +176,7 @@ def test_signals_are_those_of_the_stored_weights(finished):
     log_p = log_softmax(logits, axis=1)[np.arange(len(rows)), labels]
     assert np.allclose(stored["losses"][0], -log_p, rtol=1e-3, atol=1e-6)
     assert np.allclose(stored["scaled"][0], log_p - np.log(-np.expm1(log_p)), rtol=1e-3, atol=1e-3)
-    assert (stored["correct"] == (logits.argmax(1) == labels)).mean() > 0.99
+    assert (stored["hits"][0] == (logits.argmax(1) == labels)).mean() > 0.99
     members = records.inputs[plan.members(1)].numpy()
     assert np.allclose(record["mean"], members.mean(axis=0), atol=1e-4)  # of its own training records alone
 
@@ -217,3 +217,32 @@ def test_damaged_and_foreign_models_are_named(finished, tmp_path):
     assert "model_1.safetensors" in error_of(pipeline.run, config_of(tmp_path), "models")
     save_file({"a": torch.zeros(1)}, file)
     assert "was not trained by privacy-audit.py" in error_of(pipeline.run, config_of(tmp_path), "models")
+
+
+@pytest.mark.parametrize("dataset", ["digits", "photos"])
+def test_checkpoints_are_kept_and_their_losses_are_a_trajectory(dataset, tmp_path):
+    changes = {"audit__algorithm": ["trajectory", "loss"], "train__checkpoints": 2, "run__num_experiments": 1}
+    if dataset == "photos":
+        changes |= {"data__dataset": "photos", "data__size": 60, "train__model_name": "cnn", "train__epochs": 3}
+    config = config_of(tmp_path, **changes, audit__num_ref_models=2)
+    results, _ = pipeline.run(config, "audit")
+    assert {one["name"] for one in results["attacks"]} == {"trajectory", "loss"}
+    models_folder = tmp_path / "log" / "models"
+    first, last = (training.checkpoint_path(models_folder, 0, place) for place in (1, 2))
+    assert len(list(first.parent.glob("*.safetensors"))) == 2 * 6
+    stored = [
+        read_arrays(tmp_path / "log" / "signals" / f"{part}model_0.npz")
+        for part in ("checkpoint_1/", "checkpoint_2/", "")
+    ]
+    means = [one["losses"][0].mean() for one in stored]
+    assert len(set(means)) == 3 and (dataset == "photos" or means[0] > means[1] > means[2])
+    # Resumed: what is kept is not trained again, and a finished training without checkpoints is refused.
+    before = first.stat().st_mtime_ns
+    pipeline.run(config, "audit")
+    assert first.stat().st_mtime_ns == before
+    last.unlink()
+    assert "does not exist" in error_of(pipeline.run, config, "audit")
+    fewer = config_of(tmp_path, **{**changes, "train__checkpoints": 1}, audit__num_ref_models=2)
+    assert "checkpoints is 2 there and 1 here" in error_of(pipeline.run, fewer, "models")
+    too_many = config_of(tmp_path / "b", train__checkpoints=4)
+    assert "fewer than the 4 epochs" in error_of(pipeline.run, too_many, "models")
