@@ -46,6 +46,7 @@ def plan_of(user, views, label_alone, one_by_one):
         label=str(user.label),
         answers="label only" if label_alone else "as given",
         views=views,
+        keys=user.logits("suspect").shape[1] - 1,
         alpha=ALPHA,
         sequential=one_by_one,
     )

@@ -49,7 +49,7 @@ def found(tmp_path_factory):
         keys=KEYS,
         selections=SELECTIONS,
         label="0",
-        seed=5,
+        seed=7,
     )
     return {row["forgery"]: row for row in played} | {"folder": folder / "played"}
 
@@ -76,7 +76,7 @@ def test_made_up_scores_are_named_and_found_by_whoever_asks_the_reference(found)
         assert row["words"].startswith(("nothing shows that the answers", "nothing shows that the scores"))
     for given in (liar.REFERENCES, liar.EVERYTHING):
         (row,) = of_kind(found, "made up", given)
-        assert row["outcome"] == "found" and row["strict"] == 1
+        assert row["honest"] > 0.05 and row["outcome"] == "found" and row["strict"] == 1
         assert "STORED SCORES ARE NOT THESE MODELS'" in row["words"] or "THE VERDICT IS ANOTHER" in row["words"]
     assert row["p"] == pytest.approx(row["honest"])
 
