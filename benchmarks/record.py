@@ -19,24 +19,21 @@ from torchvision.models import resnet18
 from benchmarks import common
 from experiment import training
 from kit.errors import run_script
-from provenance import case, references
-from provenance import record as records
+from provenance import case, protect, references
 from provenance.folder import inspect_folder
 from provenance.plan import VIEWS, AuditPlan
-from studies.attacks_evidence import record_of
-from studies.common import SETTINGS, UNCHANGED
 from suspects import opened
 
-# (marked, with a reference, what differs from the usual plan)
+# (visibility of the mark, with a reference, what differs from the usual plan)
 PLANS = {
-    "one view, no reference (before)": (True, False, {"views": 1}),
-    f"usual plan, {VIEWS} views": (True, False, {}),
-    f"usual plan, {VIEWS} views, a reference": (True, True, {}),
-    "18 views": (True, False, {"views": 18}),
-    "18 views, a reference": (True, True, {"views": 18}),
-    "published unchanged, 18 views": (False, False, {}),
-    "published unchanged, 18 views, a reference": (False, True, {}),
-    f"photo by photo, {VIEWS} views, a reference, never stopped": (True, True, {"sequential": True}),
+    "one view, no reference (before)": ("clear", False, {"views": 1}),
+    f"usual plan, {VIEWS} views": ("clear", False, {}),
+    f"usual plan, {VIEWS} views, a reference": ("clear", True, {}),
+    "18 views": ("clear", False, {"views": 18}),
+    "18 views, a reference": ("clear", True, {"views": 18}),
+    "published unchanged, 18 views": ("none", False, {}),
+    "published unchanged, 18 views, a reference": ("none", True, {}),
+    f"photo by photo, {VIEWS} views, a reference, never stopped": ("clear", True, {"sequential": True}),
 }
 BEFORE = next(iter(PLANS))
 SIDES = {"smallnet": 32, "resnet18": 224}
@@ -67,13 +64,14 @@ def plans_of(folder, network, photos):
     return {name: _audit_of(folder, images, suspect, reference, *of) for name, of in PLANS.items()}
 
 
-def _audit_of(folder, images, suspect, reference, marked, beside, chosen):
+def _audit_of(folder, images, suspect, reference, visibility, beside, chosen):
     place = Path(tempfile.mkdtemp(dir=folder))
+    settings, _ = protect.resolve_settings({"visibility": visibility})
     digests = [references.digest_of(reference)] if beside else []
-    plan = AuditPlan.usual(True, marked, label="0", references=digests, **chosen)
-    record = record_of(inspect_folder(images), plan, 1, True, SETTINGS if marked else UNCHANGED)
-    path = place / "record.json"
-    records.write_record(path, record)
+    plan = AuditPlan.usual(True, visibility != "none", label="0", references=digests, **chosen)
+    job = protect.open_record(inspect_folder(images), settings, 0.5, plan=plan, out=place)
+    protect.run(job, say=lambda *said: None)
+    path = job.record_path
 
     def audit():
         new = Path(tempfile.mkdtemp(dir=place))

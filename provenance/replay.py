@@ -1,6 +1,6 @@
 """Checking somebody else's evidence: arithmetic and questions always, answers where they can be asked again.
 
-Public: Replay, replay.
+Public: Replay, replay, SAME_CHANCE.
 """
 
 import json

@@ -5,7 +5,7 @@ A forgery is "refused" where the replay ends with an error, "found" where it say
 the model's (exit code 1), "named" where it prints a sentence that the honest bundle has not, and "not seen" otherwise:
 then the forger's p stands there as a verdict on which nothing is left to be believed.
 
-Public: play, Scene, make_scene, record_of, concluded, judged, usual_words, FORGERIES.
+Public: play, Scene, make_scene, concluded, judged, usual_words, FORGERIES.
 """
 
 import hashlib
@@ -91,7 +91,7 @@ def make_scene(
     beside = [opened.open_model(one, device="cpu") for one in references]
     plan = AuditPlan.usual(True, keys=keys, selections=selections, views=1, alpha=0.05, label=label)
     plan = plan.model_copy(update={"references": sorted(map(digest_of, beside))})
-    record = record_of(inspect_folder(photos), plan, seed, named_round)
+    record = _record(inspect_folder(photos), plan, seed, named_round)
     path = folder / "record" / "record.json"
     path.parent.mkdir()
     records.write_record(path, record)
@@ -101,10 +101,9 @@ def make_scene(
     return Scene(folder / "audit" / "evidence.zip", path, photos, Path(checkpoint), fed or {})
 
 
-def record_of(found, plan, seed, named_round, settings=common.SETTINGS):
-    """A record of a folder's photos that were marked, by `inspect_folder`; see `make_scene`."""
+def _record(found, plan, seed, named_round):
     named = records.BeaconRound.of(beacon.QUICKNET, ROUND.round)
-    new = records.new_record(settings)
+    new = records.new_record(common.SETTINGS)
     beacon_round, signature = (named, ROUND.signature) if named_round else (None, None)
     record = records.commit_batch(new, found.photos, 0.5, found.path, "marked", plan, beacon_round, seed)
     record = records.draw_batch(record, {photo.number: photo.original for photo in record.photos}, signature)
@@ -113,7 +112,7 @@ def record_of(found, plan, seed, named_round, settings=common.SETTINGS):
         if photo.published:
             pixels = read_photo(found.content(photo))
             content = encode_photo(
-                protect.mark_photo(pixels, record.key_of(photo), photo.number, settings.marking()), "png", 95
+                protect.mark_photo(pixels, record.key_of(photo), photo.number, common.SETTINGS.marking()), "png", 95
             )
             marked[photo.number] = hashlib.sha256(content).hexdigest()
     return records.finish_batch(record, marked)

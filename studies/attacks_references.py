@@ -273,7 +273,7 @@ def _forge(scene, kind, folder):
     document, order, digests, answers, scores = scene.read_all()
     record, _ = scene.contents()
     if kind == "struck out":
-        document, scores = {**document, "references": []}, evidence.NO_REFERENCES
+        document, scores = {**document, "references": []}, np.zeros((0, 0, 0), np.float32)
     else:
         plan = AuditPlan.model_validate(document["judgement"]["plan"])
         one = references.Reference(SimpleNamespace(classes=document["classes"]), "", document["label"])

@@ -23,11 +23,11 @@ from kit.errors import run_script
 from kit.tables import markdown
 from provenance import grid, references, sequential
 from provenance.plan import VIEWS, AuditPlan
-from studies import answers, claims, common
+from studies import answers, common
 from suspects.suspect import Answers
 
 ALPHA = 1e-3
-REFERENCE = claims.GOOD[:1]
+REFERENCE = (answers.GOOD,)
 # (views, label alone); photos that were published unchanged always have 18.
 WAYS = {"2 views": (VIEWS, False), "18 views": (18, False), "label alone, 18 views": (18, True)}
 FILE, SERVER = {"sha256": "ab" * 32}, {"address": "https://model.example/v2/models/photos"}
