@@ -1,6 +1,6 @@
 """Checking somebody else's evidence: arithmetic and questions always, answers where they can be asked again.
 
-Public: Replay, replay.
+Public: Replay, replay, SAME_CHANCE.
 """
 
 import json
@@ -57,7 +57,7 @@ def replay(
     model, opened, to ask it again (needs the record); out: folder for its answers, from which it goes on; roots, chain:
     see `disclosed.check`; witness_key: the public key, hex, of a witness who is trusted; references: those of the
     bundle, opened, to ask them again, too. With the model, the verdict is that of its own answers, now given, and no
-    longer of those in the bundle; with references alone they are only compared.
+    longer of those in the bundle; with references alone the scores are compared, and what they come to.
     """
     document, order, digests, answers, beside = evidence.read_bundle(bundle)
     checked = evidence.check_document(document, answers, bundle, roots, chain, beside)
@@ -91,6 +91,9 @@ def replay(
     if references:
         places = (record_path, folders, out, data_root)
         found, same, beside = _ask_references(checked, document, beside, references, *places)
+        # What is tolerated of the scores, too, could be used to move p: a low chance hides any score that is high.
+        if same and _judged(checked, document, order, answers, beside, bundle, given)["detected"] != result["detected"]:
+            found, same = f"{found}: WITH THEIR OWN SCORES THE VERDICT IS ANOTHER", False
         rows.append(("references asked", found))
         right = right and same
     elif len(beside) and not witnessed:

@@ -176,17 +176,18 @@ class User:
         stored = {**self.stored, f"selection {self.number}": self.published[kept]}
         return replace(self, name=f"{self.name} {photos}", stored=stored), kept
 
-    def _logits(self, model):
+    def logits(self, model):
+        """What a model answered: float64 (photos, keys + 1, MOST_VIEWS, C). model: "suspect" or a reference's name."""
         return self.stored[f"{model} {self.number}"].astype(np.float64)
 
     def scores(self, model):
         """What each view adds to T: float64 (photos, keys + 1, MOST_VIEWS). model: "suspect" or a reference's name."""
-        logits = self._logits(model)
+        logits = self.logits(model)
         return exact.score(logits[..., self.label] - logsumexp(logits, axis=-1))
 
     def wrong(self, model):
         """Whether a view is given another label: float64 (photos, keys + 1, MOST_VIEWS)."""
-        return (self._logits(model).argmax(axis=-1) != self.label).astype(np.float64)
+        return (self.logits(model).argmax(axis=-1) != self.label).astype(np.float64)
 
 
 def p_of(left, user, count):

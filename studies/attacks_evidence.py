@@ -5,7 +5,7 @@ A forgery is "refused" where the replay ends with an error, "found" where it say
 the model's (exit code 1), "named" where it prints a sentence that the honest bundle has not, and "not seen" otherwise:
 then the forger's p stands there as a verdict on which nothing is left to be believed.
 
-Public: play, Scene, make_scene, FORGERIES.
+Public: play, Scene, make_scene, concluded, judged, usual_words, FORGERIES.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from scipy.special import softmax
 
@@ -25,6 +26,7 @@ from provenance.disclosed import check
 from provenance.folder import inspect_folder
 from provenance.photos import encode_photo, read_photo
 from provenance.plan import AuditPlan, departures
+from provenance.references import digest_of
 from studies import common
 from suspects import opened
 from suspects.suspect import Answers
@@ -49,31 +51,53 @@ class Scene:
 
     def read(self):
         """(document, order, digests, answers) of the honest bundle, to be changed."""
-        document, *rest, _ = evidence.read_bundle(self.bundle)
+        return self.read_all()[:-1]
+
+    def read_all(self):
+        """The same, and the scores of its references, float32 (R, n, L + 1)."""
+        document, *rest = evidence.read_bundle(self.bundle)
         return {name: value for name, value in document.items() if name != "format"}, *rest
+
+    def contents(self):
+        """(its MarkRecord, the photos in the record's order, uint8 (n, 3, H, W))."""
+        record = records.read_record(self.record)
+        pictures = [np.asarray(Image.open(self.photos / photo.original)) for photo in record.photos]
+        return record, torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())
 
 
 def make_scene(
-    folder, images, checkpoint, keys=19, selections=999, seed=None, named_round=True, label="auto", fed=None
+    folder,
+    images,
+    checkpoint,
+    keys=19,
+    selections=999,
+    seed=None,
+    named_round=True,
+    label="auto",
+    fed=None,
+    references=(),
 ):
     """Photos uint8 (n, 3, H, W) on disk, a record of them, and the honest audit of the model in a file: a Scene.
 
     seed: draws the secret from a number; named_round: whether the draw takes a beacon's round; label: of the committed
-    plan, "auto" or a name for class 0; fed: keys of Preprocessing that are given as flags.
+    plan, "auto" or a name for class 0; fed: keys of Preprocessing that are given as flags; references: files of models
+    that the plan commits.
     """
     folder = Path(folder)
     photos = folder / "photos"
     photos.mkdir(parents=True)
     for number, image in enumerate(images.numpy()):
         Image.fromarray(image.transpose(1, 2, 0)).save(photos / f"{number:03}.png")
+    beside = [opened.open_model(one, device="cpu") for one in references]
     plan = AuditPlan.usual(True, keys=keys, selections=selections, views=1, alpha=0.05, label=label)
+    plan = plan.model_copy(update={"references": sorted(map(digest_of, beside))})
     record = _record(inspect_folder(photos), plan, seed, named_round)
     path = folder / "record" / "record.json"
     path.parent.mkdir()
     records.write_record(path, record)
     suspect = opened.open_model(checkpoint, device="cpu", overrides=fed)
     suspect.class_names = None if label == "auto" else (label, *map(str, range(1, suspect.classes)))
-    case.open_case(path, [photos], suspect, folder=folder / "audit").run()
+    case.open_case(path, [photos], suspect, folder=folder / "audit", references=beside or None).run()
     return Scene(folder / "audit" / "evidence.zip", path, photos, Path(checkpoint), fed or {})
 
 
@@ -115,8 +139,9 @@ def _sure(count, classes, label, chance):
     return values
 
 
-def _concluded(document, order, answers):
-    """The document with the result that these answers give, also in its log, as a forger would write it."""
+def concluded(document, order, answers, references=()):
+    """The document with the result that these answers give, also in its log, as a forger would write it. references:
+    scores, float32 (R, n, L + 1)."""
     record = check(document["record"], "the bundle")
     (judgement,) = judgements.check_log(
         [{**document["judgement"], "previous": judgements.NOTHING}], "the bundle", alone=True
@@ -131,6 +156,7 @@ def _concluded(document, order, answers):
         document["classes"],
         judgement.left_out,
         judgement.price,
+        references,
     )
     noted = {**document["judgement"], "p_value": result["p_value"]}
     log = [noted if entry == document["judgement"] else entry for entry in document["log"]]
@@ -149,7 +175,7 @@ def invented(document, order, digests, answers):
     own, label = _own_pairs(document, order), _label(document)
     values = _sure(len(answers), answers.values.shape[1], label, 0.3)
     values[own] = _sure(int(own.sum()), values.shape[1], label, 0.9)
-    return _concluded(document, order, Answers(values)), order, digests, Answers(values)
+    return concluded(document, order, Answers(values)), order, digests, Answers(values)
 
 
 def invented_server(document, order, digests, answers):
@@ -163,7 +189,7 @@ def invented_but_one(document, order, digests, answers):
     document, order, digests, answers = invented(document, order, digests, answers)
     values = answers.values.copy()
     values[np.flatnonzero(~_own_pairs(document, order))[0]] = np.nan
-    return _concluded(document, order, Answers(values)), order, digests, Answers(values)
+    return concluded(document, order, Answers(values)), order, digests, Answers(values)
 
 
 def invented_witnessed(document, order, digests, answers, folder):
@@ -181,7 +207,7 @@ def a_few_invented(document, order, digests, answers):
     few = np.flatnonzero(_own_pairs(document, order))[: len(answers) // 100]
     values = answers.values.copy()
     values[few] = _sure(len(few), values.shape[1], _label(document), 0.9999)
-    return _concluded(document, order, Answers(values)), order, digests, Answers(values)
+    return concluded(document, order, Answers(values)), order, digests, Answers(values)
 
 
 def within_rounding(document, order, digests, answers):
@@ -193,12 +219,12 @@ def within_rounding(document, order, digests, answers):
     chances *= rest[:, None]
     chances[:, label] = wanted
     moved = Answers(np.log(np.maximum(chances, 1e-12)).astype(np.float32))
-    return _concluded(document, order, moved), order, digests, moved
+    return concluded(document, order, moved), order, digests, moved
 
 
 def another_class(document, order, digests, answers):
     """The class that pleases most put in the place of the plan's label: "auto", or a name."""
-    tried = [_concluded({**document, "label": label}, order, answers) for label in range(document["classes"])]
+    tried = [concluded({**document, "label": label}, order, answers) for label in range(document["classes"])]
     return min(tried, key=lambda one: one["result"]["p_value"]), order, digests, answers
 
 
@@ -212,7 +238,7 @@ def fewer_classes(document, order, digests, answers):
     model = {**document["model"], "classes": 1}
     document = _relogged(document, plan={"label": label}, departures=departs, alpha=share, model=model)
     document = {**document, "label": int(label), "classes": 1, "model": model}
-    return _concluded(document, order, answers), order, digests, answers
+    return concluded(document, order, answers), order, digests, answers
 
 
 def input_of_the_file(document, order, digests, answers):
@@ -226,13 +252,13 @@ def other_plan(document, order, digests, answers):
     """Another label in the plan, and nothing said of it."""
     label = str(_label(document))
     document = {**_relogged(document, plan={"label": label}), "label": int(label)}
-    return _concluded(document, order, answers), order, digests, answers
+    return concluded(document, order, answers), order, digests, answers
 
 
 def larger_alpha(document, order, digests, answers):
     """An alpha that was not committed."""
     document = _relogged(document, plan={"alpha": 0.5}, alpha=0.25)
-    return _concluded(document, order, answers), order, digests, answers
+    return concluded(document, order, answers), order, digests, answers
 
 
 def log_without_judgement(document, order, digests, answers):
@@ -316,22 +342,24 @@ def play(folder, images, checkpoint, forgeries=None, **grid):
         for needed in {"honest", kind} - scenes.keys():
             own = folder / needed.replace(" ", "-")
             scenes[needed] = make_scene(own, images, checkpoint, **grid, **SCENES[needed])
-        usual = _usual(scenes["honest"], folder) if usual is None else usual
+        usual = usual_words(scenes["honest"], folder) if usual is None else usual
         scene = scenes[kind]
         own = folder / f"forgery-{place}"
         own.mkdir()
         parts = forge(*scene.read(), own) if forge is invented_witnessed else forge(*scene.read())
         evidence.write_bundle(own / "evidence.zip", *parts)
-        rows.append({"forgery": what, **_judged(scene, own, again, usual, EXPECTED.get(forge, "-"))})
+        rows.append({"forgery": what, **judged(scene, own, again, usual, EXPECTED.get(forge, "-"))})
     return rows
 
 
-def _judged(scene, folder, again, usual, expected):
+def judged(scene, folder, again, usual, expected, references=()):
     """What replay says of the bundle in a folder. As eval.py does: 2 is refused, 1 is wrong or, if strict, weak.
 
-    usual: sentences about the honest bundle; expected: how one begins that is no warning of this forgery.
+    usual: sentences about the honest bundle; expected: how one begins that is no warning of this forgery; references:
+    files of the models that are asked again, too.
     """
-    more = {"record_path": scene.record, "folders": [scene.photos]} if again else {}
+    more = {"record_path": scene.record, "folders": [scene.photos]} if again or references else {}
+    more["references"] = [opened.open_model(one, device="cpu") for one in references]
     honest = scene.read()[0]["result"]["p_value"]
     try:
         suspect = opened.open_model(scene.model, device="cpu", overrides=scene.fed) if again else None
@@ -341,13 +369,14 @@ def _judged(scene, folder, again, usual, expected):
         return {"outcome": "refused", "honest": honest, "p": None, "strict": 2, "words": words}
     new = [sentence for sentence in found.weaknesses if sentence not in usual and not sentence.startswith(expected)]
     outcome = "found" if not found.right else "named" if new else "not seen"
-    words = [value for name, value in found.rows if name == "asked again"] if not found.right else new[:1]
+    asked = ("references asked", "asked again")
+    words = [value for name, value in found.rows if name in asked] if not found.right else new[:1]
     strict = 1 if not found.right or found.weaknesses else 0
     p = found.result["p_value"]
     return {"outcome": outcome, "honest": honest, "p": p, "strict": strict, "words": "; ".join(words)}
 
 
-def _usual(honest, folder):
+def usual_words(honest, folder):
     """The sentences about the honest bundle when its model is asked again: here, that nobody stamped its date."""
     suspect = opened.open_model(honest.model, device="cpu")
     again = replay.replay(honest.bundle, honest.record, [honest.photos], suspect, folder / "honest-again")

@@ -5,7 +5,7 @@ AFTER, what departs from the committed plan divides alpha. What no number counts
 questions to a service whose answers vary, models, the way that photos are fed to the model, photos left out.
 
 Public: Shop, USUAL, all_labels, shopping, free_class, seeds, asking_again, best_model, fed_otherwise, left_out,
-fresh_draw, each.
+fresh_draw, record_of, each.
 """
 
 from dataclasses import dataclass
@@ -184,10 +184,11 @@ def _shopped_after(world, number, user, accused, repeat, keys):
 
 def fresh_draw(world, user, parts, keys=places.KEYS, selections=places.SELECTIONS):
     """The Draw of a user's usual record, committed and drawn as it should be."""
-    return places.new_draw(_record(world, user, parts), world.pool, keys, selections)
+    return places.new_draw(record_of(world, user, parts), world.pool, keys, selections)
 
 
-def _record(world, user, parts):
+def record_of(world, user, parts):
+    """The usual record of a user, committed and drawn as it should be."""
     photos = [places.photo_of(user, place) for place in range(world.photos)]
     record = places.commit(photos, world.draws("secret", *parts).integers(2**50))
     return places.drawn(record, places.Beacon(world, *parts).signature())
@@ -217,7 +218,7 @@ def seeds(world, repeats, count):
     """Rows: the best of many texts added to the draw of fresh keys and selections (--audit_seed)."""
     sizes = [(world.photos, world.photos // 2)]
     for number, user, accused, parts in each(world, "seeds", repeats):
-        own, record = places.old_key(world, *parts), _record(world, user, parts)
+        own, record = places.old_key(world, *parts), record_of(world, user, parts)
         old = [
             places.old_draw(*own, sizes, np.arange(world.photos), world.pool, audit_seed=str(text))
             for text in range(count)
@@ -279,7 +280,7 @@ def fed_otherwise(world, data, models, repeats, ways=8):
     """Rows: the best of some ways to feed the model, as flags for mean and std give them (here: of contrast and
     brightness of the image that it gets)."""
     for number, user, accused, parts in each(world, "fed", repeats):
-        record, query = _record(world, user, parts), models[accused][2]
+        record, query = record_of(world, user, parts), models[accused][2]
         images, draw = _grid_images(data, user, record), places.new_draw(record, world.pool)
         draws, found = world.draws("ways", *parts), []
         for way in range(ways):

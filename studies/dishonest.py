@@ -8,6 +8,7 @@ commitment comes first, a beacon's round draws, the plan is committed, and alpha
 is a seeded generator, which the attacks use only after they have committed.
 """
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -21,10 +22,14 @@ from experiment import training
 from kit import files, plots
 from kit.errors import run_script
 from kit.tables import markdown
-from studies import attacks_draw, attacks_evidence, attacks_owner, attacks_plan, common
+from studies import attacks_draw, attacks_evidence, attacks_owner, attacks_plan, attacks_references, common
 from studies.attacks_world import counted, make_world
 
 ALPHAS = (0.05, 0.01, 0.001)
+ATTACKS = (
+    *("names", "grinding", "secrets", "redraws", "stopping", "shopping", "again", "veto", "commitments", "class"),
+    *("seeds", "input", "photos", "models", "planted", "references"),
+)
 # What each attack is judged by: p itself where nothing was open after the draw, p times what alpha was divided by else.
 PREVENTED = {
     "names": "p",
@@ -45,6 +50,8 @@ LEFT = {
     "asking anew, log deleted": "a witness asks once",
     "several models": "the log names it, unless it was deleted",
     "held-out photos planted": "nothing: the model depends on the draw",
+    attacks_references.LATER: "the verdict names it",
+    attacks_references.MADE_UP: "replay names it, and finds it where it is given the reference",
 }
 
 
@@ -77,30 +84,45 @@ def play(args, data, device, models):
     asked = [model[:3] for model in models]
     world = make_world(data, asked, args.users, args.photos, args.pool, args.seed)
     repeats, owned = args.repeats, args.repeats * len(models)
-    played = (
-        attacks_draw.names(world, repeats),
-        attacks_draw.grinding(world, repeats, args.keys, args.selections),
-        attacks_draw.whole_secrets(world, repeats, args.secrets),
-        attacks_draw.redraws(world, args.redraws),
-        attacks_draw.stopping(world, repeats),
-        attacks_plan.shopping(world, repeats),
-        attacks_plan.asking_again(world, owned),
-        attacks_owner.veto(world, -(-owned // len(attacks_owner.RULES))),
-        *(attacks_draw.several_commitments(world, repeats, count) for count in args.commitments),
-        attacks_plan.free_class(world, owned),
-        attacks_plan.seeds(world, 1, args.audit_seeds),
-        attacks_plan.fed_otherwise(world, data, asked, 1),
-        attacks_plan.left_out(world, 1),
-        attacks_plan.best_model(world, owned),
-        attacks_owner.trapped(data, args, device, models[0][1]),
-    )
+    played = {
+        "names": lambda: attacks_draw.names(world, repeats),
+        "grinding": lambda: attacks_draw.grinding(world, repeats, args.keys, args.selections),
+        "secrets": lambda: attacks_draw.whole_secrets(world, repeats, args.secrets),
+        "redraws": lambda: attacks_draw.redraws(world, args.redraws),
+        "stopping": lambda: attacks_draw.stopping(world, repeats),
+        "shopping": lambda: attacks_plan.shopping(world, repeats),
+        "again": lambda: attacks_plan.asking_again(world, owned),
+        "veto": lambda: attacks_owner.veto(world, -(-owned // len(attacks_owner.RULES))),
+        "commitments": lambda: itertools.chain.from_iterable(
+            attacks_draw.several_commitments(world, repeats, count) for count in args.commitments
+        ),
+        "class": lambda: attacks_plan.free_class(world, owned),
+        "seeds": lambda: attacks_plan.seeds(world, 1, args.audit_seeds),
+        "input": lambda: attacks_plan.fed_otherwise(world, data, asked, 1),
+        "photos": lambda: attacks_plan.left_out(world, 1),
+        "models": lambda: attacks_plan.best_model(world, owned),
+        "planted": lambda: attacks_owner.trapped(data, args, device, models[0][1]),
+        "references": lambda: attacks_references.chosen_later(world, data, args, device, models),
+    }
     found = []
-    for rows in played:
-        found += rows
+    for attack in args.attacks or played:
+        found += played[attack]()
         print(f"{found[-1]['attack']}: {len(found)} audits so far", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        photos = data.images[torch.from_numpy(world.users[0].rows)]
-        return found, attacks_evidence.play(folder, photos, models[0][3])
+        photos, places = data.images[torch.from_numpy(world.users[0].rows)], (Path(folder, name) for name in "ab")
+        forgeries = [] if args.attacks else attacks_evidence.play(next(places), photos, models[0][3])
+        if not args.attacks or "references" in args.attacks:
+            strangers = _strangers(data, args, world, models)
+            forgeries += attacks_references.play(next(places), photos, models[0][3], strangers, device)
+        return found, forgeries
+
+
+def _strangers(data, args, world, models):
+    """(images, labels) of which neither users nor models have any, for a liar's own networks."""
+    taken = np.concatenate([*(rows for _, rows, *_ in models), *(user.rows for user in world.users)])
+    free = np.setdiff1d(np.flatnonzero(~data.is_test.numpy()), taken)
+    own = torch.from_numpy(world.draws("strangers").permutation(free)[: args.train_size])
+    return data.images[own], data.labels[own]
 
 
 def main():
@@ -119,8 +141,10 @@ def main():
         commitments=[10, 100, 1000],
         audit_seeds=30,
         planted=2,
+        references=20,
         seed=1,
     )
+    flags.add_argument("--attacks", nargs="+", choices=ATTACKS, help="these alone (default: all, and all forgeries)")
     args = flags.parse_args()
     torch.set_num_threads(1)
     data, device = common.load(args)
@@ -166,6 +190,8 @@ def prevented(table):
     found = []
     for attack, column in PREVENTED.items():
         values = new[new.attack == attack][column]
+        if not len(values):
+            continue
         smaller = float(kstest(values, "uniform", alternative="greater").pvalue)
         found.append(
             {
@@ -200,26 +226,37 @@ def left(table):
 def conclude(args, table, forgeries, models, device):
     """Tables, plot, CSV and result.json."""
     result = {"before": before(table), "after": prevented(table), "left": left(table), "forgeries": forgeries}
-    text = "\n".join(
-        [
-            "Before: audits of innocent models with p at most\n",
-            _before_table(result["before"]),
-            f"After: {sum(one['audits'] for one in result['after'])} audits, and the 99 % binomial bounds\n",
-            _after_table(result["after"]),
-            "What is left: audits with p (as printed) at most\n",
-            _left_table(result["left"]),
-            "Forged evidence\n",
-            _forgery_table(forgeries),
-        ]
-    )
+    after = sum(one["audits"] for one in result["after"])
+    parts = {
+        "before": ("Before: audits of innocent models with p at most\n", _before_table),
+        "after": (f"After: {after} audits, and the 99 % binomial bounds\n", _after_table),
+        "left": ("What is left: audits with p (as printed) at most\n", _left_table),
+        "forgeries": ("Forged evidence\n", _forgery_table),
+    }
+    text = "\n".join(f"{title}\n{table_of(result[name])}" for name, (title, table_of) in parts.items() if result[name])
     print(text)
     with files.atomic_path(f"{args.out}/dishonest.md") as path:
         path.write_text(text)
     with files.atomic_path(f"{args.out}/audits.csv") as path:
         table.to_csv(path, index=False, float_format="%.6g")
-    draw(table, f"{args.out}/before-after.png")
-    names = ("users", "photos", "pool", "train_size", "epoch", "repeats", "keys", "selections", "secrets", "redraws")
-    settings = {name: getattr(args, name) for name in (*names, "commitments", "audit_seeds", "planted", "seed")}
+    if result["before"] and result["after"]:
+        draw(table, f"{args.out}/before-after.png")
+    names = (
+        "attacks",
+        "users",
+        "photos",
+        "pool",
+        "train_size",
+        "epoch",
+        "repeats",
+        "keys",
+        "selections",
+        "secrets",
+        "redraws",
+    )
+    settings = {
+        name: getattr(args, name) for name in (*names, "commitments", "audit_seeds", "planted", "references", "seed")
+    }
     common.write_study(args.out, {"settings": settings, "models": models, **result}, device)
 
 

@@ -11,7 +11,7 @@ from attacks import exact
 from dataset import load_dataset
 from experiment import training
 from provenance.plan import AuditPlan, departures
-from studies import attacks_draw, attacks_evidence, attacks_owner, attacks_plan, dishonest
+from studies import attacks_draw, attacks_evidence, attacks_owner, attacks_plan, attacks_references, dishonest
 from studies import attacks_world as places
 from tests.provenance.parts import save, wavy_picture
 
@@ -179,9 +179,10 @@ def test_from_end_to_end(script, tmp_path, monkeypatch):
         part = "test" if number < 6 else "train"
         save(tmp_path / "data" / part / "abc"[number % 3] / f"{number}.png", wavy_picture(number))
     monkeypatch.setattr(attacks_evidence, "FORGERIES", attacks_evidence.FORGERIES[:1])
+    monkeypatch.setattr(attacks_references, "CASES", ())
     flags = (
         "--users 2 --photos 8 --pool 22 --train_size 40 --epoch 1 --repeats 1 --keys 5 --selections 500 --secrets 10 "
-        "--redraws 3 --commitments 2 --audit_seeds 2 --planted 1 --device cpu --data_root"
+        "--redraws 3 --commitments 2 --audit_seeds 2 --planted 1 --references 2 --device cpu --data_root"
     )
     done = script(
         "studies.dishonest", *flags.split(), tmp_path / "data", "--out", tmp_path / "out", "--work", tmp_path / "work"
