@@ -126,6 +126,12 @@ def make_parser():
     plan.add_argument("--reference_net_type", help="network of a reference that is a file of weights (no default)")
     plan.add_argument("--device", default="auto", help="where references are opened (default auto)")
     plan.add_argument(
+        "--caption",
+        metavar="TEXT",
+        help="what a generator that is told captions is told of every photo (default: what the .txt beside each says, "
+        "if any)",
+    )
+    plan.add_argument(
         "--query_augmentations",
         type=number(int, 0, MOST_VIEWS),
         help=f"show the model each photo so many times, mirrored and shifted, at most {MOST_VIEWS} (default 2, "
@@ -233,7 +239,7 @@ def plan_of(args, settings):
             "leave one of them out",
             flag="--plain_arm",
         )
-    chosen = {name: getattr(args, name) for name in ("label", "top_k", "keys", "selections", "alpha")}
+    chosen = {name: getattr(args, name) for name in ("label", "top_k", "keys", "selections", "alpha", "caption")}
     if args.label_only:
         chosen["answers"] = "label only"
     for name in ("sequential", "plain_arm"):
@@ -272,6 +278,8 @@ def show(folder, job, rows, args, record=None):
         table.append(("skipped, same file twice", f"{len(folder.duplicates)}, such as {folder.duplicates[0][0]}"))
     if folder.ignored:
         table.append(("ignored, no photos", named(folder.ignored)))
+    if captions := sum("caption" in photo for photo in folder.photos):
+        table.append(("captions beside them", captions))
     if folder.alike:
         together = ", drawn together" if job.record.batches[-1].grouped else ""
         table.append((f"look alike{together}", named([" = ".join(names) for names in folder.alike], "; ")))

@@ -5,10 +5,11 @@ One user: python eval.py --record photos_record/record.json --originals photos -
 Replay:   python eval.py --replay evidence.zip
 
 MODEL for one user: a run or checkpoint of train.py; a state dict (.pt, .pth, .safetensors) with --net_type; an ONNX
-file; or http(s)://host:port/v2/models/NAME, a server that speaks the Open Inference Protocol. The exact p is valid for
-every model; exit code 0 whatever the verdict (with --strict 1 where something is left to be believed). Without
---record, --checkpoint is a run of train.py (or is found by the flags that named it), the training's settings come from
-inside it, and --data_root has to be given again.
+file; or
+http(s)://host:port/v2/models/NAME, a server that speaks the Open Inference Protocol. The exact p is valid for every
+model; exit code 0 whatever the verdict (with --strict 1 where something is left to be believed). Without --record,
+--checkpoint is a run of train.py (or is found by the flags that named it), the training's settings come from inside it,
+and --data_root has to be given again.
 """
 
 from kit.errors import UserError, run_script
@@ -76,6 +77,11 @@ def make_parser():
         const="yes",
         choices=("yes", "no"),
         help="ask photo by photo, and stop as soon as the evidence is there; no: all at once (default: as fixed)",
+    )
+    add(
+        "--caption",
+        metavar="TEXT",
+        help="what a generator is told that every photo shows (default: as fixed, what the .txt beside each said)",
     )
     add("--audit_seed", help="a text that the other side adds to the draw of the comparisons (default: none)")
     add("--label_only", action="store_true", help="use its first answer alone (default: as fixed, all it says)")
