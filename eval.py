@@ -5,7 +5,7 @@ One user: python eval.py --record photos_record/record.json --originals photos -
 Replay:   python eval.py --replay evidence.zip
 
 MODEL for one user: a run or checkpoint of train.py; a state dict (.pt, .pth, .safetensors) with --net_type; an ONNX
-file; or
+file; a diffusion model (a pipeline's folder, a .safetensors checkpoint, or a LoRA with --base_model); or
 http(s)://host:port/v2/models/NAME, a server that speaks the Open Inference Protocol. The exact p is valid for every
 model; exit code 0 whatever the verdict (with --strict 1 where something is left to be believed). Without --record,
 --checkpoint is a run of train.py (or is found by the flags that named it), the training's settings come from inside it,
@@ -17,6 +17,7 @@ from kit.errors import UserError, run_script
 RECORD, CHECK, MODEL, RUN = "audit of a record", "check of evidence", "model under audit", "audit of a run"
 # Of the flags of a run, those that mean something for a record as well; and what others are called there.
 SHARED = ("--dataset", "--data_root", "--image_size", "--num_of_non_member_user", "--verdict_fpr", "--out")
+SHARED += ("--base_model",)
 INSTEAD = {
     "--batch_size": "--query_batch",
     "--exact_keys": "--keys",
@@ -51,6 +52,11 @@ def make_parser():
         metavar="MODEL",
         help="a model that has not seen the photos, asked the same: what it finds difficult is no memory; repeatable, "
         "best fixed with the photos (default: none; none: without those that were fixed)",
+    )
+    add(
+        "--model_config",
+        metavar="FOLDER",
+        help="pipeline's folder that says what a single .safetensors checkpoint is (default: --base_model)",
     )
     add("--reference_net_type", help="network of a reference that is a file of weights alone (no default)")
     add(
@@ -207,6 +213,8 @@ def open_suspect(args):
         preprocessing_of(args),
         args.query_batch,
         server_options(args),
+        args.base_model,
+        args.model_config,
     )
 
 

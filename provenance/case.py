@@ -104,11 +104,20 @@ def worth(keys, views):
 
 
 def open_suspect(
-    checkpoint, net_type=None, device="auto", precision="auto", overrides=None, batch_size=64, server_options=None
+    checkpoint,
+    net_type=None,
+    device="auto",
+    precision="auto",
+    overrides=None,
+    batch_size=64,
+    server_options=None,
+    base=None,
+    config=None,
 ):
     """The model that a path or an address names, as a `Suspect`.
 
-    overrides: see `opened.open_model`; server_options: keyword arguments of `server.open_server` beside these.
+    overrides, base, config: see `opened.open_model`; server_options: keyword arguments of `server.open_server` beside
+    these.
     """
     if not checkpoint:
         raise UserError(
@@ -117,6 +126,9 @@ def open_suspect(
             flag="--checkpoint",
         )
     if server.is_address(str(checkpoint)):
+        if base or config:
+            flag = "--base_model" if base else "--model_config"
+            raise UserError(f"{flag} is for files, and --checkpoint is a server", advice="leave it out", flag=flag)
         return server.open_server(str(checkpoint), overrides=overrides, batch_size=batch_size, **(server_options or {}))
     return opened.open_model(
         checkpoint,
@@ -125,6 +137,8 @@ def open_suspect(
         precision=precision,
         overrides=overrides,
         batch_size=batch_size,
+        base=base,
+        config=config,
     )
 
 
