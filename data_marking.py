@@ -39,6 +39,14 @@ def make_parser():
         help="drop (default: the published files hold pixels alone) or keep: with --visibility none, publish the very "
         "files, EXIF and GPS data included",
     )
+    output.add_argument(
+        "--layout",
+        choices=("kohya", "imagefolder"),
+        help="copy the published photos and their captions into a folder for a trainer of diffusion models, too "
+        "(default: don't)",
+    )
+    output.add_argument("--repeats", type=number(int, 1, 10_000), default=10, help="of --layout kohya (default 10)")
+    output.add_argument("--concept", help="what --layout kohya calls the photos (default: the folder's name)")
     output.add_argument("--quality", type=number(int, 1, 100), help="of JPEG files (default 95)")
     output.add_argument(
         "--overwrite",
@@ -201,6 +209,12 @@ def main():
     if args.dry_run:
         return show(folder, job, None, args)
     record, rows = protect.run(job, bank, args.overwrite)
+    if args.layout:
+        from provenance import layouts
+
+        concept = args.concept or folder.path.resolve().name
+        place, count = layouts.export(record, job.marked_folder, args.layout, concept, args.repeats, args.caption)
+        print(f"for a trainer: {count} photos in {place}")
     return show(folder, job, rows, args, record)
 
 

@@ -76,8 +76,6 @@ def _denoised(model, noisy, step, told):
     network = model.network
     steps = torch.full((len(noisy),), float(step), device=noisy.device)
     inputs = noisy.to(next(network.parameters()).dtype)
-    if model.name == "FluxPipeline":
-        return _denoised_by_flux(model, inputs, steps, told)
     if model.part == "transformer":
         return network(inputs, timestep=steps, encoder_hidden_states=told["words"], pooled_projections=told["pooled"])[
             0
@@ -91,24 +89,6 @@ def _denoised(model, noisy, step, told):
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=noisy.device).expand(len(noisy), -1)
         added = {"added_cond_kwargs": {"text_embeds": told["pooled"], "time_ids": sizes.to(inputs)}}
     return network(inputs, steps, encoder_hidden_states=told["words"], **added).sample
-
-
-def _denoised_by_flux(model, inputs, steps, told):
-    kind, (count, channels, height, width) = type(model.whole), inputs.shape
-    places = kind._prepare_latent_image_ids(count, height // 2, width // 2, inputs.device, inputs.dtype)
-    strength = torch.ones(count, device=inputs.device) if model.network.config.guidance_embeds else None
-    words = told["words"]
-    out = model.network(
-        hidden_states=kind._pack_latents(inputs, count, channels, height, width),
-        timestep=steps / 1000,
-        guidance=strength,
-        pooled_projections=told["pooled"],
-        encoder_hidden_states=words,
-        txt_ids=torch.zeros(words.shape[1], 3).to(inputs),
-        img_ids=places,
-    )[0]
-    scale = _scale(model)
-    return kind._unpack_latents(out, height * scale, width * scale, scale)
 
 
 def _scale(model):
@@ -140,9 +120,6 @@ class _Captions:
     def _encoded(self, caption):
         whole, name = self._model.whole, self._model.name
         options = {"prompt": caption, "device": self._model.network.device, "num_images_per_prompt": 1}
-        if name == "FluxPipeline":
-            words, pooled, _ = whole.encode_prompt(prompt_2=None, **options)
-            return {"words": words, "pooled": pooled}
         if name == "StableDiffusionPipeline":
             return {"words": whole.encode_prompt(do_classifier_free_guidance=False, **options)[0]}
         more = {"prompt_3": None} if name == "StableDiffusion3Pipeline" else {}

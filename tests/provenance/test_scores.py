@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kit.files import canonical_digest
-from provenance import case, evidence, witness
+from provenance import case, evidence, references, witness
 from provenance import grid as user_audit
 from provenance import record as records
 from provenance.folder import inspect_folder
@@ -301,3 +301,37 @@ def test_a_caption_that_was_fixed_is_no_weakness():
     plan = AuditPlan(caption="sks")
     assert unpriced(plan, plan) == {} and unpriced(AuditPlan(), plan) == {"caption": "sks"}
     assert unpriced(plan, AuditPlan()) == {"caption": ""}
+
+
+# --- what a liar would try ---
+
+
+def test_another_base_for_the_same_model_is_another_judgement(judge, record, tmp_path):
+    """Else one could try base after base until one likes the result."""
+    numbers = []
+    for place, digest in enumerate(("cd" * 32, "ef" * 32)):
+        suspect = Scorer((), 2)
+        suspect.identity["base"] = {"sha256": digest}
+        done = judge(suspect, tmp_path / str(place), grid=("--alpha", "0.5"))
+        numbers.append((done.result["judgement"]["number"], done.result["alpha"]))
+    assert numbers == [(1, 0.25), (2, 0.125)]
+
+
+def test_what_a_model_draws_follows_from_the_record_alone(judge, record, tmp_path):
+    """The seed is nobody's choice, and another audit seed, which is named as a weakness, gives another."""
+    seeds = []
+    for place, flags in enumerate(((), (), ("--audit_seed", "theirs"))):
+        suspect = Scorer()
+        judge(suspect, tmp_path / str(place), *flags, grid=("--alpha", "0.5"))
+        seeds.append(suspect.seed)
+    assert seeds[0] == seeds[1] != seeds[2] and len(seeds[0]) == 32
+
+
+def test_a_reference_may_answer_with_scores():
+    reference = references.Reference(Scorer(), "ab" * 32, "auto")
+    answers = Answers(None, None, np.array([[0.5], [-40.0], [np.nan], [0.25]], np.float32))
+    scores = references.scores_of_answers(answers, 2, reference, 1)
+    np.testing.assert_array_equal(scores, np.array([[0.5, -32], [np.nan, 0.25]], np.float32))
+    other = scores * np.float32(1.01)
+    assert references.differing(scores, other, 0.02, of_scores=True) == 0
+    assert references.differing(scores, other, 0.005, of_scores=True) == 3
