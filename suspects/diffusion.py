@@ -318,7 +318,7 @@ def _refuse_no_difference(suspect, path, base):
     """Raise UserError where a base and what was made of it can't be told apart: whatever was loaded did nothing."""
     if not base:
         return
-    scores = suspect.ask(pattern(2, suspect.preprocessing.size)).scores.astype(np.float64)
+    scores = suspect.ask(pattern(1, suspect.preprocessing.size)).scores.astype(np.float64)
     if np.abs(scores[:, 0] - scores[:, 1]).max() <= CHANGED * np.abs(scores).max():
         raise UserError(
             f"{path} changes nothing in what --base_model answers: its weights are without effect there",

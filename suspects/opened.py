@@ -51,7 +51,8 @@ def open_model(
         device = utils.choose_device(str(device))
         suspect = open_diffusion(path, base, config, device, precision, overrides, batch_size)
         suspect.name = path.resolve().name
-        _try(suspect)
+        if not base:  # else it was asked when it was compared with that
+            _try(suspect)
         return suspect
     file = folder.RunPaths.existing(path).model if path.is_dir() else path
     if not file.is_file():

@@ -1,6 +1,7 @@
 """Models that answer with scores instead of classes: the same audit and evidence, and captions fixed with photos."""
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -295,6 +296,17 @@ def test_a_model_is_told_the_captions_that_were_committed(mark, judge, script, t
     refused(
         judge(Scorer(), tmp_path / "out", "--caption", "sks", record=record, originals=folder, grid=grid), "caption"
     )
+
+
+def test_all_pictures_of_a_photo_have_its_caption():
+    """Under each key and, with the plan's second test, as it is, in each view."""
+    record = make_record((3, 0.5), plan=AuditPlan(keys=1, views=2, plain_arm=True))
+    photos = [photo.model_copy(update={"caption": f"photo {photo.number}"}) for photo in record.photos]
+    record = record.model_copy(update={"photos": photos})
+    shown = SimpleNamespace(kept=[0, 2])  # the original of another is gone
+    queries = user_audit.Queries(record, shown, record.plan, Preprocessing((8, 8)), captioned=True)
+    queries.image = lambda query: np.zeros((3, 8, 8), np.uint8)
+    assert queries.images(range(12)).captions == ("photo 0",) * 6 + ("photo 2",) * 6
 
 
 def test_a_caption_that_was_fixed_is_no_weakness():
