@@ -222,6 +222,11 @@ def open_diffusion(path, base, config, device, precision, overrides, batch_size)
     if fixed := [f"--{name}" for name in ("mean", "std", "white") if name in overrides]:
         raise UserError(f"{path} takes pictures from -1 to 1", advice=f"leave {' and '.join(fixed)} out")
     file = adapters.adapter_file(path)
+    if file is not None and file != path and pipelines.is_pipeline(path):
+        raise UserError(
+            f"{path} holds a pipeline and a LoRA, {file.name}",
+            advice="give the one that is meant: the LoRA's file with that folder as --base_model, or the folder alone",
+        )
     if file is not None:
         model, identity, adapter, other = _with_adapter(file, base, config, device, dtype)
     else:

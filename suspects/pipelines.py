@@ -257,6 +257,8 @@ def _read_tokenizer(place, kind):
 
 def _variant(place):
     """None, or "fp16" where a part's weights are there in that form alone. UserError for what can't be read."""
+    if (place / "adapter_config.json").exists():  # its library would look for another base, and add it
+        raise UserError(f"{place} is an adapter of another model", advice="give a pipeline that holds it merged")
     weights = sorted(path.name for path in place.glob("*.safetensors"))
     if not weights:
         others = [path.name for path in place.iterdir() if path.suffix in (".bin", ".ckpt", ".pt", ".gguf", ".onnx")]

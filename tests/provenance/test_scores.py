@@ -1,6 +1,7 @@
 """Models that answer with scores instead of classes: the same audit and evidence, and captions fixed with photos."""
 
 import hashlib
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +14,10 @@ from provenance import record as records
 from provenance.folder import inspect_folder
 from provenance.plan import AuditPlan, unpriced
 from suspects.suspect import Answers, Captioned, Preprocessing, Suspect, joined, no_answers
-from tests.parts import user_error
+from tests.parts import call, user_error
 from tests.provenance.parts import (
+    COMMITTED,
+    GRID,
     PHOTOS,
     QUERIES,
     copied,
@@ -25,6 +28,7 @@ from tests.provenance.parts import (
     refused,
     rewritten,
     save,
+    wavy_picture,
 )
 
 SCORES = np.array([[0.5, 0.75], [np.nan, 0.25], [0.125, 0.25]], np.float32)
@@ -70,13 +74,29 @@ def published(world, record):
     return {queries.image(query).tobytes() for query, known in zip(own, record.published, strict=True) if known}
 
 
-@pytest.fixture
-def judge(audit, monkeypatch):
-    """judge(suspect, out, *flags): eval.py of a model that is made up."""
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A user's photos and record, and no model at all."""
+    originals = tmp_path_factory.mktemp("scores") / "user"
+    for number in range(PHOTOS):
+        save(originals / f"{number:02}.png", wavy_picture(number))
+    flags = ("--data_folder", originals, "--holdout", "0.5", "--seed", "11", "--beacon", "none", *COMMITTED)
+    done = call("data_marking.py", *flags)
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(originals=originals, record=record_of(originals))
 
-    def run(suspect, out, *flags, **options):
+
+@pytest.fixture
+def judge(world, record, script, monkeypatch):
+    """judge(suspect, out, *flags): eval.py of a model that is made up -> code, out, err, result."""
+
+    def run(suspect, out, *flags, record=record, originals=world.originals, grid=GRID):
         monkeypatch.setattr(case, "open_suspect", lambda *_, **__: suspect)
-        return audit(out, *flags, checkpoint="anything", **options)
+        places = ("--record", record, "--originals", originals, "--checkpoint", "anything", "--out", out)
+        done = script("eval", *places, *grid, *flags)
+        path = out / "result.json"
+        done.result = json.loads(path.read_text()) if path.exists() else None
+        return done
 
     return run
 
@@ -219,8 +239,10 @@ def test_what_is_for_classes_is_refused(world, judge, tmp_path, flags, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_caption_is_for_models_that_are_told_one(audit, tmp_path):
-    refused(audit(tmp_path / "out", "--caption", "a cat"), "--caption", "leave it out")
+def test_a_caption_is_for_models_that_are_told_one(judge, tmp_path):
+    deaf = Scorer()
+    deaf.captioned = False
+    refused(judge(deaf, tmp_path / "out", "--caption", "a cat"), "--caption", "leave it out")
 
 
 @pytest.mark.parametrize("change", ["label", "shape", "infinite"])

@@ -106,6 +106,14 @@ def shard_elsewhere(pipe):
     sharded(pipe, "../../elsewhere.safetensors")
 
 
+def adapter_as_part(pipe):
+    (pipe / "text_encoder" / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+
+
+def lora_beside(pipe):
+    tiny.save_lora(pipe / "pytorch_lora_weights.safetensors", tiny.matrices(), "diffusers")
+
+
 def absurd_size(pipe):
     changed(pipe / "unet" / "config.json", lambda config: config.update(layers_per_block=10**9))
 
@@ -139,6 +147,8 @@ HOSTILE = {
     pickled_weights: (".bin", "safetensors"),
     lacking_shard: ("00002-of-00002", "missing"),
     shard_elsewhere: ("../../elsewhere.safetensors",),
+    adapter_as_part: ("text_encoder", "adapter of another model"),
+    lora_beside: ("a pipeline and a LoRA", "--base_model"),
     absurd_size: ("layers_per_block", "can't be"),
     unknown_prediction: ("schedule", "guess"),
     unknown_schedule: ("EDMEulerScheduler",),
