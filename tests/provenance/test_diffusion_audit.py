@@ -12,6 +12,7 @@ import torch
 from provenance.photos import read_photo
 from suspects.suspect import Preprocessing
 from tests.parts import call
+from tests.provenance.conftest import ONE_DAY
 from tests.provenance.parts import flat, refused, save, wavy_picture
 from tests.suspects import tiny
 
@@ -48,7 +49,7 @@ def artist(tmp_path_factory):
     for number in range(PHOTOS):
         save(root / "user" / f"{number:02}.png", wavy_picture(number, 16))
     flags = ("--data_folder", root / "user", "--holdout", "0.5", "--seed", "11", "--beacon", "none", *PLAN)
-    done = call("data_marking.py", *flags)
+    done = call("data_marking.py", *flags, code=ONE_DAY)
     assert done.returncode == 0, done.stderr
     plain = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (16,)}
     public = clean([wavy_picture(1000 + number, 16) for number in range(PHOTOS)])

@@ -15,6 +15,7 @@ from provenance.folder import inspect_folder
 from provenance.plan import AuditPlan, unpriced
 from suspects.suspect import Answers, Captioned, Preprocessing, Suspect, joined, no_answers
 from tests.parts import call, user_error
+from tests.provenance.conftest import ONE_DAY
 from tests.provenance.parts import (
     COMMITTED,
     GRID,
@@ -81,7 +82,7 @@ def world(tmp_path_factory):
     for number in range(PHOTOS):
         save(originals / f"{number:02}.png", wavy_picture(number))
     flags = ("--data_folder", originals, "--holdout", "0.5", "--seed", "11", "--beacon", "none", *COMMITTED)
-    done = call("data_marking.py", *flags)
+    done = call("data_marking.py", *flags, code=ONE_DAY)
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(originals=originals, record=record_of(originals))
 
