@@ -39,6 +39,14 @@ def make_parser():
         help="drop (default: the published files hold pixels alone) or keep: with --visibility none, publish the very "
         "files, EXIF and GPS data included",
     )
+    output.add_argument(
+        "--layout",
+        choices=("kohya", "imagefolder"),
+        help="copy the published photos and their captions into a folder for a trainer of diffusion models, too "
+        "(default: don't)",
+    )
+    output.add_argument("--repeats", type=number(int, 1, 10_000), default=10, help="of --layout kohya (default 10)")
+    output.add_argument("--concept", help="what --layout kohya calls the photos (default: the folder's name)")
     output.add_argument("--quality", type=number(int, 1, 100), help="of JPEG files (default 95)")
     output.add_argument(
         "--overwrite",
@@ -126,6 +134,12 @@ def make_parser():
     plan.add_argument("--reference_net_type", help="network of a reference that is a file of weights (no default)")
     plan.add_argument("--device", default="auto", help="where references are opened (default auto)")
     plan.add_argument(
+        "--caption",
+        metavar="TEXT",
+        help="what a generator that is told captions is told of every photo (default: what the .txt beside each says, "
+        "if any)",
+    )
+    plan.add_argument(
         "--query_augmentations",
         type=number(int, 0, MOST_VIEWS),
         help=f"show the model each photo so many times, mirrored and shifted, at most {MOST_VIEWS} (default 2, "
@@ -195,6 +209,12 @@ def main():
     if args.dry_run:
         return show(folder, job, None, args)
     record, rows = protect.run(job, bank, args.overwrite)
+    if args.layout:
+        from provenance import layouts
+
+        concept = args.concept or folder.path.resolve().name
+        place, count = layouts.export(record, job.marked_folder, args.layout, concept, args.repeats, args.caption)
+        print(f"for a trainer: {count} photos in {place}")
     return show(folder, job, rows, args, record)
 
 
@@ -233,7 +253,7 @@ def plan_of(args, settings):
             "leave one of them out",
             flag="--plain_arm",
         )
-    chosen = {name: getattr(args, name) for name in ("label", "top_k", "keys", "selections", "alpha")}
+    chosen = {name: getattr(args, name) for name in ("label", "top_k", "keys", "selections", "alpha", "caption")}
     if args.label_only:
         chosen["answers"] = "label only"
     for name in ("sequential", "plain_arm"):
@@ -272,6 +292,8 @@ def show(folder, job, rows, args, record=None):
         table.append(("skipped, same file twice", f"{len(folder.duplicates)}, such as {folder.duplicates[0][0]}"))
     if folder.ignored:
         table.append(("ignored, no photos", named(folder.ignored)))
+    if captions := sum("caption" in photo for photo in folder.photos):
+        table.append(("captions beside them", captions))
     if folder.alike:
         together = ", drawn together" if job.record.batches[-1].grouped else ""
         table.append((f"look alike{together}", named([" = ".join(names) for names in folder.alike], "; ")))

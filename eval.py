@@ -5,10 +5,11 @@ One user: python eval.py --record photos_record/record.json --originals photos -
 Replay:   python eval.py --replay evidence.zip
 
 MODEL for one user: a run or checkpoint of train.py; a state dict (.pt, .pth, .safetensors) with --net_type; an ONNX
-file; or http(s)://host:port/v2/models/NAME, a server that speaks the Open Inference Protocol. The exact p is valid for
-every model; exit code 0 whatever the verdict (with --strict 1 where something is left to be believed). Without
---record, --checkpoint is a run of train.py (or is found by the flags that named it), the training's settings come from
-inside it, and --data_root has to be given again.
+file; a diffusion model (a pipeline's folder, a .safetensors checkpoint, or a LoRA with --base_model); or
+http(s)://host:port/v2/models/NAME, a server that speaks the Open Inference Protocol. The exact p is valid for every
+model; exit code 0 whatever the verdict (with --strict 1 where something is left to be believed). Without --record,
+--checkpoint is a run of train.py (or is found by the flags that named it), the training's settings come from inside it,
+and --data_root has to be given again.
 """
 
 from kit.errors import UserError, run_script
@@ -16,6 +17,7 @@ from kit.errors import UserError, run_script
 RECORD, CHECK, MODEL, RUN = "audit of a record", "check of evidence", "model under audit", "audit of a run"
 # Of the flags of a run, those that mean something for a record as well; and what others are called there.
 SHARED = ("--dataset", "--data_root", "--image_size", "--num_of_non_member_user", "--verdict_fpr", "--out")
+SHARED += ("--base_model",)
 INSTEAD = {
     "--batch_size": "--query_batch",
     "--exact_keys": "--keys",
@@ -51,6 +53,11 @@ def make_parser():
         help="a model that has not seen the photos, asked the same: what it finds difficult is no memory; repeatable, "
         "best fixed with the photos (default: none; none: without those that were fixed)",
     )
+    add(
+        "--model_config",
+        metavar="FOLDER",
+        help="pipeline's folder that says what a single .safetensors checkpoint is (default: --base_model)",
+    )
     add("--reference_net_type", help="network of a reference that is a file of weights alone (no default)")
     add(
         "--query_augmentations",
@@ -76,6 +83,11 @@ def make_parser():
         const="yes",
         choices=("yes", "no"),
         help="ask photo by photo, and stop as soon as the evidence is there; no: all at once (default: as fixed)",
+    )
+    add(
+        "--caption",
+        metavar="TEXT",
+        help="what a generator is told that every photo shows (default: as fixed, what the .txt beside each said)",
     )
     add("--audit_seed", help="a text that the other side adds to the draw of the comparisons (default: none)")
     add("--label_only", action="store_true", help="use its first answer alone (default: as fixed, all it says)")
@@ -201,6 +213,8 @@ def open_suspect(args):
         preprocessing_of(args),
         args.query_batch,
         server_options(args),
+        args.base_model,
+        args.model_config,
     )
 
 

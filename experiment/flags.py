@@ -176,8 +176,9 @@ def _add_training_flags(group):
     )
     add(
         "--base_model",
-        help="the same run without the countermeasure (folder, checkpoint or --save_tag), whose model is taken over if "
-        "the countermeasure changes only a finished model (default: it is trained again)",
+        help="the model that this one is made of: the same run without the countermeasure (folder, checkpoint or "
+        "--save_tag), taken over if the countermeasure changes only a finished model (default: it is trained again); "
+        "with --record that of a LoRA, which needs it, or of a fine-tuned diffusion model",
     )
 
 

@@ -41,6 +41,7 @@ class Options:
     audit_seed: str | None = None
     label_only: bool = False
     top_k: int | None = None
+    caption: str | None = None
     num_of_non_member_user: int = 1000
     verdict_fpr: float = 1e-3
     publications: tuple = ()
@@ -51,7 +52,7 @@ class Options:
         spent otherwise; references: digests of those that were given, None where none was spoken of."""
         changes = {
             name: getattr(self, name)
-            for name in ("label", "keys", "selections", "alpha", "audit_seed", "sequential")
+            for name in ("label", "keys", "selections", "alpha", "audit_seed", "sequential", "caption")
             if getattr(self, name) is not None
         }
         if self.label_only:
@@ -103,11 +104,20 @@ def worth(keys, views):
 
 
 def open_suspect(
-    checkpoint, net_type=None, device="auto", precision="auto", overrides=None, batch_size=64, server_options=None
+    checkpoint,
+    net_type=None,
+    device="auto",
+    precision="auto",
+    overrides=None,
+    batch_size=64,
+    server_options=None,
+    base=None,
+    config=None,
 ):
     """The model that a path or an address names, as a `Suspect`.
 
-    overrides: see `opened.open_model`; server_options: keyword arguments of `server.open_server` beside these.
+    overrides, base, config: see `opened.open_model`; server_options: keyword arguments of `server.open_server` beside
+    these.
     """
     if not checkpoint:
         raise UserError(
@@ -116,6 +126,9 @@ def open_suspect(
             flag="--checkpoint",
         )
     if server.is_address(str(checkpoint)):
+        if base or config:
+            flag = "--base_model" if base else "--model_config"
+            raise UserError(f"{flag} is for files, and --checkpoint is a server", advice="leave it out", flag=flag)
         return server.open_server(str(checkpoint), overrides=overrides, batch_size=batch_size, **(server_options or {}))
     return opened.open_model(
         checkpoint,
@@ -124,13 +137,15 @@ def open_suspect(
         precision=precision,
         overrides=overrides,
         batch_size=batch_size,
+        base=base,
+        config=config,
     )
 
 
 def resolve_label(text, suspect):
-    """A class number, or exact.AUTO, out of a plan's label."""
-    if text == exact.AUTO:
-        return text
+    """A class number, or exact.AUTO, out of a plan's label; AUTO for a model that speaks of no classes."""
+    if text == exact.AUTO or suspect.scores:
+        return exact.AUTO
     if text in (suspect.class_names or ()):
         return suspect.class_names.index(text)
     if text.isdecimal() and (suspect.classes is None or int(text) < suspect.classes):
@@ -203,7 +218,7 @@ class Case:
         """Some lines for people: the model, what asking it will take, and what was fixed."""
         suspect, plan, judgement = self.suspect, self.asked, self.judgement
         asked = (
-            f"model: {suspect.name}, {suspect.classes or 'unknown number of'} classes; "
+            f"model: {suspect.name}, {suspect.describe()}; "
             f"{suspect.preprocessing.describe()}\n"
             f"queries: {self.queries - self.aside} ({self.photos} photos x "
             + (f"({plan.keys + 1} keys + unmarked)" if plan.plain_arm else f"{plan.keys + 1} keys")
@@ -444,6 +459,7 @@ def open_case(
     committed, None for those that were committed: none may be.
     """
     options = options or Options()
+    _refuse_of_others(options, suspect, out_world)
     record = records.read_finished(record_path)
     weaknesses = disclosed.weaknesses(record, record_path, roots, chain)
     originals = records.locate_originals(record, folders, record_path, lost=True)
@@ -510,6 +526,28 @@ def open_case(
         weaknesses,
         references,
     )
+
+
+def _refuse_of_others(options, suspect, out_world):
+    """Raise UserError for what was chosen and means nothing to this kind of model."""
+    if options.caption is not None and not suspect.captioned:
+        raise UserError(
+            "--caption is for models that are told what a picture shows", advice="leave it out", flag="--caption"
+        )
+    if not suspect.scores:
+        return
+    chosen = {
+        "--label": options.label not in (None, exact.AUTO),
+        "--label_only": options.label_only,
+        "--top_k": options.top_k is not None,
+        "--non_member_folder and --dataset": out_world is not None,
+    }
+    if given := [flag for flag, is_so in chosen.items() if is_so]:
+        raise UserError(
+            f"{given[0]} is for models that name classes, and {suspect.name} answers with a score",
+            advice="leave it out",
+            flag=given[0],
+        )
 
 
 def _refuse_lacking(committed, references):

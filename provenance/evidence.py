@@ -38,7 +38,8 @@ MAX_CLASSES = 1 << 20
 NO_REFERENCES = np.zeros((0, 0, 0), np.float32)
 _HEAD = struct.Struct("<4sIIII")  # magic, first query, images, values a row, classes a row; a CRC-32 of all follows
 _CHECK = struct.Struct("<I")
-_MAGIC, _BATCHES = b"MTA3", b"MTA2"  # earlier blocks, all of one size, have the number of the batch instead
+# Of classes, and of scores; earlier blocks, all of one size, have the number of the batch instead of the query's.
+_MAGIC, _SCORES, _BATCHES = b"MTA3", b"MTS3", b"MTA2"
 
 
 class AnswerLog:
@@ -73,7 +74,7 @@ class AnswerLog:
         while len(content) - end >= _HEAD.size:
             magic, first, rows, values, classes = _HEAD.unpack_from(content, end)
             stop = end + _HEAD.size + rows * (32 + 4 * values + 4 * classes)
-            if magic not in (_MAGIC, _BATCHES) or content[stop : stop + _CHECK.size] != _CHECK.pack(
+            if magic not in (_MAGIC, _SCORES, _BATCHES) or content[stop : stop + _CHECK.size] != _CHECK.pack(
                 zlib.crc32(content[end:stop])
             ):
                 break
@@ -81,7 +82,7 @@ class AnswerLog:
                 batch_size = batch_size or rows  # the first of all is a full one
                 first *= batch_size
             blocks.pop(first, None)  # the order is that in which they came
-            blocks[first] = _unpack(content[end + _HEAD.size : stop], rows, values, classes)
+            blocks[first] = _unpack(content[end + _HEAD.size : stop], rows, values, classes, magic == _SCORES)
             end = stop + _CHECK.size
         if end < len(content):
             # What a kill tore off. Everything before it has been checked and stays.
@@ -92,11 +93,12 @@ class AnswerLog:
     def add(self, first, digests, answers):
         """Append the answers to the queries from number `first` on: digests uint8 (n, 32), `Answers` of n rows. On disk
         when this returns."""
-        values, classes = answers.values, answers.classes
+        values, classes, scores = answers.arrays
+        values = values if scores is None else scores
         block = b"".join(
             [
                 _HEAD.pack(
-                    _MAGIC,
+                    _MAGIC if scores is None else _SCORES,
                     first,
                     len(answers),
                     0 if values is None else values.shape[1],
@@ -144,20 +146,21 @@ class AnswerLog:
         return digests, joined([answers for _, answers in ordered])
 
 
-def _unpack(body, rows, values, classes):
+def _unpack(body, rows, values, classes, scores=False):
     digests = np.frombuffer(body, np.uint8, rows * 32).reshape(rows, 32)
     numbers = np.frombuffer(body, "<f4", rows * values, rows * 32).reshape(rows, values) if values else None
     named = (
         np.frombuffer(body, "<i4", rows * classes, rows * (32 + 4 * values)).reshape(rows, classes) if classes else None
     )
-    return digests, Answers(numbers, named)
+    return digests, Answers(None, None, numbers) if scores else Answers(numbers, named)
 
 
 def write_bundle(path, document, order, digests, answers, references=None):
     """Write evidence.zip: `document` (JSON-ready), the order of the queries, their digests and their answers, and the
     scores of references, float32 (R, n, L + 1), where there are any."""
     arrays = {"order": order.astype(np.int64), "digests": digests}
-    arrays |= {name: getattr(answers, name) for name in ("values", "classes") if getattr(answers, name) is not None}
+    names = ("values", "classes", "scores")
+    arrays |= {name: array for name, array in zip(names, answers.arrays, strict=True) if array is not None}
     if references is not None and len(references):
         arrays["references"] = references
     content = io.BytesIO()
@@ -262,11 +265,12 @@ def _checked_arrays(arrays, sequential=False):
     whether only some of the queries may have been asked."""
     order, digests = arrays["order"], arrays["digests"]
     values, classes = arrays.get("values"), arrays.get("classes")
-    answers = Answers(values, classes)
-    if values is not None and (
-        values.dtype != np.float32 or 0 in values.shape or not np.isfinite(values[~answers.missing]).all()
-    ):
-        raise ValueError("its answers are not finite float32 numbers")
+    answers = Answers(values, classes, arrays.get("scores"))
+    for numbers in (values, answers.scores):
+        if numbers is not None and (
+            numbers.dtype != np.float32 or 0 in numbers.shape or not np.isfinite(numbers[~answers.missing]).all()
+        ):
+            raise ValueError("its answers are not finite float32 numbers")
     if classes is not None and (
         classes.dtype != np.int32 or 0 in classes.shape or not -1 <= classes.min() <= classes.max() < MAX_CLASSES
     ):
@@ -394,6 +398,7 @@ def check_document(document, answers, where, roots=None, chain=None, references=
     committed = plan if record.early else record.plan
     departs, factor = departures(committed, plan, checked.classes)
     auto, name = AUTO in (plan.label, checked.label), checked.class_name
+    scored = answers.scores is not None
     fits = {
         "its commitments": judgement.commitments[-len(record.commitments) :] == record.commitments
         and (record.early or len(judgement.commitments) == len(record.commitments)),
@@ -408,7 +413,11 @@ def check_document(document, answers, where, roots=None, chain=None, references=
         and all(entry.model.get("sha256", entry.digest) == entry.digest for entry in checked.references)
         and _are_scores(references, asked, photos),
         "its second test": plan.plain_arm == committed.plain_arm,
-        "the label": plan.label == checked.label if auto else plan.label in (str(checked.label), name),
+        "the label": (checked.label, checked.classes) == (AUTO, None)
+        if scored
+        else plan.label == checked.label
+        if auto
+        else plan.label in (str(checked.label), name),
         "what was left out": all(0 <= number < total for number in judgement.left_out),
         "the number of classes": _classes_fit(checked.classes, answers),
         "that it went photo by photo": plan.sequential == (checked.sequential is not None)
@@ -442,7 +451,7 @@ def _classes_fit(claimed, answers):
     if claimed is None:
         return True
     if answers.classes is None:
-        return answers.values.shape[1] == claimed
+        return answers.scores is None and answers.values.shape[1] == claimed
     return answers.classes.max() < claimed
 
 
@@ -469,6 +478,17 @@ def audit_weaknesses(judgement, log, committed, source):
         found.append(
             f"{disclosed.HONEST}, or if the text that was added to the draw came from the other side: "
             f"{judgement.plan.audit_seed[:60]!r}"
+        )
+    if "caption" in unpriced(committed, judgement.plan) and judgement.model.get("captions"):
+        found.append(
+            f"{disclosed.HONEST}: what the model was told that the photos show ({judgement.plan.caption[:60]!r}) was "
+            "not fixed with them; who chooses it after the draw can look for the one that likes the result"
+        )
+    if judgement.model.get("base"):
+        base = str(judgement.model["base"].get("sha256"))[:16]
+        found.append(
+            f"{disclosed.HONEST}, or if the model with SHA-256 {base}... is public and older than the photos: this "
+            "model is said to be made of it, and what that one finds difficult is taken off"
         )
     if judgement.left_out:
         found.append(

@@ -1,6 +1,6 @@
 """What is in a user's folder of photos, read once, and the names of marked files.
 
-Public: Folder, inspect_folder, output_names, each, workers.
+Public: Folder, inspect_folder, caption_name, read_caption, output_names, each, workers.
 """
 
 import hashlib
@@ -17,13 +17,15 @@ from kit.errors import UserError
 from kit.progress import Progress
 from provenance.duplicates import fingerprint, groups_of
 from provenance.photos import MAX_JPEG_SIDE, UnreadablePhoto, find_photos, read_photo
+from provenance.record import MOST_LETTERS
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What is in the user's folder. photos: dicts original, original_sha256, height, width, sorted by name;
-    skipped: (name, reason) of what could not be read; duplicates: (name, name of the same photo); ignored: names;
-    alike: lists of names of photos that look alike, which are drawn together."""
+    """What is in the user's folder. photos: dicts original, original_sha256, height, width, group and, where a .txt
+    lies beside one, caption, sorted by name; skipped: (name, reason) of what could not be read; duplicates: (name, name
+    of the same photo); ignored: names; alike: lists of names of photos that look alike, which are drawn together.
+    """
 
     path: Path
     photos: list
@@ -63,6 +65,7 @@ def inspect_folder(path, format="png"):
     """Read every photo of a folder once, to be published in a format. Raises UserError when none can be used."""
     path = Path(path)
     names, refused, ignored = find_photos(path)
+    captions = {name: path / beside for name in names if (beside := caption_name(name)) in set(ignored)}
 
     def inspect(name):
         try:
@@ -75,11 +78,13 @@ def inspect_folder(path, format="png"):
             return name, problem.strerror or str(problem)
         if format == "jpeg" and max(height, width) > MAX_JPEG_SIDE:
             return name, f"is {width} x {height} px, and JPEG allows {MAX_JPEG_SIDE}; use --format png"
+        told = {"caption": read_caption(captions[name])} if name in captions else {}
         return {
             "original": name,
             "original_sha256": hashlib.sha256(content).hexdigest(),
             "height": height,
             "width": width,
+            **told,
             "fingerprint": fingerprint(pixels),
         }
 
@@ -105,7 +110,26 @@ def inspect_folder(path, format="png"):
     photos = sorted(photos, key=lambda photo: photo["original"])
     for photo, group in zip(photos, groups_of([photo.pop("fingerprint") for photo in photos]), strict=True):
         photo["group"] = group
+    of_photos = {caption_name(name) for name in captions}
+    ignored = [name for name in ignored if name not in of_photos]
     return Folder(path, photos, skipped, sorted(duplicates), ignored, _alike(photos))
+
+
+def caption_name(name):
+    """The name of the file with a photo's caption, as trainers of diffusion models look for it."""
+    return str(PurePosixPath(name).with_suffix(".txt"))
+
+
+def read_caption(path):
+    """What a photo is said to show, without white space at its ends. Raises UserError."""
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig").strip() if len(content) <= 4 * MOST_LETTERS else None
+    except UnicodeDecodeError:
+        text = None
+    if text is None or len(text) > MOST_LETTERS or "\0" in text:
+        raise UserError(f"{path} is no caption of its photo", advice=f"give UTF-8 of at most {MOST_LETTERS:,} letters")
+    return text
 
 
 def _alike(photos):

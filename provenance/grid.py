@@ -27,7 +27,7 @@ from provenance.evidence import AnswerLog
 from provenance.photos import UnreadablePhoto, read_photo
 from provenance.protect import mark_photo, shrunk
 from suspects.answering import pattern
-from suspects.suspect import Answers, joined, no_answers
+from suspects.suspect import Answers, Captioned, joined, no_answers
 from suspects.views import view_of
 from utils import (
     REFERENCE_SIZE,
@@ -79,11 +79,13 @@ class Queries:
     """The questions of a plan's grid, as a model with `preprocessing` gets them.
 
     Query number = (place among the kept photos * pictures + picture) * views + view; a picture is a photo under the own
-    key, under one of the others, or, last and where the plan has that arm, as it is.
+    key, under one of the others, or, last and where the plan has that arm, as it is. captioned: whether the
+    model is told what a photo shows: the plan's caption, or else that which was committed with the photo.
     """
 
-    def __init__(self, record, photos, plan, preprocessing, bank=None):
-        self._record, self._photos, self._views = record, photos, plan.views
+    def __init__(self, record, photos, plan, preprocessing, bank=None, captioned=False):
+        self._record, self._photos, self._views, self._caption = record, photos, plan.views, plan.caption
+        self._captioned = captioned
         self._keys, self._bank, self._preprocessing = record.keys(plan.keys, plan.audit_seed), bank, preprocessing
         self._pictures = plan.pictures
         # Marking takes far longer than what makes a view of a marked picture.
@@ -108,13 +110,23 @@ class Queries:
         return view_of(self._pair(pair), view)
 
     def images(self, queries):
-        """The pictures of several: uint8 (n, 3, h, w)."""
-        return np.stack([self.image(query) for query in queries])
+        """The pictures of several: uint8 (n, 3, h, w), or Captioned."""
+        images = np.stack([self.image(query) for query in queries])
+        return Captioned(images, tuple(map(self._told, queries))) if self._captioned else images
+
+    def _told(self, query):
+        if self._caption is not None:
+            return self._caption
+        number = self._photos.kept[int(query) // self._views // self._pictures]
+        return getattr(self._record.photos[number], "caption", None) or ""  # early records have none
 
 
 def digests_of(images):
-    """SHA-256 of each image as it is sent: uint8 (n, 32)."""
-    return np.stack([np.frombuffer(hashlib.sha256(image.tobytes()).digest(), np.uint8) for image in images])
+    """SHA-256 of each image as it is sent, and of its caption behind it where there is one: uint8 (n, 32)."""
+    captions = images.captions if isinstance(images, Captioned) else [""] * len(images)
+    images = images.images if isinstance(images, Captioned) else images
+    sent = [image.tobytes() + caption.encode() for image, caption in zip(images, captions, strict=True)]
+    return np.stack([np.frombuffer(hashlib.sha256(content).digest(), np.uint8) for content in sent])
 
 
 class _Patient:
@@ -167,7 +179,7 @@ class _Patient:
         if not first.missing.any():
             return first
         second, gone = self._suspect.ask(images), first.missing
-        pairs = ((first.values, second.values), (first.classes, second.classes))
+        pairs = tuple(zip(first.arrays, second.arrays, strict=True))
         if any(
             (one is None) != (other is None) or (one is not None and one.shape != other.shape) for one, other in pairs
         ):
@@ -287,7 +299,10 @@ def open_answers(record, photos, suspect, plan, folder, **more):
     """The AnswerLog of a grid in `folder`. Raises UserError where the folder has answers to other questions. more: what
     else these hang on."""
     left_out = sorted(set(range(len(record.photos))) - set(photos.kept))
+    suspect.settle(record.seed_of("draws of the model's scores", plan.audit_seed))
     settings = {"keys": plan.keys, "audit_seed": plan.audit_seed, "left_out": left_out or None}
+    if suspect.captioned and plan.caption is not None:
+        settings["caption"] = plan.caption
     if plan.views > 1:
         settings["views"] = plan.views
     if plan.plain_arm:
@@ -301,7 +316,7 @@ def ask_grid(record, photos, suspect, plan, folder, bank=None, transcript=None, 
 
     Returns (order of the queries, SHA-256 digests uint8 (N, 32) and Answers, both in the order asked).
     """
-    queries = Queries(record, photos, plan, suspect.preprocessing, bank)
+    queries = Queries(record, photos, plan, suspect.preprocessing, bank, suspect.captioned)
     order = query_order(record, len(queries) // plan.views, plan.audit_seed, plan.views)
     log = open_answers(record, photos, suspect, plan, folder)
     return (
@@ -342,7 +357,7 @@ def judge(record, plan, label, alpha, order, answers, classes, left_out=(), pric
         "pairs": int(grid.size),
         "at_most": round(marked_p * grid.size),
         "key_p_value": key_p,
-        "label": int(labels[0, 0]),
+        "label": None if answers.scores is not None else int(labels[0, 0]),
         "queries": len(answers),
         "missing": int(missing.sum()),
         "refusal_p_value": exact.refusal_p_value(missing_marked, selections),
@@ -364,7 +379,11 @@ def _test(scores, references, selections, label, top, missing):
 def scores_of(answers, photos, classes, label, views=1):
     """(scores float64 (n, L + 1, C), each the mean over its views, NaN where no view has an answer; top classes int64
     (n, L + 1, views); missing bool (n, L + 1, views)) of Answers by query number.
+
+    A model that answers with scores has one class, 0, whatever the label.
     """
+    if answers.scores is not None:
+        return _given_scores(answers, photos, views)
     logs, top, only = answers.log_probabilities(classes)
     if label != exact.AUTO and not 0 <= label < logs.shape[1]:
         if not only and answers.classes is None:
@@ -381,6 +400,14 @@ def scores_of(answers, photos, classes, label, views=1):
     return _mean_over_views(scores, missing), top.reshape(photos, -1, views), missing
 
 
+def _given_scores(answers, photos, views):
+    missing = answers.missing.reshape(photos, -1, views)
+    if missing.all():
+        raise UserError("the model answered nothing at all", advice="no verdict can be based on that")
+    scores = answers.memory.reshape(photos, -1, views, 1)
+    return _mean_over_views(scores, missing), np.where(missing, -1, 0), missing
+
+
 def _mean_over_views(scores, missing):
     """A view without an answer counts as the worst score of all, so that a refusal never helps; where all views of a
     pair lack one, so does the pair: NaN."""
@@ -392,15 +419,16 @@ def _mean_over_views(scores, missing):
     return scores.mean(axis=2)
 
 
-def check_queries(record, photos, preprocessing, plan, order, digests, bank=None):
-    """How many of the images whose digests were kept are those that record and originals give: a number of queries."""
-    queries = Queries(record, photos, plan, preprocessing, bank)
+def check_queries(record, photos, preprocessing, plan, order, digests, bank=None, captioned=False):
+    """How many of the images whose digests were kept are those that record and originals give: a number of queries.
+    captioned: whether they were sent with captions."""
+    queries = Queries(record, photos, plan, preprocessing, bank, captioned)
     if len(order) != len(queries) and not (plan.sequential and len(order) < len(queries)):
         raise UserError(
             f"the bundle has {len(order)} queries, this record {len(queries)} for its plan",
             advice="give the record of the bundle",
         )
     return sum(
-        bool((digests_of([queries.image(query)])[0] == digest).all())
+        bool((digests_of(queries.images([query]))[0] == digest).all())
         for query, digest in Progress(list(zip(order, digests, strict=True)), "checking", unit="query")
     )

@@ -36,7 +36,7 @@ PARTS = ("label", "answers", "keys", "views", "references", "sequential")
 # is worth nothing at any price takes the rest: the empty set (selections alone) 1/96, 42 larger sets 1/192 together.
 SHARE_OF_SETS = (96, 8, 64, 8064)
 MOST_REFERENCES = 16
-LATER = ("sequential", "plain_arm")  # fields that no plan had at first
+LATER = {"sequential": False, "plain_arm": False, "caption": None}  # fields that no plan had at first
 
 
 class AuditPlan(BaseModel):
@@ -44,7 +44,8 @@ class AuditPlan(BaseModel):
     without choice); answers: how much of an answer is used; top_k: for "top k"; statistic: its name and version;
     references: SHA-256 of reference models; views: queries of one marked photo (see suspects/views.py); audit_seed:
     what the other side adds to the draw; sequential: photo by photo, until the evidence is there (see sequential.py);
-    plain_arm: a second test, on the same photos as they are without marks. The smaller p of both counts, twice.
+    plain_arm: a second test, on the same photos as they are without marks. The smaller p of both counts, twice;
+    caption: what a model that is told so is told that every photo shows, None for what was committed with each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +62,7 @@ class AuditPlan(BaseModel):
     audit_seed: str = ""
     sequential: bool = False
     plain_arm: bool = False
+    caption: Annotated[str, Field(max_length=2000)] | None = None
 
     @model_validator(mode="after")
     def _one_halving(self):
@@ -71,7 +73,7 @@ class AuditPlan(BaseModel):
     @model_serializer(mode="wrap")
     def _as_before(self, serialize):
         # Digests of plans without what came later stay what they were.
-        return {name: value for name, value in serialize(self).items() if name not in LATER or value}
+        return {name: value for name, value in serialize(self).items() if name not in LATER or value != LATER[name]}
 
     @property
     def pictures(self):
@@ -146,10 +148,13 @@ def _named(references):
 
 def unpriced(committed, used):
     """What an audit's AuditPlan has that no number counts, for it could have been tried on innocent models until it
-    pleased: {"audit_seed": text} and {"references": [digest, ...]}, as far as it was not committed."""
+    pleased: {"audit_seed": text}, {"caption": text} and {"references": [digest, ...]}, as far as it was not
+    committed."""
     found = {}
     if used.audit_seed != committed.audit_seed:
         found["audit_seed"] = used.audit_seed
+    if used.caption != committed.caption:
+        found["caption"] = used.caption or ""
     if fresh := [digest for digest in used.references if digest not in committed.references]:
         found["references"] = fresh
     return found

@@ -11,8 +11,9 @@ A record is JSON and is checked in full when it is read. Whoever has it can mark
 photos were published: it stays private.
 
 Public: MarkRecord, MarkSettings, Batch, Photo, Commitment, BeaconRound, Strict, Digest, RelativePath, new_record,
-commit_batch, draw_batch, finish_batch, changed_batch, published_share, selections_of, sequence_of, refuse_sequential,
-record_file, read_record, read_finished, write_record, first_problem, copy_of, COPIES, locate_originals, private_folder.
+commit_batch, draw_batch, MOST_LETTERS, finish_batch, changed_batch, published_share, selections_of, sequence_of,
+refuse_sequential, record_file, read_record, read_finished, write_record, first_problem, copy_of, COPIES,
+locate_originals, private_folder.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from kit.environment import software_versions
 from kit.errors import UserError
@@ -35,6 +36,7 @@ from provenance.plan import AuditPlan
 from utils import Marking, derive_key
 
 FORMAT = "membershiptracker-record-2"
+MOST_LETTERS = 10_000  # of a caption
 LAST_SECOND = 253_402_300_799  # of the year 9999
 COMMITMENT_FORMAT = "membershiptracker-commitment-2"
 COPIES = {True: "originals", False: "held_out"}  # folders beside record.json, by whether a photo is published
@@ -56,6 +58,11 @@ class Strict(BaseModel):
     """A part of a file: unknown names are refused, nothing is changed afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re")
+
+
+def _without_none(content, name):
+    """What is written of a part that has no caption is what it was before there were captions, digests included."""
+    return {key: value for key, value in content.items() if key != name or value is not None}
 
 
 class MarkSettings(Strict):
@@ -107,7 +114,8 @@ class Commitment(Strict):
     originals_sha256: digest of the sorted list of the originals' SHA-256; groups: photos of the same number look alike
     and are drawn together, [] when none do; published: how many are published, or nearly so with groups; previous:
     commitments of earlier batches of this record; redrawn: commitments that were made here before and thrown away
-    (--overwrite), the oldest first.
+    (--overwrite), the oldest first; captions_sha256: digest of the captions in the order of their photos, None where
+    none has one.
     """
 
     format: Literal["membershiptracker-commitment-2"]
@@ -124,6 +132,7 @@ class Commitment(Strict):
     beacon: BeaconRound | None
     previous: list[Digest]
     redrawn: list[Digest]
+    captions_sha256: Digest | None = None
 
     @model_validator(mode="after")
     def _groups_are_numbered(self):
@@ -137,6 +146,10 @@ class Commitment(Strict):
     def digest(self):
         """The number to post: SHA-256, hex."""
         return canonical_digest(self.model_dump(mode="json", exclude=None if self.groups else {"groups"}))
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize):
+        return _without_none(serialize(self), "captions_sha256")
 
 
 class Batch(Strict):
@@ -198,7 +211,7 @@ class Batch(Strict):
 
 class Photo(Strict):
     """One photo: its number decides its noise, `original` is relative to the batch's folder. published: None before the
-    draw."""
+    draw; caption: what it is said to show, None for nothing."""
 
     number: int = Field(ge=0)
     batch: int = Field(ge=0)
@@ -209,12 +222,17 @@ class Photo(Strict):
     published: bool | None = None
     marked: RelativePath | None = None
     marked_sha256: Digest | None = None
+    caption: Annotated[str, Field(max_length=MOST_LETTERS)] | None = None
 
     @model_validator(mode="after")
     def _published_has_a_name(self):
         if bool(self.published) != (self.marked is not None):
             raise ValueError("a published photo, and no other, has a marked file")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize):
+        return _without_none(serialize(self), "caption")
 
 
 class MarkRecord(Strict):
@@ -315,7 +333,8 @@ def commit_batch(
 ):
     """The record with another batch, committed and not yet drawn.
 
-    photos: dicts original, original_sha256, height, width and, if near-duplicates are to be kept together, group;
+    photos: dicts original, original_sha256, height, width, where they have one caption, and, if near-duplicates are to
+    be kept together, group;
     holdout in [0, 1): the share that stays private, at least one photo being published; plan: AuditPlan, that of the
     first batch for further ones; beacon: BeaconRound or None; seed: draws the secret from a number, for experiments;
     redrawn: commitments thrown away here before; created: ISO time.
@@ -350,12 +369,18 @@ def commit_batch(
         beacon=beacon,
         previous=record.commitments,
         redrawn=list(redrawn),
+        captions_sha256=_captions_digest([photo.get("caption") for photo in photos]),
     )
     batch = Batch(
         data_folder=str(data_folder), marked_folder=str(marked_folder), secret=secret.hex(), seed=seed, commit=commit
     )
     entries = [Photo(number=first + place, batch=len(record.batches), **photo) for place, photo in enumerate(photos)]
     return record.model_copy(update={"batches": [*record.batches, batch], "photos": [*record.photos, *entries]})
+
+
+def _captions_digest(captions):
+    """SHA-256 of what photos are said to show, in their order; None where none has a caption."""
+    return canonical_digest(captions) if any(caption is not None for caption in captions) else None
 
 
 def refuse_sequential(grouped, sizes):
@@ -508,6 +533,7 @@ def _check(record, path):
             == tuple(hashlib.sha256(secret).hexdigest() for secret in batch.secrets),
             "its originals": commit.originals_sha256 == canonical_digest([photo.original_sha256 for photo in photos])
             and photos == sorted(photos, key=lambda photo: photo.original_sha256),
+            "its captions": commit.captions_sha256 == _captions_digest([photo.caption for photo in photos]),
             "its settings": commit.settings == record.settings and commit.plan == record.plan,
             "the batches before it": commit.previous == record.commitments[:number],
             "how its secret was drawn": commit.evidence == (batch.seed is None),

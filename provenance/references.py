@@ -138,7 +138,7 @@ def scores_of_answers(answers, photos, reference, views):
     if label == exact.AUTO:
         named = top[top >= 0]
         label = int(np.bincount(named).argmax()) if len(named) else 0
-    return np.minimum(scores[:, :, label], WORST).astype(np.float32)
+    return np.clip(scores[:, :, label], -WORST, WORST).astype(np.float32)
 
 
 def describe(references):
@@ -155,8 +155,12 @@ def describe(references):
     ]
 
 
-def differing(stored, fresh, same_chance):
-    """How many scores of one reference, float32 (n, L + 1), differ by more than `same_chance`, as chances."""
+def differing(stored, fresh, same, of_scores=False):
+    """How many scores of one reference, float32 (n, L + 1), differ by more than `same`, as chances. of_scores: of one
+    that answers with scores, by more than this share of a score."""
     there = ~np.isnan(stored) & ~np.isnan(fresh)
+    lost = int((np.isnan(stored) != np.isnan(fresh)).sum())
+    if of_scores:
+        return lost + int((~np.isclose(stored[there], fresh[there], rtol=same, atol=0)).sum())
     ours, theirs = (np.exp(-np.square(scores[there], dtype=np.float64)) for scores in (stored, fresh))
-    return int((np.isnan(stored) != np.isnan(fresh)).sum() + (np.abs(ours - theirs) > same_chance).sum())
+    return lost + int((np.abs(ours - theirs) > same).sum())

@@ -21,6 +21,7 @@ from provenance import sequential as one_by_one
 # Answers of the same file on another processor differ by rounding; those of another model by far more. What is
 # tolerated could still be used to move p: the verdict of the fresh answers has to be the same.
 SAME_CHANCE = 0.02
+SAME_SCORE = 0.005  # of a score
 TOLERATED_SHARE = 0.01
 # Early results said the rest otherwise, or did not say it.
 EARLY_RESULT = ("p_value", "pairs", "at_most", "photos", "published", "queries", "label")
@@ -212,7 +213,8 @@ def _questions(checked, document, order, digests, record_path, folders, data_roo
         raise UserError(f"{record_path} has other marked files than the bundle says", advice="somebody changed it")
     photos = _photos(checked, record, folders, record_path, preprocessing)
     bank = protect.load_bank(record.settings, data_root)
-    right = user_audit.check_queries(record, photos, preprocessing, checked.asked, order, digests, bank)
+    captioned = bool(document["model"].get("captions"))
+    right = user_audit.check_queries(record, photos, preprocessing, checked.asked, order, digests, bank, captioned)
     note = (
         ""
         if right == len(order)
@@ -256,7 +258,10 @@ def _ask_references(checked, document, stored, suspects, record_path, folders, o
     bank = protect.load_bank(record.settings, data_root)
     with nullcontext(out) if out else TemporaryDirectory() as folder:
         fresh = references_of.ask(record, originals, found, plan, folder, bank)
-    apart = sum(references_of.differing(ours, theirs, SAME_CHANCE) for ours, theirs in zip(stored, fresh, strict=True))
+    apart = sum(
+        references_of.differing(ours, theirs, SAME_SCORE if one.suspect.scores else SAME_CHANCE, one.suspect.scores)
+        for ours, theirs, one in zip(stored, fresh, found, strict=True)
+    )
     text = f"{stored.size - apart} of {stored.size} scores are the references' own"
     if other:
         return f"{text}: THEIR CLASSES WERE CHOSEN OTHERWISE THAN BY THE RULE", False, fresh
@@ -281,6 +286,7 @@ def _ask_again(
             advice="give the file that was audited",
             flag="--checkpoint",
         )
+    _refuse_other_scores(model, suspect.identity)
     ours, theirs = suspect.preprocessing.describe(), checked.preprocessing.describe()
     if ours.partition(" (from")[0] != theirs.partition(" (from")[0]:
         raise UserError(
@@ -318,15 +324,28 @@ def _ask_again(
     return found, True, result
 
 
+def _refuse_other_scores(stored, ours):
+    """Raise UserError where the same file would be scored otherwise: beside another base, at other draws."""
+    names = ("base", "score", "captions")
+    if other := [name for name in names if json.loads(json.dumps(ours.get(name))) != stored.get(name)]:
+        raise UserError(
+            f"the bundle's audit scored the model otherwise ({other[0]} {_printable(str(stored.get(other[0])))[:200]}) "
+            f"than it is now ({str(ours.get(other[0]))[:200]})",
+            advice="give the same model with --base_model as then",
+            flag="--base_model",
+        )
+
+
 def _apart(stored, fresh):
     """How many answers differ by more than rounding, or are missing on one side alone."""
-    forms = [
-        [None if array is None else array.shape for array in (some.values, some.classes)] for some in (stored, fresh)
-    ]
+    forms = [[None if array is None else array.shape for array in some.arrays] for some in (stored, fresh)]
     if forms[0] != forms[1]:
         return len(stored)
     there = ~stored.missing & ~fresh.missing
     lost = int((stored.missing != fresh.missing).sum())
+    if stored.scores is not None:
+        ours, theirs = stored.scores[there], fresh.scores[there]
+        return lost + int((~np.isclose(ours, theirs, rtol=SAME_SCORE, atol=0)).any(axis=1).sum())
     if stored.values is None:
         return lost + int((stored.classes != fresh.classes)[there].any(axis=1).sum())
     classes = None if stored.classes is None else int(max(stored.classes.max(), fresh.classes.max())) + 1

@@ -37,7 +37,7 @@ def show_verdict(result, folder):
             f"{judgement['plan']['alpha']:g}, judgement {judgement['number']} of this model)",
         ),
         ("photos", f"{result['published']} published, {result['photos'] - result['published']} held out"),
-        ("class", result["label"]),
+        *([] if result["label"] is None else [("class", result["label"])]),
         ("queries", f"{result['queries']}" + (f", {result['missing']} unanswered" if result["missing"] else "")),
     ]
     if result["key_p_value"] is not None:
@@ -156,7 +156,8 @@ def draw_grid(grid, result, path):
         else result.get("sequential", {}).get("exact_p_value") or result["p_value"]
     )
     axis.set(
-        xlabel="T: mean score of the selected photos under the key (low: the model is sure of the label)",
+        xlabel="T: mean score of the selected photos under the key (low: the model "
+        + ("knows them)" if result["label"] is None else "is sure of the label)"),
         ylabel="share of its group",
         title=f"p = {exact_p:.3g}: {result['at_most']} of {result['pairs']} pairs are as low as the user's own",
     )

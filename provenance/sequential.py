@@ -208,7 +208,7 @@ def ask(rule, record, photos, suspect, order, log, bank=None, transcript=None, c
 
     order: as of `order_of`; count: ask so many, wherever the rule would have stopped.
     """
-    queries = grid.Queries(record, photos, rule.plan, suspect.preprocessing, bank)
+    queries = grid.Queries(record, photos, rule.plan, suspect.preprocessing, bank, suspect.captioned)
     asking = grid.Asking(log, suspect, lambda places: queries.images(order[places]), transcript)
     most = count or (rule.total if rule.room is None else min(rule.total, rule.room))
     with Progress(desc="asking the model", total=most, initial=min(most, asking.done), unit="query") as bar:
@@ -278,7 +278,7 @@ def _without_grid(rule, bets, answers):
         "alpha": rule.alpha,
         **nothing,
         "statistic_of_others": {},
-        "label": bets.label,
+        "label": None if answers.scores is not None else bets.label,
         "queries": len(answers),
         "missing": int(answers.missing.sum()),
         "photos": rule.photos,

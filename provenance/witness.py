@@ -77,6 +77,8 @@ def content_digest(digests, answers):
     parts = [np.ascontiguousarray(digests, np.uint8).tobytes()]
     for array, kind in ((answers.values, "<f4"), (answers.classes, "<i4")):
         parts.append(b"-" if array is None else np.ascontiguousarray(array, kind).tobytes())
+    if answers.scores is not None:  # transcripts of classes have the digests that they had before there were scores
+        parts.append(np.ascontiguousarray(answers.scores, "<f4").tobytes())
     return hashlib.sha256(b"|".join(parts)).hexdigest()
 
 

@@ -1,14 +1,16 @@
-"""Open a file that holds a model and answer for it: a run of train.py, a state dict (torch, safetensors) or ONNX.
+"""Open a file that holds a model and answer for it: a run of train.py, a state dict (torch, safetensors), ONNX, or a
+diffusion model.
 
 Model files come from strangers: nothing in them is executed (no unpickling beyond torch's tensors, no custom operators,
 no file outside the model's folder), and what can't be told for certain is asked for, because an audit through a wrongly
-guessed network or preprocessing is worthless. Nothing is downloaded. timm and onnxruntime are needed only by those who
-ask for them.
+guessed network or preprocessing is worthless. Nothing is downloaded. timm, onnxruntime and diffusers are needed only by
+those who ask for them.
 
 Public: open_model, read_metadata.
 """
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -23,11 +25,18 @@ from suspects.answering import SETTINGS, FileSuspect, flag_of, merged_preprocess
 from suspects.onnx_file import class_names_of, open_onnx
 from suspects.state_dict import open_state_dict
 
+PIPELINE_FILES = ("model_index.json", "pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+# Names of tensors in LoRAs (and what is taken for one), and in checkpoints of diffusion models.
+GENERATIVE = re.compile(r"lora[._](A|B|down|up|te|unet)|hada_|lokr_|^model\.diffusion_model\.|^first_stage_model\.")
 
-def open_model(path, net_type=None, device="auto", precision="auto", overrides=None, batch_size=64):
-    """Open a model file (or a run folder of train.py) as a Suspect whose answers are float32 (N, classes), or labels.
 
-    path: a run folder; .safetensors; a state dict as .pt, .pth, .bin or .ckpt; .onnx (always run on the CPU).
+def open_model(
+    path, net_type=None, device="auto", precision="auto", overrides=None, batch_size=64, base=None, config=None
+):
+    """Open a model file (or a folder) as a Suspect whose answers are float32 (N, classes), labels, or scores.
+
+    path: a run folder of train.py; .safetensors; a state dict as .pt, .pth, .bin or .ckpt; .onnx (always run on the
+    CPU); a pipeline's folder, checkpoint or LoRA (see diffusion.open_diffusion, which takes base and config).
     net_type: for state dicts, a network's name in networks/, torchvision or timm, looked up in this order, or
     "timm:NAME" etc. precision: "float32", "bfloat16" or "auto", that of its training for runs and float32 for others.
     overrides: {key: value} for keys of Preprocessing (no source); they win over what the file or the library says;
@@ -36,6 +45,15 @@ def open_model(path, net_type=None, device="auto", precision="auto", overrides=N
     path, overrides = Path(path), {key: value for key, value in (overrides or {}).items() if value is not None}
     if precision not in ("auto", "float32", "bfloat16") or not overrides.keys() <= SETTINGS.keys():
         raise ValueError(f"unknown precision {precision} or key among {list(overrides)}")
+    if _is_diffusion(path, net_type, base, config):
+        from suspects.diffusion import open_diffusion
+
+        device = utils.choose_device(str(device))
+        suspect = open_diffusion(path, base, config, device, precision, overrides, batch_size)
+        suspect.name = path.resolve().name
+        if not base:  # else it was asked when it was compared with that
+            _try(suspect)
+        return suspect
     file = folder.RunPaths.existing(path).model if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"model {file} does not exist", advice="check the path")
@@ -52,6 +70,31 @@ def open_model(path, net_type=None, device="auto", precision="auto", overrides=N
         _try(suspect)
     suspect.name = path.resolve().name
     return suspect
+
+
+def _is_diffusion(path, net_type, base, config):
+    """Whether a path is opened as a diffusion model. UserError where flags of one were given and it is none."""
+    single = path.is_file() and path.suffix.lower() == ".safetensors"
+    inside = [(path / name).is_file() for name in PIPELINE_FILES] if path.is_dir() else []
+    kind = single and _kind_of_weights(path)
+    if any(inside) or kind == "diffusion" or (single and kind != "run" and (base or config)):
+        if net_type is not None:
+            raise UserError(f"{path} says what it is", advice="leave --net_type out", flag="--net_type")
+        return True
+    if base or config:
+        flag = "--base_model" if base else "--model_config"
+        raise UserError(
+            f"{flag} is for diffusion models and LoRAs, and {path} is neither", advice="leave it out", flag=flag
+        )
+    return False
+
+
+def _kind_of_weights(path):
+    """ "run", "diffusion" or "weights": what the names in a safetensors file say."""
+    if read_metadata(path).get("format") == files.MODEL_FORMAT:
+        return "run"
+    with safe_open(path, framework="pt") as file:
+        return "diffusion" if any(GENERATIVE.search(name) for name in file.keys()) else "weights"  # noqa: SIM118
 
 
 def _try(suspect):

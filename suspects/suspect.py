@@ -1,6 +1,6 @@
 """What every model under audit is to the audit: how its input is made, and what it answers.
 
-Public: Answers, joined, no_answers, Preprocessing, Suspect, INTERPOLATIONS. `suspects.opened` opens files,
+Public: Answers, Captioned, joined, no_answers, Preprocessing, Suspect, INTERPOLATIONS. `suspects.opened` opens files,
 `suspects.server` servers.
 """
 
@@ -23,29 +23,51 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model said about N images, as it came.
+    """What a model said about N images, as it came: of classes, or how well it knows each image.
 
     values: float32 (N, k), logits or probabilities, or None when only the top class comes back;
-    classes: int32 (N, k), which classes the values belong to, or None for 0..k-1 in this order.
+    classes: int32 (N, k), which classes the values belong to, or None for 0..k-1 in this order;
+    scores: float32 (N, 1), low where the model remembers the image, or (N, 2) with the same of the model that it was
+    made of, which has not seen the images; without values and classes.
     Label-only answers are classes (N, 1) without values; top-k answers have both, -1 standing for "no such entry".
     An image without an answer has a row of NaN, and of -1 where there are classes: see `missing`.
     """
 
     values: np.ndarray | None
     classes: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     def __post_init__(self):
-        shapes = [array.shape for array in (self.values, self.classes) if array is not None]
+        shapes = [array.shape for array in self.arrays if array is not None]
         if not shapes or any(len(shape) != 2 for shape in shapes) or len(set(shapes)) > 1:
             raise ValueError(f"values and classes must be (N, k) and alike, not {shapes}")
+        if self.scores is not None and (len(shapes) > 1 or self.scores.shape[1] not in (1, 2)):
+            raise ValueError(f"scores must be (N, 1) or (N, 2) and alone, not {shapes}")
+
+    @property
+    def arrays(self):
+        """(values, classes, scores), as they are given to `Answers`."""
+        return self.values, self.classes, self.scores
 
     def __len__(self):
-        return len(self.values if self.values is not None else self.classes)
+        return len(next(array for array in self.arrays if array is not None))
 
     @property
     def missing(self):
         """bool (N,): images to which there was no answer."""
+        if self.scores is not None:
+            return np.isnan(self.scores).any(axis=1)
         return (self.classes < 0).all(axis=1) if self.classes is not None else np.isnan(self.values).all(axis=1)
+
+    @property
+    def memory(self):
+        """float64 (N,) of scores: what is lower than in the model that this one was made of, where that answers, too.
+
+        A plain difference, since both were asked the very same: the difficulty of an image is in both alike. NaN
+        without an answer.
+        """
+        scores = np.where(self.missing[:, None], np.nan, self.scores).astype(np.float64)
+        return scores[:, 0] - scores[:, 1] if scores.shape[1] == 2 else scores[:, 0]
 
     @property
     def kind(self):
@@ -63,7 +85,7 @@ class Answers:
 
     def rows(self, places):
         """The answers to some images: Answers."""
-        return Answers(*(None if array is None else array[places] for array in (self.values, self.classes)))
+        return Answers(*(None if array is None else array[places] for array in self.arrays))
 
     def log_probabilities(self, classes=None):
         """(log probabilities float64 (N, C), top class int64 (N,), whether there are only labels).
@@ -72,8 +94,10 @@ class Answers:
         answers together. Where a top-k answer names no probability for a class, the class gets what is left over, but
         no more than the smallest one named. Label-only answers become 0 for the class named and -1 elsewhere: a loss is
         an error. Without an answer the row is NaN, and the top class -1. classes: how many there are, None when
-        unknown.
+        unknown. Scores speak of no classes: UserError.
         """
+        if self.scores is not None:
+            raise UserError("the model answers with a score, and speaks of no classes")
         there = ~self.missing
         if there.all():
             return self._logs(classes)
@@ -141,16 +165,13 @@ def _spread(values, named, classes):
 
 def joined(parts):
     """Answers one after the other. Raises UserError for parts of different shapes."""
-    shapes = {
-        tuple(None if array is None else array.shape[1] for array in (answers.values, answers.classes))
-        for answers in parts
-    }
+    shapes = {tuple(None if array is None else array.shape[1] for array in answers.arrays) for answers in parts}
     if len(shapes) > 1:
         raise UserError(
             f"the model answered in different shapes ({sorted(map(str, shapes))})", advice="it can't be audited"
         )
-    values, classes = ([getattr(answers, name) for answers in parts] for name in ("values", "classes"))
-    return Answers(*(None if some[0] is None else np.concatenate(some) for some in (values, classes)))
+    arrays = zip(*(answers.arrays for answers in parts), strict=True)
+    return Answers(*(None if some[0] is None else np.concatenate(some) for some in arrays))
 
 
 def no_answers(count, like):
@@ -158,7 +179,34 @@ def no_answers(count, like):
     return Answers(
         None if like.values is None else np.full((count, like.values.shape[1]), np.nan, np.float32),
         None if like.classes is None else np.full((count, like.classes.shape[1]), -1, np.int32),
+        None if like.scores is None else np.full((count, like.scores.shape[1]), np.nan, np.float32),
     )
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Images with what each is said to show, for models that are told that: uint8 (N, 3, h, w) and N texts."""
+
+    images: np.ndarray
+    captions: tuple
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, places):
+        """Those at some places (a slice, or whole numbers): Captioned."""
+        chosen = np.arange(len(self))[places].tolist()
+        return Captioned(self.images[places], tuple(self.captions[place] for place in chosen))
+
+    @property
+    def shape(self):
+        """That of the images."""
+        return self.images.shape
+
+    @property
+    def dtype(self):
+        """That of the images."""
+        return self.images.dtype
 
 
 @dataclass(frozen=True)
@@ -242,6 +290,8 @@ class Suspect:
     batch_size: how many images one `ask` should hold (1 where a server has a fixed batch of one), which may shrink;
     concurrency: how many calls of `ask` may be under way at once, each in a thread of its own;
     calibration: how mean and std were found, JSON-ready (see suspects/calibration.py), or None;
+    scores: what its scores are, in words, where it answers with scores and not of classes; None elsewhere;
+    captioned: whether it is told what an image shows, and so asked with Captioned images;
     training_settings: what a run of train.py was trained with, which tells what it has not seen; None elsewhere.
     """
 
@@ -253,10 +303,13 @@ class Suspect:
     batch_size: int = 64
     concurrency: int = 1
     calibration: dict | None = None
+    scores: str | None = None
+    captioned: bool = False
     training_settings: dict | None = None
 
     def ask(self, images):
-        """Answers for uint8 images (N, 3, h, w), numpy, of the preprocessing's size. Raises UserError.
+        """Answers for uint8 images (N, 3, h, w), numpy, of the preprocessing's size, or for Captioned ones. Raises
+        UserError.
 
         An image about which the model says nothing usable (NaN) has a missing row, so that it can't veto a verdict.
         """
@@ -264,3 +317,11 @@ class Suspect:
 
     def remember(self, answers):
         """Hear what an earlier call was answered: Answers that later ones have to be like."""
+
+    def settle(self, seed):
+        """Hear the seed, bytes, from which all that it draws for its answers follows: of an audit, fixed before the
+        first query, and one for all photos and keys, so that an answer hangs on the image and its caption alone."""
+
+    def describe(self):
+        """What it answers with, in words."""
+        return self.scores or f"{self.classes or 'unknown number of'} classes"

@@ -127,7 +127,7 @@ def facts(result):
         ("by chance in", f"{one_in(result['p_value'])} audits of a model that never saw the photos"),
         ("needed for a proof", f"{one_in(result['alpha'])} or rarer{number}"),
         ("photos", f"{result['published']} published, {result['photos'] - result['published']} held out"),
-        ("class", result["label"]),
+        *([] if result["label"] is None else [("class", result["label"])]),
         ("queries", f"{result['queries']:,}" + (f", {missing:,} unanswered" if missing else "")),
     ]
     if arms := result.get("arms"):

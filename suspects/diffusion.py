@@ -1,0 +1,332 @@
+"""Diffusion models under audit: how well one takes noise off a picture again that was put on it.
+
+A picture that was trained on is denoised better than it would be otherwise. The score of a picture is the mean squared
+error of the denoiser's training target (epsilon, v, the picture itself, or the velocity of flow matching) at DRAWS of
+(timestep, noise) that follow from the audit's seed and are the same for every picture: a function of picture and
+caption alone. The same error of the model that it was made of, a LoRA switched off or the model before fine-tuning, at
+the same draws, says how hard the picture is for anybody, and is taken off.
+
+Public: DiffusionSuspect, open_diffusion, draws_of, denoising_errors, FRACTIONS, NOISES.
+"""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kit.errors import UserError
+from suspects import adapters, pipelines
+from suspects.answering import merged_preprocessing, one_line, pattern, readable_digest
+from suspects.suspect import Answers, Captioned, Suspect
+from utils import key_generator
+
+FRACTIONS, NOISES = (0.02, 0.05, 0.1, 0.2), 2  # of the schedule's timesteps; noises at each
+CHANGED = 1e-6  # of an error; an adapter that changes less has changed nothing but rounding
+ELEMENTS = 1 << 18  # of latents in one pass: 16 pictures of 512 px
+MOST_PASSES = 64
+KEPT_CAPTIONS = 4096
+WORDS = {"epsilon": "the noise", "v_prediction": "v", "sample": "the picture", "flow": "the velocity"}
+
+
+def draws_of(seed, shape, fractions=FRACTIONS, noises=NOISES):
+    """[(fraction of the timesteps, noise float32 of `shape`), ...], the same for a seed on every machine."""
+    generator = key_generator(seed, "denoising")
+    noise = generator.standard_normal((len(fractions) * noises, *shape), dtype=np.float32)
+    return [(fractions[place // noises], torch.from_numpy(one)) for place, one in enumerate(noise)]
+
+
+def noised(schedule, clean, noise, fraction):
+    """(noisy float32 (N, C, h, w), timestep, target of the denoiser float32 (N, C, h, w)) of clean latents.
+
+    noise: (C, h, w), the same for all. Flow matching goes straight from the picture to the noise, and its target is
+    their difference; the others mix by the cumulative alphas of the schedule (Ho et al. 2020, Salimans & Ho 2022).
+    """
+    noise = noise.to(clean).expand_as(clean)
+    if schedule["prediction"] == "flow":
+        return (1 - fraction) * clean + fraction * noise, fraction * schedule["timesteps"], noise - clean
+    step = min(schedule["timesteps"] - 1, round(fraction * schedule["timesteps"]))
+    steps = torch.full((len(clean),), step, device=clean.device)
+    scheduler = schedule["scheduler"]
+    target = {
+        "epsilon": lambda: noise,
+        "sample": lambda: clean,
+        "v_prediction": lambda: scheduler.get_velocity(clean, noise, steps),
+    }[schedule["prediction"]]()
+    return scheduler.add_noise(clean, noise, steps), step, target
+
+
+def denoising_errors(model, clean, told, draws):
+    """Mean squared error over the draws: float64 (N,). model: a Pipeline; clean: latents float32 (N, C, h, w); told: of
+    `_Captions.of`."""
+    total = torch.zeros(len(clean), dtype=torch.float64)
+    size = max(1, min(MOST_PASSES, ELEMENTS // clean[0].numel()))
+    for fraction, noise in draws:
+        for first in range(0, len(clean), size):
+            part = slice(first, first + size)
+            noisy, step, target = noised(model.schedule, clean[part], noise, fraction)
+            given = {name: value[part] for name, value in told.items()}
+            error = (_denoised(model, noisy, step, given).float() - target).square().flatten(1).mean(1)
+            total[part] += error.double().cpu()
+    return total.numpy() / len(draws)
+
+
+def _denoised(model, noisy, step, told):
+    """What the denoiser says of noisy latents, of their shape."""
+    network = model.network
+    steps = torch.full((len(noisy),), float(step), device=noisy.device)
+    inputs = noisy.to(next(network.parameters()).dtype)
+    if model.part == "transformer":
+        return network(inputs, timestep=steps, encoder_hidden_states=told["words"], pooled_projections=told["pooled"])[
+            0
+        ]
+    steps = steps.long() if model.schedule["prediction"] != "flow" else steps
+    if model.whole is None:
+        return network(inputs, steps).sample
+    added = {}
+    if model.name == "StableDiffusionXLPipeline":
+        height, width = (side * _scale(model) for side in noisy.shape[2:])
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=noisy.device).expand(len(noisy), -1)
+        added = {"added_cond_kwargs": {"text_embeds": told["pooled"], "time_ids": sizes.to(inputs)}}
+    return network(inputs, steps, encoder_hidden_states=told["words"], **added).sample
+
+
+def _scale(model):
+    """Pixels of a side for one of the latents."""
+    return 1 if model.vae is None else 2 ** (len(model.vae.config.block_out_channels) - 1)
+
+
+class _Captions:
+    """What a pipeline's text encoders make of captions; each is encoded once."""
+
+    def __init__(self, model):
+        self._model, self._kept = model, OrderedDict()
+
+    def of(self, captions, key):
+        """{"words": (N, tokens, width), "pooled": (N, width)}, what the denoiser is told; {} in pixel space. key: of
+        the state of the encoders, as an adapter may change them."""
+        if self._model.whole is None:
+            return {}
+        found = [self._one(caption, key) for caption in captions]
+        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+
+    def _one(self, caption, key):
+        if (caption, key) not in self._kept:
+            if len(self._kept) >= KEPT_CAPTIONS:
+                self._kept.popitem(last=False)
+            self._kept[caption, key] = self._encoded(caption)
+        return self._kept[caption, key]
+
+    def _encoded(self, caption):
+        whole, name = self._model.whole, self._model.name
+        options = {"prompt": caption, "device": self._model.network.device, "num_images_per_prompt": 1}
+        if name == "StableDiffusionPipeline":
+            return {"words": whole.encode_prompt(do_classifier_free_guidance=False, **options)[0]}
+        more = {"prompt_3": None} if name == "StableDiffusion3Pipeline" else {}
+        words, _, pooled, _ = whole.encode_prompt(prompt_2=None, do_classifier_free_guidance=False, **more, **options)
+        return {"words": words, "pooled": pooled}
+
+
+class DiffusionSuspect(Suspect):
+    """A diffusion model that answers with its denoising error. base: the Pipeline before fine-tuning; adapter: the LoRA
+    that was attached to `model`, which then is its own base; neither: no base is known."""
+
+    def __init__(self, model, identity, preprocessing, batch_size, base=None, adapter=None):
+        self._model, self._base, self._adapter = model, base, adapter
+        self._captions = {id(one): _Captions(one) for one in (model, base) if one is not None}
+        self.preprocessing, self.identity, self.name = preprocessing, identity, identity["file"]
+        self.captioned, self.batch_size = model.whole is not None, batch_size
+        self._seed, self._draws = b"", {}
+        self.scores = self._in_words()
+
+    def _in_words(self):
+        count = len(FRACTIONS) * NOISES
+        made_of = ", less that of the model that it was made of" if self._base or self._adapter else ""
+        shown = f"; {self._adapter.describe()}" if self._adapter else ""
+        what = WORDS[self._model.schedule["prediction"]]
+        return (
+            f"a {self._model.name} that answers with a score: how wrong it is about {what}, the mean over {count} draws"
+            f"{made_of}{shown}"
+        )
+
+    def settle(self, seed):
+        self._seed, self._draws = seed, {}
+
+    def ask(self, images):
+        if not isinstance(images, Captioned):
+            images = Captioned(images, ("",) * len(images))
+        if images.dtype != np.uint8 or images.shape[1:] != (3, *self.preprocessing.size):
+            raise ValueError(f"images are {images.dtype} {images.shape}, not of the size {self.preprocessing.size}")
+        try:
+            with torch.inference_mode():
+                columns = self._errors(images)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a stranger's network may fail in any way, most often because of the size
+            raise UserError(
+                f"{self.name} can't answer for images of {images.shape[2]} x {images.shape[3]} px ({one_line(error)})",
+                advice="check --input_size",
+                flag="--input_size",
+            ) from None
+        scores = np.stack(columns, axis=1).astype(np.float32)
+        wrong = ~np.isfinite(scores).all(axis=1)
+        if wrong.all() and len(scores):
+            raise UserError(f"{self.name} gives errors that are not finite", advice="is its file damaged?")
+        scores[wrong] = np.nan
+        return Answers(None, None, scores)
+
+    def _errors(self, images):
+        """[float64 (N,) of the model, and of its base where there is one]."""
+        if self._adapter:
+            return [self._errors_of(self._model, images, on) for on in (True, False)]
+        return [self._errors_of(one, images) for one in (self._model, self._base) if one is not None]
+
+    def _errors_of(self, model, images, on=None):
+        def errors():
+            told = self._captions[id(model)].of(images.captions, on)
+            clean = self._latents(model, images.images)
+            return denoising_errors(model, clean, told, self._drawn(clean.shape[1:]))
+
+        if on is None:
+            return errors()
+        with adapters.switched(model, on):
+            return errors()
+
+    def _drawn(self, shape):
+        if shape not in self._draws:
+            self._draws[shape] = draws_of(self._seed, tuple(shape))
+        return self._draws[shape]
+
+    def _latents(self, model, images):
+        """float32 (N, C, h, w): pictures from -1 to 1, or the most probable latents of them."""
+        device, vae = model.network.device, model.vae
+        pixels = torch.from_numpy(self.preprocessing.normalize(images)).to(device)
+        if vae is None:
+            return pixels
+        size = max(1, ELEMENTS * 16 // pixels[0].numel())
+        dtype = next(vae.parameters()).dtype
+        found = torch.cat([vae.encode(some.to(dtype)).latent_dist.mode().float() for some in pixels.split(size)])
+        return (found - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+
+def open_diffusion(path, base, config, device, precision, overrides, batch_size):
+    """Open a pipeline's folder, one .safetensors checkpoint or a LoRA as a DiffusionSuspect.
+
+    base: path of the model that it was made of, None where none is known (a LoRA has one); config: the folder of a
+    pipeline that says what a single checkpoint is, None for that of its base; overrides: of Preprocessing. Raises
+    UserError for whatever can't be read in full, and for a base or an adapter that makes no difference.
+    """
+    for name in ("diffusers", "transformers", "peft", "accelerate"):
+        pipelines.library(name)
+    path, dtype = Path(path), torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if fixed := [f"--{name}" for name in ("mean", "std", "white") if name in overrides]:
+        raise UserError(f"{path} takes pictures from -1 to 1", advice=f"leave {' and '.join(fixed)} out")
+    file = adapters.adapter_file(path)
+    if file is not None and file != path and pipelines.is_pipeline(path):
+        raise UserError(
+            f"{path} holds a pipeline and a LoRA, {file.name}",
+            advice="give the one that is meant: the LoRA's file with that folder as --base_model, or the folder alone",
+        )
+    if file is not None:
+        model, identity, adapter, other = _with_adapter(file, base, config, device, dtype)
+    else:
+        model, adapter = _read(path, config or base, device, dtype, "--checkpoint"), None
+        identity = {"kind": "diffusion", "file": path.name, "sha256": model.digest}
+        other = _base_of(model, base, config, device, dtype) if base else None
+        identity |= {"base": {"file": Path(base).name, "sha256": other.digest}} if other else {}
+    identity |= {
+        "pipeline": model.name,
+        "captions": model.whole is not None,
+        "score": {
+            "of": "denoising error, version 1",
+            "target": model.schedule["prediction"],
+            "timesteps": list(FRACTIONS),
+            "noises": NOISES,
+        },
+    }
+    facts = {"mean": (0.5,) * 3, "std": (0.5,) * 3, **_size_of(model)}
+    preprocessing = merged_preprocessing(path, [("pipeline", facts), ("flags", overrides)])
+    suspect = DiffusionSuspect(model, identity, preprocessing, batch_size, other, adapter)
+    _refuse_no_difference(suspect, path, base)
+    return suspect
+
+
+def _with_adapter(file, base, config, device, dtype):
+    if not base:
+        raise UserError(
+            f"{file} is a LoRA, which changes another model",
+            advice="give that model's folder or file as --base_model",
+            flag="--base_model",
+        )
+    adapter = adapters.read_adapter(file)
+    model = _read(base, config, device, dtype, "--base_model")
+    single = readable_digest(base) if Path(base).is_file() else None
+    adapters.parts_of_base(adapter, model, single)
+    adapters.attach(adapter, model)
+    for module in model.modules.values():
+        module.to(device)
+    identity = {"kind": "lora", "file": file.name, "sha256": adapter.digest, "adapter": adapter.facts()}
+    return model, identity | {"base": {"file": Path(base).name, "sha256": model.digest}}, adapter, None
+
+
+def _read(path, config, device, dtype, flag):
+    """The Pipeline that a path names."""
+    path = Path(path)
+    if path.is_dir():
+        if not pipelines.is_pipeline(path):
+            raise UserError(f"{flag} {path} has no {pipelines.INDEX}", advice="give a pipeline's folder", flag=flag)
+        return pipelines.read_pipeline(path, device, dtype)
+    if not path.is_file() or path.suffix.lower() != ".safetensors":
+        raise UserError(
+            f"{flag} {path} is neither a pipeline's folder nor a .safetensors file", advice="check it", flag=flag
+        )
+    if config is None or not pipelines.is_pipeline(config):
+        raise UserError(
+            f"{path} does not say what it is a checkpoint of",
+            advice="give the folder of a pipeline of its kind as --model_config (its weights may be left out)",
+            flag="--model_config",
+        )
+    return pipelines.read_single_file(path, config, device, dtype)
+
+
+def _base_of(model, base, config, device, dtype):
+    """The Pipeline before fine-tuning. Raises UserError for one of another kind."""
+    other = _read(base, config, device, dtype, "--base_model")
+    if other.digest == model.digest:
+        raise UserError("--base_model is the model under audit itself", "give what it was made of", flag="--base_model")
+    ours, theirs = (
+        {name: tuple(value.shape) for name, value in one.network.state_dict().items()} for one in (model, other)
+    )
+    same = (model.name, model.schedule["prediction"]) == (other.name, other.schedule["prediction"])
+    if not same or ours != theirs:
+        raise UserError(
+            f"--base_model {base} is not of the kind of the model under audit: a {other.name} that predicts "
+            f"{other.schedule['prediction']}" + ("" if ours == theirs else ", with weights of other shapes"),
+            advice="give the model that it was fine-tuned from",
+            flag="--base_model",
+        )
+    return other
+
+
+def _size_of(model):
+    """{"size": side of the pictures that it was made for, in pixels}, {} where it does not say."""
+    side = getattr(model.network.config, "sample_size", None)
+    if side is None:
+        side = getattr(model.whole, "default_sample_size", None)
+    if side is None:
+        return {}
+    scale = _scale(model)
+    return {"size": side * scale if isinstance(side, int) else tuple(one * scale for one in side)}
+
+
+def _refuse_no_difference(suspect, path, base):
+    """Raise UserError where a base and what was made of it can't be told apart: whatever was loaded did nothing."""
+    if not base:
+        return
+    scores = suspect.ask(pattern(1, suspect.preprocessing.size)).scores.astype(np.float64)
+    if np.abs(scores[:, 0] - scores[:, 1]).max() <= CHANGED * np.abs(scores).max():
+        raise UserError(
+            f"{path} changes nothing in what --base_model answers: its weights are without effect there",
+            advice="check that it is the right file, and the base that it was trained on",
+            flag="--base_model",
+        )
