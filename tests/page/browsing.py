@@ -11,7 +11,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 if world.system_chromium() is None:
     pytest.skip("there is no Chromium on this machine", allow_module_level=True)
 expect = sync_api.expect
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=120_000)
 LONG = 120_000  # milliseconds; for work, which may share its processor with other tests
 
 

@@ -23,12 +23,11 @@ def opened(protected):
 
 
 @pytest.mark.every_browser
-def test_nobody_chose_and_it_takes_less_than_two_minutes(protected, site):
+def test_nobody_chose_and_the_commitment_was_shown_before_the_draw(protected, site):
     record, _ = opened(protected)
     (batch,) = record.batches
     named = batch.commit.beacon
     beacon.verify(site.chain, beacon.Round(named.round, batch.signature))
-    assert protected.seconds < 120
     assert "Post this number now" in protected.waiting and "seconds left" in protected.waiting
     assert record.commitments[0] in protected.waiting and protected.copied == record.commitments[0]
     assert "What this rests on" in protected.text and "rests on where it was posted" in protected.text
