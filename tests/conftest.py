@@ -9,9 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from kit.errors import run_script
 from tests.parts import SMALL, THREADS, call
+
+# The same examples everywhere, however long one takes: what fails on a slow machine fails on every other, too.
+settings.register_profile(
+    "same", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # the last lines of all

@@ -314,7 +314,7 @@ def models():
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(reply=REPLY, rest=st.binary(max_size=40), cut=st.none() | st.integers(-5, 300).map(str) | st.text(max_size=3))
 def test_no_reply_breaks_the_client(models, reply, rest, cut):
     head = json.dumps(reply).encode()
@@ -357,7 +357,7 @@ CONFIG = st.none() | st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(changes=METADATA, config=CONFIG)
 def test_no_metadata_breaks_the_client(changes, config):
     metadata = {
