@@ -2,16 +2,19 @@
 
 import importlib
 import os
+import random
 import signal
 import sys
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from kit.errors import run_script
+from tests import order
 from tests.parts import SMALL, THREADS, call
 
 # The same examples everywhere, however long one takes: what fails on a slow machine fails on every other, too.
@@ -32,6 +35,17 @@ def pytest_terminal_summary(terminalreporter):
     return result
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """For --dist loadfile: files that share what takes long to make go to one process."""
+    return order.scheduler(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long begins first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: order.rank(item.nodeid))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible():
     # A shell starts background jobs with Ctrl-C ignored, and what the tests start would inherit that.
@@ -45,6 +59,10 @@ def _threads():
     # each test anew: scripts that ran in this process may have changed it, and bits depend on it.
     os.environ.setdefault("OMP_NUM_THREADS", THREADS)
     torch.set_num_threads(int(THREADS))
+    # What draws without a seed of its own draws the same in whatever order tests come.
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -75,6 +76,12 @@ def start(code, *arguments):
     )
 
 
+@cache
+def helped(script):
+    """What --help says, and the exit code and the packages that were imported for it."""
+    return start(HELP, script)
+
+
 def test_every_script_is_looked_at():
     scripts = {path.name for path in ROOT.glob("*.py") if "run_script(main" in path.read_text()}
     assert scripts == SCRIPTS.keys()
@@ -82,7 +89,7 @@ def test_every_script_is_looked_at():
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_imports_nothing_that_takes_time(script):
-    done = start(HELP, script)
+    done = helped(script)
     code, *imported = done.stderr.split()
     assert code == "0" and "usage" in done.stdout
     assert HEAVY.isdisjoint(imported), HEAVY.intersection(imported)
@@ -91,7 +98,7 @@ def test_help_imports_nothing_that_takes_time(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_help_text_says_what_stands_for_a_flag_that_is_not_given(script):
     """Before: --std and --interpolation had no text at all, and the description of a group was enough for its flags."""
-    text = start(HELP, script).stdout
+    text = helped(script).stdout
     entries = re.split(r"\n  (?=--)", text.partition("show this help message and exit")[2])[1:]
     assert entries
     asked_for = {flag for flag in re.findall(r"--\w+", text.partition("\n\n")[0]) if f"[{flag}" not in text}
@@ -106,7 +113,7 @@ def test_where_nothing_may_be_written_a_script_names_a_flag_that_it_has(script):
     if script == "privacy-audit.py":
         assert wanted.startswith("run.log_dir ") and "log_dir" in Run.model_fields
     else:
-        assert f"\n  {wanted or '--out'} " in start(HELP, script).stdout
+        assert f"\n  {wanted or '--out'} " in helped(script).stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
