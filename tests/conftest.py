@@ -2,16 +2,26 @@
 
 import importlib
 import os
+import random
 import signal
 import sys
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from kit.errors import run_script
+from tests import order
 from tests.parts import SMALL, THREADS, call
+
+# The same examples everywhere, however long one takes: what fails on a slow machine fails on every other, too.
+settings.register_profile(
+    "same", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # the last lines of all
@@ -23,6 +33,17 @@ def pytest_terminal_summary(terminalreporter):
     for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])):
         terminalreporter.write_line(f"skipped {count}: {' '.join(reason.split())}")
     return result
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """For --dist loadfile: files that share what takes long to make go to one process."""
+    return order.scheduler(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long begins first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: order.rank(item.nodeid))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +59,10 @@ def _threads():
     # each test anew: scripts that ran in this process may have changed it, and bits depend on it.
     os.environ.setdefault("OMP_NUM_THREADS", THREADS)
     torch.set_num_threads(int(THREADS))
+    # What draws without a seed of its own draws the same in whatever order tests come.
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

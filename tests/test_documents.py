@@ -80,7 +80,7 @@ def notes(tmp_path_factory):
         found = folder / "notes"
         environment = {"PATH": str(stand_ins), "STAND_INS": str(stand_ins), "NOTES": str(found), "ROOT": str(ROOT)}
         done = subprocess.run(
-            ["/bin/bash", "-eu", "-c", text], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+            ["/bin/bash", "-eu", "-c", text], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0 and not done.stderr, f"{text}\n{done.stderr}"
         words = iter(found.read_text().split("\0")[:-1] if found.exists() else [])

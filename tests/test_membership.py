@@ -126,7 +126,7 @@ def test_tpr_with_ties_among_non_members():
     assert [row["tpr"] for row in found["tpr_at_fpr"]] == pytest.approx([1 / 3, 1.0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=20), st.lists(st.integers(0, 6), min_size=1, max_size=20))
 def test_auc_and_fpr_equal_definitions(member, other):
     """AUC: the share of pairs in which the member's loss is lower, ties half (a reversed sign gives 1 - AUC)."""
@@ -197,7 +197,7 @@ def test_a_model_that_leaks_nothing_scores_one_half():
     assert max(row["tpr"] for row in found["tpr_at_fpr"]) < 0.02
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trials=st.integers(1, 6000), share=st.floats(0, 1), confidence=st.sampled_from([0.9, 0.95, 0.99]))
 def test_clopper_pearson_equals_quantiles_of_the_beta_distribution(trials, share, confidence):
     """Wrong: Wald's or Wilson's interval, or a one-sided level."""
@@ -223,7 +223,7 @@ def test_intervals_of_zero_false_positives():
 # --- Algorithm 1 ---
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     scores=st.lists(st.integers(-3, 8).map(float) | st.floats(-5, 5), min_size=1, max_size=60),
     fpr=st.sampled_from([0.0, 1e-4, 1e-3, 0.01, 0.05, 0.1, 1 / 3, 0.5, 0.7, 0.9, 1.0]) | st.floats(0, 1),

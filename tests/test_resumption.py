@@ -361,7 +361,7 @@ t.straight_run(Path(sys.argv[2]), t.quick(epoch=4))
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr

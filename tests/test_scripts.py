@@ -104,6 +104,24 @@ def test_same_arguments_same_bits_other_seed_other_run(finished_run, tmp_path, s
         assert not np.array_equal(losses[name], other[name])
 
 
+DEADLY = """
+import os, signal, utils
+from torch import nn
+utils.PROGRESS_SECONDS, run_epoch, steps = -1, utils.train_epoch, []
+def deadly(model, images, labels, recipe, optimizer, epoch, *rest):
+    def step(*_):
+        steps.append(epoch)
+        if steps.count(1) > 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    with_steps = model.register_forward_pre_hook(step)
+    try:
+        return run_epoch(model, images, labels, recipe, optimizer, epoch, *rest)
+    finally:
+        with_steps.remove()
+utils.train_epoch = deadly
+"""
+
+
 def training_process(*arguments):
     """train.py, in the middle of training: it saves its progress after every epoch, and has done so for one."""
     code = (
@@ -118,7 +136,7 @@ def training_process(*arguments):
         stderr=subprocess.PIPE,
     )
     progress = Path(arguments[-1]) / "model.progress.safetensors"
-    deadline = time.monotonic() + 600  # on an idle machine it is seconds
+    deadline = time.monotonic() + 600  # nobody waits for it on a machine that is idle
     while not progress.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     return process
@@ -126,9 +144,9 @@ def training_process(*arguments):
 
 def test_killed_at_any_moment_and_started_again_ends_with_the_same_bits(finished_run, tmp_path):
     out = tmp_path / "killed"
-    process = training_process(*SMALL, "--out", out)
-    process.kill()
-    process.communicate()
+    # In the second of three epochs, after the first was saved: whoever kills from outside may come too late.
+    killed = call("train.py", *SMALL, "--out", out, code=DEADLY)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (out / "model.progress.safetensors").exists() and not (out / "result.json").exists()
     done = call("train.py", *SMALL, "--out", out)
     assert done.returncode == 0, done.stderr

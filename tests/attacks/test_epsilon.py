@@ -48,7 +48,7 @@ def test_with_delta_the_p_value_is_theorem_5_2():
     assert epsilon.p_value(guesses, correct, found + 1e-4, canaries, delta) > 0.05
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 300), st.data())
 def test_more_right_guesses_and_less_confidence_raise_the_bound_and_delta_lowers_it(guesses, data):
     correct = data.draw(st.integers(0, guesses - 1))

@@ -37,7 +37,7 @@ def test_ties_count_against_the_attacker():
     assert found["fpr_at_100_tpr"] == 1 and found["auc"] == 0.5 and found["auc_interval"] == [0.5, 0.5]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=40))
 def test_the_curve_is_that_of_scikit_learn(rows):
     scores, is_member = np.array([row[0] for row in rows], dtype=float), np.array([row[1] for row in rows])

@@ -252,7 +252,7 @@ def test_no_holdout_needs_exactly_one_over_alpha_keys(whole):
         user_error(lambda: plan_grid(3, [(3, 3)], 1 / whole, keys=whole - 2), whole - 1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.floats(1e-6, 0.5))
 def test_the_default_reaches_alpha_and_is_no_larger_than_needed(alpha):
     plan = plan_grid(2, [(2, 2)], alpha)
@@ -363,7 +363,7 @@ def test_the_mark_has_a_sentence_of_its_own():
 # --- sums, ties, missing answers, the second statement ---
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1))
 def test_p_does_not_hang_on_the_order_of_a_sum(seed):
     """Photos in another order give the same bits of T, and so the same ties and the same p."""
@@ -452,7 +452,7 @@ def test_an_owner_who_refuses_what_was_published_is_seen(drawn_selections):
     assert refusal_p_value(missing, selections) == 1 / 2000
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 100))
 def test_sums_are_exact(seed, scale):
     """T is what fractions give: no order of additions, and no number of threads, can change a bit of it."""

@@ -13,7 +13,7 @@ from kit.errors import UserError
 from tests.attacks.parts import random_generator
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.integers(1, 9),
     st.integers(2, 60),
@@ -52,7 +52,7 @@ def test_impossible_memberships_are_refused(arguments):
         balanced(*arguments)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(2, 12), st.integers(4, 30), st.booleans(), st.integers(0, 3))
 def test_leave_one_out_never_uses_the_targets_own_signals(models, records, drop, seed):
     matrix = balanced(models, records, seed)

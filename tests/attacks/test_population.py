@@ -45,7 +45,7 @@ def test_population_thresholds_are_quantiles_for_each_class():
     assert population.thresholds(losses, 1.0) == math.inf
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=30), st.floats(0, 1))
 def test_population_test_keeps_its_level_on_exchangeable_records(values, level):
     """Each of n values, taken out and tested against the others: at most a share alpha may be called members."""

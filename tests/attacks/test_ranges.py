@@ -20,7 +20,7 @@ def test_range_scores_by_hand():
     assert ranges.range_score(points[:1], 0.5, 0.9).tolist() == [1.0, 5.0]  # one point is always left
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 9), st.data())
 def test_range_scores_do_not_depend_on_the_order_of_points_and_rise_with_them(count, data):
     points = np.array(data.draw(st.lists(st.floats(-5, 5), min_size=count, max_size=count)))[:, None]

@@ -24,7 +24,7 @@ def test_reference_with_losses_of_zero():
     assert np.allclose(found, [1 / 3, 0, 2 / 3])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 8), st.integers(0, 10_000))
 def test_reference_is_a_falling_function_of_the_loss(models, seed):
     draws = random_generator(seed)

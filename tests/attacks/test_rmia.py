@@ -30,7 +30,7 @@ TIED = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(TIED, min_size=1, max_size=30),
     st.lists(TIED, min_size=1, max_size=30),
@@ -129,7 +129,7 @@ def test_non_members_are_not_above_the_population():
     assert biased.mean() > 0.6
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 6), st.integers(2, 40), st.integers(1, 30), st.integers(1, 5), st.integers(0, 10_000), st.booleans()
 )

@@ -154,7 +154,7 @@ def test_innocent_models_are_accused_no_more_often_than_alpha(kind):
 # --- what a bet may know ---
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(SCORES, SCORES, st.booleans()), min_size=3, max_size=12), st.data())
 def test_the_future_does_not_matter(rows, data):
     """Other answers after photo t, and other statuses from photo t on, leave the bet on it as it was."""
@@ -200,7 +200,7 @@ def test_a_forecast_comes_before_the_status():
 # --- robust ---
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(SCORES, SCORES, st.booleans()), min_size=2, max_size=25))
 def test_whatever_comes(rows):
     """Forecasts are inside (0, 1), never everything is lost, no more is won than the selections allow, p only falls."""
@@ -223,7 +223,7 @@ def test_whatever_comes(rows):
         last = bettor.p_value
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), min_size=3, max_size=20), st.data())
 def test_missing_answers_are_no_bets(rows, data):
     """W stays where it is, and the mean of the answers, too; only the count of published photos goes on."""

@@ -8,7 +8,7 @@ from scipy import stats
 from baselines import mislabeled
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 12), st.integers(1, 5), st.integers(0, 100), st.lists(st.integers(0, 199), min_size=1))
 def test_poisons_are_always_wrong_and_as_many_as_said(classes, copies, seed, rows):
     labels = np.random.default_rng(classes).integers(0, classes, 200)

@@ -234,12 +234,12 @@ def test_the_stored_name_means_the_same_settings(name):
     assert countermeasures.parse(str(first)) == first and str(first).startswith(name)
 
 
-def test_a_refusing_model_is_audited_and_opened_again(finished_run, tmp_path):
+def test_a_refusing_model_is_audited_and_opened_again(finished_run, tmp_path, script):
     """Its detector is in the file of the model: another process refuses the same queries."""
     out, again = tmp_path / "run", tmp_path / "again"
     flags = ("--countermeasure", "refuse_marked:share=0.5,answers=none", "--base_model", finished_run)
-    done = call("train.py", *SMALL, "--out", out, *flags)
-    assert done.returncode == 0, done.stderr
+    done = script("train", *SMALL, "--out", out, *flags)
+    assert done.code == 0, done.err
     done = call("eval.py", "--checkpoint", out, "--out", again)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((folder / "result.json").read_text()) for folder in (out, again))
@@ -258,19 +258,19 @@ def base_classes(result, folder):
     return len(load_file(folder / "model.safetensors")["classifier.weight"])
 
 
-def test_destriped_queries_are_those_of_the_same_model(finished_run, tmp_path):
+def test_destriped_queries_are_those_of_the_same_model(finished_run, tmp_path, script):
     out = tmp_path / "run"
-    done = call("train.py", *SMALL, "--out", out, "--countermeasure", "destripe_queries", "--base_model", finished_run)
-    assert done.returncode == 0, done.stderr
+    done = script("train", *SMALL, "--out", out, "--countermeasure", "destripe_queries", "--base_model", finished_run)
+    assert done.code == 0, done.err
     with np.load(out / "losses.npz") as ours, np.load(finished_run / "losses.npz") as theirs:
         assert np.array_equal(ours["non_member_samples"], theirs["non_member_samples"])
         assert not np.allclose(ours["target_cross_entropy"], theirs["target_cross_entropy"])
 
 
-def test_a_model_of_destriped_images_is_another_one(finished_run, tmp_path):
+def test_a_model_of_destriped_images_is_another_one(finished_run, tmp_path, script):
     out = tmp_path / "run"
-    done = call("train.py", *SMALL, "--out", out, "--countermeasure", "destripe_training:queries=true")
-    assert done.returncode == 0, done.stderr
+    done = script("train", *SMALL, "--out", out, "--countermeasure", "destripe_training:queries=true")
+    assert done.code == 0, done.err
     from safetensors.torch import load_file
 
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, finished_run))

@@ -69,7 +69,7 @@ def split_cases(draw):
 
 
 @given(split_cases())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_splits_are_a_stratified_partition(case):
     labels, is_test, train_size, val_portion, seed = case
     splits = make_splits(labels, is_test, train_size, val_portion, seed)

@@ -65,7 +65,7 @@ def test_photos_run_no_foreign_code_and_use_no_network():
         "print([name for name in ('skimage', 'sklearn', 'torchvision') if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(dataset.__file__).parents[1], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=Path(dataset.__file__).parents[1], capture_output=True, text=True, timeout=600
     )
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
 

@@ -329,7 +329,7 @@ def calibrated(false, plain, others=200):
     }
 
 
-def test_the_ablation_shows_both_where_runs_have_them(tmp_path):
+def test_the_ablation_shows_both_where_runs_have_them(tmp_path, script):
     for number, (false, plain) in enumerate(((2, 10), (4, 20), (None, None))):
         folder = tmp_path / f"{number}"
         write(folder, 0.6, 5, MANY, marked_samples_per_user=5, seed=number)
@@ -344,8 +344,8 @@ def test_the_ablation_shows_both_where_runs_have_them(tmp_path):
     assert full["runs"] == 3 and full["FPR@100%TPR"].startswith("0.50")
     assert full["FPR@100%TPR, calibrated"].startswith("1.50 (")  # 6 of 400
     assert full["FPR@100%TPR, plain, same users"].startswith("7.50 (")
-    done = call("paper.tables", "ablation", "--res_folder", tmp_path)
-    assert done.returncode == 0 and "calibrated" in done.stdout and "nan" not in done.stdout, done.stderr
+    done = script("paper.tables", "ablation", "--res_folder", tmp_path)
+    assert done.code == 0 and "calibrated" in done.out and "nan" not in done.out, done.err
 
 
 def test_the_ablation_trains_one_reference_a_seed_before_the_runs(tmp_path):

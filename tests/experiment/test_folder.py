@@ -123,7 +123,7 @@ with RunPaths.of_folder(sys.argv[2]).lock():
             pytest.fail("two at once")
     finally:
         child.kill()
-        child.communicate(timeout=30)
+        child.communicate(timeout=600)
     with RunPaths.of_folder(tmp_path / "run").lock():
         pass
 

@@ -65,7 +65,7 @@ def _trained(folder, size):
         )
         for rank in range(size)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0] * size
+    assert [process.wait(timeout=600) for process in processes] == [0] * size
     return torch.load(out, weights_only=True)
 
 
@@ -96,7 +96,7 @@ def test_torchrun_gives_the_result_of_one_process(tmp_path):
             env=environment(),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -124,7 +124,7 @@ def test_a_follower_that_fails_ends_the_run(tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode != 0

@@ -3,7 +3,6 @@
 Without gradio there is no page, and without playwright no browser: what needs them is imported late.
 """
 
-import time
 import zipfile
 from types import SimpleNamespace
 
@@ -20,18 +19,20 @@ def desk(tmp_path):
 
 
 @pytest.fixture
-def drawn(desk, monkeypatch):
-    """The desk with a beacon of the tests' own, whose rounds are named three seconds ahead: (address, requests) of its
-    relay."""
+def drawn(desk, tmp_path, monkeypatch):
+    """The desk with a beacon of the tests' own: .requests of its relay, and the .clock that all go by. What a job waits
+    for comes when the test says clock.pass_by(), however slow the machine is."""
+    from page.tabs import protect
     from provenance import beacon, commit
-    from tests.page.relay import quick_chain, relaying
+    from tests.page.relay import SECONDS, Clock, quick_chain, relaying
 
-    desk.chain = quick_chain()
-    monkeypatch.setattr(commit, "SECONDS", 3)
-    monkeypatch.setattr(commit, "LATEST", 0)
-    with relaying(desk.chain) as (address, requests):
+    desk.chain, clock = quick_chain(), Clock(tmp_path / "later")
+    monkeypatch.setattr(commit, "SECONDS", SECONDS)
+    monkeypatch.setattr(protect, "time", SimpleNamespace(time=clock.now))
+    monkeypatch.setitem(beacon.fetch.__kwdefaults__, "now", clock.now)
+    with relaying(desk.chain, clock.now) as (address, requests):
         monkeypatch.setenv(beacon.VARIABLE, address)
-        yield address, requests
+        yield SimpleNamespace(requests=requests, clock=clock)
 
 
 @pytest.fixture
@@ -103,18 +104,22 @@ def engine(request, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def site(engine, tmp_path_factory, finished_run):
-    from tests.page.relay import quick_chain, relaying, write_chain
+    from tests.page.relay import Clock, quick_chain, relaying, write_chain
     from tests.page.world import served
 
     root, chain = tmp_path_factory.mktemp("page"), quick_chain()
+    clock = Clock(root / "later")
     flags = ("--runs_folder", finished_run, "--beacon_chain", write_chain(root / "chain.json", chain))
-    with relaying(chain) as (relay, _), served(root / "work", *flags, relay=relay) as (address, _):
-        yield SimpleNamespace(root=root, work=root / "work", address=address, chain=chain)
+    with (
+        relaying(chain, clock.now) as (relay, _),
+        served(root / "work", *flags, relay=relay, clock=clock) as (address, _),
+    ):
+        yield SimpleNamespace(root=root, work=root / "work", address=address, chain=chain, clock=clock)
 
 
 def story_of(browser, site):
     """A person's real photos marked through the page, with a beacon, a damaged one among them: what was shown while the
-    round was waited for and at the end, how long it took, and the two files that were downloaded."""
+    round was waited for and at the end, and the two files that were downloaded."""
     from tests.page import browsing, world
 
     data, user, strangers = world.crops(world.PHOTOS)
@@ -125,7 +130,6 @@ def story_of(browser, site):
     page = context.new_page()
     page.set_default_timeout(browsing.LONG)
     page.goto(site.address)
-    began = time.monotonic()
     page.locator("#protect-files input[type=file]").set_input_files([*paths, damaged])
     page.get_by_text(f"{world.PHOTOS + 1} photos found").wait_for()
     browsing.expect(page.locator("#protect-preview img")).to_have_count(3)  # nothing moves under the pointer any more
@@ -133,8 +137,8 @@ def story_of(browser, site):
     page.get_by_text("of the public randomness").wait_for()
     shown = page.locator("#protected-told").inner_text() + page.locator("#protected-view").inner_text()
     copied = browsing.selected_after_a_while(page, "#protected-told code")
+    site.clock.pass_by()
     page.get_by_text("are marked and ready").wait_for()
-    seconds = time.monotonic() - began
     text = page.locator("#protected-view").inner_text()
     folder = site.root / "downloads"
     for name in ("Download what to publish", "Download the private record"):
@@ -148,7 +152,6 @@ def story_of(browser, site):
         text=text,
         waiting=shown,
         copied=copied,
-        seconds=seconds,
         originals=paths,
         data=data,
         user=user,

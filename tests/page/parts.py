@@ -11,7 +11,7 @@ from networks import build_network
 from page.tabs import protect
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

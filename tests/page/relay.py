@@ -8,6 +8,30 @@ from provenance import beacon
 from tests.provenance.drand import answer, own_chain, serving, sign
 
 NOBODY = "http://127.0.0.1:9"  # a relay that is not there
+SECONDS, LATER = 600, 3600  # from a commitment to its round where there is a Clock, and what it moves on
+
+# Before app.py: its beacon goes by the Clock of a path.
+GO_BY = """
+from pathlib import Path
+from provenance import beacon, commit
+from tests.page.relay import Clock, SECONDS
+commit.SECONDS = SECONDS
+beacon.fetch.__kwdefaults__["now"] = Clock(Path(%r)).now
+"""
+
+
+class Clock:
+    """A clock that a test moves on when it has seen enough of the waiting, in any process: by a file at `path`."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def now(self):
+        return time.time() + (LATER if self.path.exists() else 0)
+
+    def pass_by(self):
+        """From now on every round that has been named is out."""
+        self.path.touch()
 
 
 def quick_chain():
@@ -31,12 +55,12 @@ def write_chain(path, chain):
 
 
 @contextmanager
-def relaying(chain):
-    """(address, requests) of a relay that has every round of the chain that is out, and no other."""
+def relaying(chain, now=time.time):
+    """(address, requests) of a relay that has every round of the chain that is out, and no other. now: its clock."""
 
     def reply(method, path, body):
         number = int(path.rpartition("/")[2])
-        if not path.startswith(f"/{chain.hash}/") or number > beacon.round_at(chain, time.time()):
+        if not path.startswith(f"/{chain.hash}/") or number > beacon.round_at(chain, now()):
             return 404, {}, b""
         return 200, {"Content-Type": "application/json"}, answer(sign(number))
 

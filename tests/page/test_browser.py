@@ -23,12 +23,11 @@ def opened(protected):
 
 
 @pytest.mark.every_browser
-def test_nobody_chose_and_it_takes_less_than_two_minutes(protected, site):
+def test_nobody_chose_and_the_commitment_was_shown_before_the_draw(protected, site):
     record, _ = opened(protected)
     (batch,) = record.batches
     named = batch.commit.beacon
     beacon.verify(site.chain, beacon.Round(named.round, batch.signature))
-    assert protected.seconds < 120
     assert "Post this number now" in protected.waiting and "seconds left" in protected.waiting
     assert record.commitments[0] in protected.waiting and protected.copied == record.commitments[0]
     assert "What this rests on" in protected.text and "rests on where it was posted" in protected.text
@@ -166,7 +165,7 @@ def test_a_model_that_is_not_there_is_one_line(visit, protected, address, words)
     hand_in(page, protected, address)
     page.get_by_role("button", name="Count the queries").click()
     alert = page.locator("#check-plan [role=alert]")
-    expect(alert).to_contain_text(re.compile(words), timeout=2 * LONG)
+    expect(alert).to_contain_text(re.compile(words), timeout=LONG)
     assert "Traceback" not in alert.inner_text()
     expect(page.get_by_role("button", name="Start the audit")).to_be_disabled()
 

@@ -1,13 +1,16 @@
 """The page in a real browser: reloads, several tabs, restarts, no network."""
 
+import itertools
 import re
 import signal
-import time
+import threading
 
 import numpy as np
 import pytest
 
 from tests.page.browsing import LONG, count, expect, go, go_more, hand_in, start, verdict
+from tests.page.parts import until
+from tests.page.relay import Clock
 from tests.page.world import PHOTOS, served
 from tests.provenance.drand import sign
 from tests.suspects.inference_server import make_app, running
@@ -18,22 +21,24 @@ IN_FLIGHT = 4  # requests that are under way at once; their answers are lost whe
 
 @pytest.fixture
 def slow_server(models):
-    """A model behind the protocol whose answers take a while: (address, the app's log)."""
+    """A model behind the protocol: (address, the app's log, `hurry`). An audit takes minutes until `hurry` is set, so
+    that there is time to look at it on the slowest machine; jobs that are cancelled end at their next answer."""
     from provenance import case
 
-    suspect = case.open_suspect(models.guilty)
+    suspect, hurry, answers = case.open_suspect(models.guilty), threading.Event(), itertools.count()
 
     def predict(images):
-        time.sleep(0.2)
+        if next(answers) > 5:
+            hurry.wait(2)  # for all together: the server asks the model for one batch after the other
         return suspect.ask(np.clip(np.round(images * 255), 0, 255).astype(np.uint8)).values
 
     app = make_app(predict, input_shape=[-1, 3, 32, 32], name="net")
     with running(app) as server:
-        yield server.url, server.log
+        yield server.url, server.log, hurry
 
 
 def test_a_reload_and_a_second_tab_find_the_audit_again(visit, protected, slow_server):
-    address, log = slow_server
+    address, log, hurry = slow_server
     page = visit()
     hand_in(page, protected, address)
     go_more(page, "40")
@@ -52,6 +57,7 @@ def test_a_reload_and_a_second_tab_find_the_audit_again(visit, protected, slow_s
     expect(page.locator("#checks-view")).to_contain_text("Cancelled")
     asked = len(log)
     assert 0 < asked < BATCHES
+    hurry.set()
     page.get_by_role("button", name="Go on").click()
     text = verdict(page, "net")
     assert "USED" in text
@@ -61,7 +67,7 @@ def test_a_reload_and_a_second_tab_find_the_audit_again(visit, protected, slow_s
 
 
 def test_a_killed_page_goes_on_where_it_stopped(browser, tmp_path, protected, slow_server):
-    address, log = slow_server
+    address, log, hurry = slow_server
     with served(tmp_path / "work") as (url, process):
         page = browser.new_page()
         page.set_default_timeout(LONG)
@@ -71,11 +77,11 @@ def test_a_killed_page_goes_on_where_it_stopped(browser, tmp_path, protected, sl
         count(page)
         start(page)
         page.locator("#checks-view progress").wait_for()
-        while len(log) < 5:
-            time.sleep(0.05)
+        until(lambda: len(log) >= 5)
         process.send_signal(signal.SIGKILL)
         process.wait()
         page.close()
+    hurry.set()
     with served(tmp_path / "work") as (url, _):
         page = browser.new_page()
         page.set_default_timeout(LONG)
@@ -91,7 +97,8 @@ def test_a_killed_page_goes_on_where_it_stopped(browser, tmp_path, protected, sl
 
 def test_without_a_network_the_round_is_brought_by_hand(browser, site, protected, tmp_path):
     """Waiting is cancelled and gone on with; the round is pasted; the commitment is the same all the while."""
-    with served(tmp_path / "work", "--beacon_chain", site.root / "chain.json") as (url, _):
+    clock = Clock(tmp_path / "later")
+    with served(tmp_path / "work", "--beacon_chain", site.root / "chain.json", clock=clock) as (url, _):
         page = browser.new_page()
         page.set_default_timeout(LONG)
         page.goto(url)
@@ -103,6 +110,7 @@ def test_without_a_network_the_round_is_brought_by_hand(browser, site, protected
         page.get_by_role("button", name="Cancel").click()
         view = page.locator("#protected-view")
         expect(view).to_contain_text("Cancelled")
+        clock.pass_by()
         page.get_by_role("button", name="Go on").click()
         pasted = page.get_by_label("Round of the public randomness")
         pasted.wait_for()

@@ -229,6 +229,7 @@ def test_the_model_of_another_bundle_is_named(desk, kept, tmp_path):
 
 def test_another_beacon_is_trusted_only_where_its_facts_are_given(desk, drawn, tmp_path):
     chain = desk.chain
+    drawn.clock.pass_by()
     album = mark(desk, save_pictures(tmp_path / "album", 20), beacon="drand")
     audit, _ = audited(desk, {**AUDIT, "known": album.id, "address": save_network(tmp_path / "net.pt", 1)})
     assert "no public randomness" not in check._result(audit)

@@ -16,7 +16,7 @@ def test_a_job_goes_through_its_states_and_is_found_again(tmp_path):
 
     def work(job):
         for _ in Progress(range(3), "steps"):
-            gate.wait(20)
+            gate.wait(300)
         return {"answer": 42}
 
     job = jobs.start("one", "checks", "First", {"model": "x"}, work)
@@ -77,7 +77,7 @@ def test_what_fails_is_one_line(tmp_path, capfd):
 
 def test_a_job_that_waits_is_cancelled_at_once_and_kinds_do_not_block_each_other(tmp_path):
     jobs, gate = Jobs(tmp_path), threading.Event()
-    audits = [jobs.start(f"a{number}", "checks", "t", {}, lambda job: gate.wait(20) and {}) for number in range(3)]
+    audits = [jobs.start(f"a{number}", "checks", "t", {}, lambda job: gate.wait(300) and {}) for number in range(3)]
     marked = jobs.start("p", "protected", "t", {}, lambda job: {"done": 1})
     until(lambda: marked.state == "done")
     until(lambda: [job.state for job in audits].count("waiting") == 1)
@@ -99,7 +99,7 @@ def test_closing_leaves_jobs_to_be_taken_up(tmp_path):
 
 def test_a_job_is_deleted_with_its_folder_and_not_while_it_runs(tmp_path):
     jobs, gate = Jobs(tmp_path), threading.Event()
-    job = jobs.start("one", "checks", "t", {}, lambda job: gate.wait(20) and {})
+    job = jobs.start("one", "checks", "t", {}, lambda job: gate.wait(300) and {})
     until(lambda: job.state == "running")
     jobs.delete("one")
     assert jobs.get("one") is job and job.folder.exists()

@@ -15,7 +15,7 @@ from PIL import Image
 from dataset import load_dataset
 from experiment import training
 from provenance import beacon
-from tests.page.relay import NOBODY
+from tests.page.relay import GO_BY, NOBODY
 from tests.parts import ROOT, environment
 
 PHOTOS, STRANGERS = 60, 300
@@ -29,11 +29,15 @@ def system_chromium():
 
 
 @contextlib.contextmanager
-def served(work, *flags, relay=NOBODY):
-    """app.py on a free port: yields (address with its token, process). relay: of the beacon."""
+def served(work, *flags, relay=NOBODY, clock=None):
+    """app.py on a free port: yields (address with its token, process). relay: of the beacon; clock: a `relay.Clock`."""
+    start = [str(ROOT / "app.py")]
+    if clock is not None:
+        code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{GO_BY % str(clock.path)}"
+        start = ["-c", f"{code}\nimport app\nfrom kit.errors import run_script\nrun_script(app.main)"]
     command = [
         sys.executable,
-        str(ROOT / "app.py"),
+        *start,
         "--work_folder",
         str(work),
         "--port",
@@ -53,7 +57,7 @@ def served(work, *flags, relay=NOBODY):
         finally:
             page.send_signal(signal.SIGINT)
             try:
-                page.wait(30)
+                page.wait(120)
             except subprocess.TimeoutExpired:
                 page.kill()
 

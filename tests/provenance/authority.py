@@ -118,5 +118,5 @@ class Authority:
         return self.answer(self.query(digest), *flags, **settings)
 
     def _run(self, *arguments):
-        done = subprocess.run(["openssl", "ts", *map(str, arguments)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["openssl", "ts", *map(str, arguments)], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr

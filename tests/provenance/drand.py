@@ -82,7 +82,7 @@ def serving(reply):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             requests.append((self.command, self.path, dict(self.headers), body))
             if (answered := reply(self.command, self.path, body)) is None:
-                done.wait(10)
+                done.wait(600)
                 return
             status, headers, content = answered
             self.send_response(status)

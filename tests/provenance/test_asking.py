@@ -18,6 +18,7 @@ from suspects.suspect import Answers, Preprocessing, Suspect
 COUNT, SIDE = 50, 4
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 3, SIDE, SIDE), dtype=np.uint8)
 SETTINGS = {"model": "m"}
+LONG = 120  # seconds that nobody waits
 OTHERS = 9 * (20 + 5 * (32 + 3 * 4) + 4)  # bytes of nine blocks of five answers
 
 
@@ -45,7 +46,7 @@ class Model(Suspect):
             self.most = max(self.most, self._now)
         try:
             if number <= self._together:
-                self._meeting.wait(timeout=60)  # BrokenBarrierError where fewer are ever under way
+                self._meeting.wait(timeout=LONG)  # BrokenBarrierError where fewer are ever under way
             if self.concurrency > 1:
                 time.sleep(0.002 * (number % 5))
             if self.fails_from is not None and number > self.fails_from:
@@ -61,6 +62,13 @@ class Model(Suspect):
 def ask(folder, model, transcript=None, images=IMAGES):
     log = AnswerLog(folder, SETTINGS)
     return user_audit.ask_all(log, model, len(images), lambda places: images[places], "asking", transcript)
+
+
+def until(condition):
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
 
 
 def right(found, images=IMAGES):
@@ -92,11 +100,7 @@ def test_answers_are_on_disk_as_soon_as_they_come(tmp_path):
     class Slow(Model):
         def ask(self, images):
             if (images == IMAGES[:5]).all():
-                deadline = time.monotonic() + 10
-                while (
-                    not path.exists() or path.stat().st_size < 9 * (20 + 5 * 44 + 4)
-                ) and time.monotonic() < deadline:
-                    time.sleep(0.005)
+                until(lambda: path.exists() and path.stat().st_size >= OTHERS)
                 seen.append(path.stat().st_size)
             return super().ask(images)
 
@@ -120,20 +124,18 @@ def test_a_failure_in_the_middle_says_what_is_kept_and_the_same_call_goes_on(tmp
 
 def test_nothing_is_stored_when_nobody_waits_any_more(tmp_path):
     """A job that was cancelled leaves its folder alone, though its requests are still under way."""
-    gate, late = threading.Event(), threading.Event()
+    gate, asking = threading.Event(), []
 
     class Late(Model):
         def ask(self, images):
+            asking.append(threading.current_thread())
             if not (images == IMAGES[:8]).all():
-                gate.wait(10)
-                try:
-                    return super().ask(images)
-                finally:
-                    late.set()
+                gate.wait(LONG)
             return super().ask(images)
 
     def prepare(places):
         if places[0] >= 24:
+            until(lambda: len(asking) == 3)
             raise KeyboardInterrupt
         return IMAGES[places]
 
@@ -142,8 +144,9 @@ def test_nothing_is_stored_when_nobody_waits_any_more(tmp_path):
         user_audit.ask_all(log, Late(8, 4), COUNT, prepare, "asking")
     before = (tmp_path / "log" / evidence.ANSWER_FILE).read_bytes() if log.path.exists() else b""
     gate.set()
-    assert late.wait(10)
-    time.sleep(0.05)
+    for thread in asking:
+        thread.join(LONG)
+        assert not thread.is_alive()
     assert (log.path.read_bytes() if log.path.exists() else b"") == before
 
 

@@ -220,7 +220,7 @@ def onnx(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["mlserver", "kserve", "triton"])
-def test_a_real_server_gives_the_verdict_of_its_file(audit, onnx, tmp_path, name):
+def test_a_real_server_gives_the_verdict_of_its_file(audit, onnx, tmp_path, monkeypatch, name):
     """It is killed in the middle, and goes on in other batches with another number of requests at once."""
     from tests.suspects.real_servers import serving
 
@@ -231,10 +231,10 @@ def test_a_real_server_gives_the_verdict_of_its_file(audit, onnx, tmp_path, name
     folder.mkdir()
     with serving(name, onnx, folder) as real:
         given = mean if name == "kserve" else ()
-        stopped = None
         out, flags = tmp_path / "out", ("--retries", "0", *given)
-        _kill_after(real, out / evidence.ANSWER_FILE)
-        stopped = audit(out, *flags, "--query_batch", "4", "--concurrency", "2", checkpoint=real.url)
+        with monkeypatch.context() as patch:
+            patch.setattr(evidence.AnswerLog, "add", _kill_after(real, evidence.AnswerLog.add))
+            stopped = audit(out, *flags, "--query_batch", "4", "--concurrency", "2", checkpoint=real.url)
         refused(stopped, "answers that came are kept, and the same command goes on with the rest")
         real.start()
         done = audit(out, *flags, "--query_batch", "8", checkpoint=real.url)
@@ -247,17 +247,12 @@ def test_a_real_server_gives_the_verdict_of_its_file(audit, onnx, tmp_path, name
     shutil.rmtree(folder)
 
 
-def _kill_after(real, path):
-    """Kill the server as soon as some answers are on disk."""
-    import threading
-    import time
+def _kill_after(real, add):
+    """`add` that kills the server once the first answers are on disk."""
 
-    def watch():
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            if path.exists() and path.stat().st_size:
-                real.kill()
-                return
-            time.sleep(0.002)
+    def deadly(log, *answers):
+        add(log, *answers)
+        if real.process.poll() is None:
+            real.kill()
 
-    threading.Thread(target=watch, daemon=True).start()
+    return deadly

@@ -12,38 +12,34 @@ from tests.provenance.parts import QUERIES, refused
 
 @pytest.fixture
 def serving(world, monkeypatch):
-    """(make_app, running, the local model) for tests with a server; the client does not sleep between its tries."""
+    """(make_app, running, planned, the local model) for tests with a server; nobody sleeps between tries."""
     pytest.importorskip("fastapi", reason="the test server needs fastapi (requirements/dev.txt)")
     pytest.importorskip("uvicorn", reason="the test server needs uvicorn (requirements/dev.txt)")
     pytest.importorskip("requests")
-    from tests.suspects.inference_server import make_app, running
+    from tests.suspects.inference_server import make_app, planned, running
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(server, "open_server", functools.partial(open_server, sleep=lambda _: None))
-    return make_app, running, opened.open_model(world.run, device="cpu")
+    return make_app, running, planned, opened.open_model(world.run, device="cpu")
 
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_a_server_gives_the_local_verdict_bit_for_bit(audit, serving, verdict_folder, tmp_path, binary):
     """Faults in between: no query is lost, none is answered twice, and p and T have the same bits as from the file."""
-    make_app, running, local = serving
+    make_app, running, planned, local = serving
     faults = [500, None, "drop", "shape", 429, None, "truncated", "timeout", None, "nan", 503, "rows", None]
     app = make_app(
         lambda images: local.ask(images).values,
         input_shape=[-1, 3, 32, 32],
         datatype="UINT8",
-        faults=faults,
         binary=binary,
-        stall=0.8,
         retry_after="0",
     )
-    with running(app) as server:
+    with running(app) as server, planned(server.state, faults):
         done = audit(
             tmp_path / "out",
             "--query_batch",
             "16",
-            "--timeout",
-            "0.6",
             "--retries",
             "9",
             checkpoint=server.url,
@@ -63,7 +59,7 @@ def test_a_server_gives_the_local_verdict_bit_for_bit(audit, serving, verdict_fo
 
 def test_a_server_that_dies_in_between(audit, serving, verdict_folder, tmp_path):
     """What was answered before stays, and the rest is asked when the server is back."""
-    make_app, running, local = serving
+    make_app, running, _, local = serving
     app = make_app(
         lambda images: local.ask(images).values,
         input_shape=[-1, 3, 32, 32],

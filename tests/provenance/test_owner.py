@@ -26,7 +26,7 @@ METADATA = {
     "inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [-1, 3, 32, 32]}],
     "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 4]}],
 }
-FLAGS = ("--query_batch", "16", "--retries", "1", "--timeout", "5")
+FLAGS = ("--query_batch", "16", "--retries", "1", "--timeout", "120")
 HOWS = ("nan", "null", "500", "403", "malformed", "fewer", "drop")
 
 

@@ -291,7 +291,7 @@ PATHS = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(PATHS, min_size=1, max_size=8, unique=True), st.lists(PATHS, max_size=6, unique=True))
 def test_output_names_of_batches_never_meet(first, second):
     check_names(second, check_names(first))

@@ -479,7 +479,7 @@ def test_the_same_file_twice_is_one_photo(photos, mark):
     assert done.code == 0 and len(loaded(photos)["photos"]) == 6 and "twice" in done.out
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     height=st.integers(1, 40),
     width=st.integers(1, 40),

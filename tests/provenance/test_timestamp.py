@@ -139,7 +139,7 @@ def test_a_root_that_nobody_named(authority, token, tmp_path):
         timestamp.verify(token, DIGEST)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 def test_a_changed_byte_is_found(authority, token, place, flip):
     changed = bytearray(token)
@@ -203,7 +203,7 @@ def test_what_is_no_stamp(token, tmp_path):
         timestamp.read(tmp_path / "stamp.tsr", DIGEST)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_refused_in_one_line(token):
     with pytest.raises(UserError):

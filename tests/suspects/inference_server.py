@@ -3,12 +3,13 @@
 Needs fastapi and uvicorn, and imports them only when asked for a server. Written from the protocol's text, not from the
 client: it decodes and encodes tensors with code of its own.
 
-Public: make_app, running, digest, seeded_faults, FAULTS.
+Public: make_app, running, planned, digest, seeded_faults, FAULTS.
 """
 
 import asyncio
 import gzip
 import hashlib
+import itertools
 import json
 import random
 import socket
@@ -41,6 +42,8 @@ FAULTS = (
 )
 DTYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "UINT8": "|u1", "INT32": "<i4", "INT64": "<i8"}
 HUGE_PIECES = 512  # of 1 MiB
+PLANNED, UNUSED = "X-Planned-Fault", "X-Planned-Fault-Unused"  # headers of `planned`
+SHORT, LONG = 0.2, 300  # seconds
 
 
 def digest(image):
@@ -72,7 +75,6 @@ def make_app(
     token=None,
     name="net",
     retry_after="2",
-    stall=1.0,
     extra_outputs=(),
     metadata=None,
     echo_id=True,
@@ -84,12 +86,13 @@ def make_app(
     """A FastAPI app. `predict` maps a numpy batch, NCHW in the dtype that was sent, to float32 logits (N, C).
 
     mode: dense, labels, top_k, text_index, text_label, text_top (Triton's score:index:label); faults: an iterable with
-    one entry per request to infer, right replies once it ends; binary: whether binary tensors are announced and
-    understood ("unlisted": understood alone), binary_replies: and sent; token: what the Authorization header must be;
-    metadata: keys that replace those of the model's metadata; config: the model's configuration as Triton has it, whose
-    max_batch_size is enforced; max_bytes: of a request; pixels: the input's name, None for any. app.state.log has a
-    dict per request to infer (id, digests, answered, fault, headers, time), app.state.other the paths of all other
-    requests, those of the wrong form among them, app.state.huge how many bytes of huge replies were sent.
+    one entry per request to infer, right replies once it ends ("timeout" needs `planned`); binary: whether binary
+    tensors are announced and understood ("unlisted": understood alone), binary_replies: and sent; token: what the
+    Authorization header must be; metadata: keys that replace those of the model's metadata; config: the model's
+    configuration as Triton has it, whose max_batch_size is enforced; max_bytes: of a request; pixels: the input's name,
+    None for any. app.state.log has a dict per request to infer (id, digests, answered, fault, headers, time),
+    app.state.other the paths of all other requests, those of the wrong form among them, app.state.huge how many bytes
+    of huge replies were sent.
     """
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
@@ -138,9 +141,11 @@ def make_app(
         body = await request.body()
         if unreadable := unread(request, body):
             app.state.other.append(request.url.path)
+            unreadable.headers[UNUSED] = "1"
             return unreadable
+        wanted = request.headers.get(PLANNED)
         entry = {
-            "fault": next(faults, None),
+            "fault": next(faults, None) if wanted is None else json.loads(wanted)["fault"],
             "answered": False,
             "digests": (),
             "time": time.monotonic(),
@@ -155,7 +160,7 @@ def make_app(
         asked, tensor = decode(body, request.headers, datatype, binary)
         images = tensor if nchw else tensor.transpose(0, 3, 1, 2)
         entry.update(id=asked["id"], digests=[digest(image) for image in images], shape=list(tensor.shape))
-        reply = await faulty(entry["fault"], app)
+        reply = await faulty(entry["fault"], request)
         if reply is not None:
             return reply
         arrays = output_arrays(mode, np.asarray(predict(images), dtype=np.float32), k, labels)
@@ -210,12 +215,13 @@ def make_app(
             return Response(gzip.compress(content), headers={**headers, "Content-Encoding": "gzip"})
         return Response(content[: len(content) - 3] if fault == "truncated" else content, headers=headers)
 
-    async def faulty(fault, app):
+    async def faulty(fault, request):
         if isinstance(fault, int):
             return JSONResponse({"error": f"fault {fault} as planned\nand a second line \x1b[31m" + "x" * 500}, fault)
         if fault == "timeout":
-            await asyncio.sleep(stall)
-            return Response("late")
+            while not await request.is_disconnected():
+                await asyncio.sleep(0.01)
+            return Response("too late")
         if fault == "retry_after":
             return JSONResponse({"error": "slower"}, 429, headers={"Retry-After": retry_after})
         if fault == "redirect":
@@ -348,7 +354,7 @@ def running(app):
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()  # from now on the listener is the server's to close
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + LONG
         while not server.started:
             assert thread.is_alive() and time.monotonic() < deadline, "the test server did not start"
             time.sleep(0.002)
@@ -356,3 +362,47 @@ def running(app):
         yield SimpleNamespace(url=f"{root}/v2/models/{state.name}", root=root, log=state.log, state=state)
     finally:
         server.should_exit = server.force_exit = True  # without waiting for clients that keep their connection
+
+
+@contextmanager
+def planned(state, faults):
+    """While the block lasts, each request to infer says itself which of `faults` comes next, in whatever order they are
+    read; those that are refused for their form use up none.
+
+    state: of the app, which takes the form of what may meet "timeout". The client waits for long where an answer comes.
+    Where none does it waits SHORT, once the server has the request: no test of silence hangs on how fast anything is.
+    """
+    import requests
+    from urllib3.connection import HTTPConnection
+
+    faults, unused, lock, numbers = iter(faults), [], threading.Lock(), itertools.count()
+    send, getresponse, this = requests.Session.send, HTTPConnection.getresponse, threading.local()
+
+    def has_come(plan):
+        return any(entry["headers"].get(PLANNED.lower()) == plan for entry in state.log)
+
+    def planning(session, request, **options):
+        if not request.url.endswith("/infer"):
+            return send(session, request, **{**options, "timeout": LONG})
+        with lock:
+            fault, number = unused.pop() if unused else next(faults, None), next(numbers)
+        request.headers[PLANNED] = this.plan = json.dumps({"number": number, "fault": fault})
+        this.silent = fault == "timeout"
+        reply = send(session, request, **{**options, "timeout": (LONG, SHORT) if this.silent else LONG})
+        if UNUSED in reply.headers:
+            with lock:
+                unused.append(fault)
+        return reply
+
+    def patient(connection):
+        deadline = time.monotonic() + LONG
+        while getattr(this, "silent", False) and not has_come(this.plan):
+            assert time.monotonic() < deadline, "the request did not come"
+            time.sleep(0.002)
+        return getresponse(connection)
+
+    requests.Session.send, HTTPConnection.getresponse = planning, patient
+    try:
+        yield
+    finally:
+        requests.Session.send, HTTPConnection.getresponse = send, getresponse

@@ -1,7 +1,7 @@
 """What the tests of models share: random images, networks as after training, what they must answer, and a server."""
 
 import copy
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from suspects import wire
 from suspects.connection import Fault
 from suspects.opened import open_model
 from suspects.server import open_server
-from tests.suspects.inference_server import make_app, running
+from tests.suspects.inference_server import make_app, planned, running
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 GIVEN = {"size": 32, "mean": MEAN, "std": STD}
@@ -89,13 +89,17 @@ def photos(count, seed=1):
 
 
 @contextmanager
-def audited(*, shape=NCHW, **options):
-    """(running server, suspect that never really sleeps); keywords go to whichever of the two knows them."""
+def audited(*, shape=NCHW, silent=None, **options):
+    """(running server, suspect that never really sleeps); keywords go to whichever of the two knows them.
+
+    silent: the faults of `planned`, "timeout" among them.
+    """
     names = ("headers", "rate_limit", "timeout", "retries", "overrides", "batch_size", "hints", "sleep", "clock")
     client = {"sleep": lambda seconds: None, **{name: options.pop(name) for name in names if name in options}}
     with running(make_app(predict, input_shape=shape, **options)) as server:
         raw = options.get("datatype") == "UINT8"
-        yield server, (open_server if raw else opened)(server.url, **client)
+        with nullcontext() if silent is None else planned(server.state, silent):
+            yield server, (open_server if raw else opened)(server.url, **client)
 
 
 def opened(url, overrides=None, **client):

@@ -9,6 +9,7 @@ Public: interpreter, onnx_model, serving, SERVERS, NAME, EXAMPLES, STATED.
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ from tests.parts import ROOT
 
 SERVERS, NAME, EXAMPLES = ("mlserver", "kserve", "triton"), "resnet50", ROOT / "suspects" / "examples"
 STATED = {"resize": 256, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # in the examples
-SECONDS = 120  # to start
+SECONDS = 300  # to start
 
 # KServe listens on all addresses, and has no flag for that.
 LOOPBACK = """
@@ -112,15 +113,15 @@ def onnx_model(path, classes=1000):
 
 
 def free_ports(count):
-    """Ports of this machine that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports of this machine that nobody listens on, below those that a system gives away by itself, so that nobody has
+    them when the server comes to listen."""
+    found, draws = [], random.Random(os.getpid())
+    while len(found) < count:
+        port = draws.randrange(20_000, 32_000)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found += [port] * (port not in found)
+    return found
 
 
 @contextmanager

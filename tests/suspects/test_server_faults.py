@@ -25,14 +25,16 @@ requests = pytest.importorskip("requests")
 
 # --- faults ---
 
-PASSING = [*(fault for fault in FAULTS if fault not in ("redirect", "nan")), 408, 425, 429, 500, 502, 503, 504]
+# Silence is not the first: a server that takes no binary tensors refuses the first request as fast as it can.
+PASSING = [*(fault for fault in FAULTS if fault not in ("timeout", "redirect", "nan")), "timeout"]
+PASSING += [408, 425, 429, 500, 502, 503, 504]
 
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_every_passing_fault_is_repeated(binary):
     """Two faults of each kind, then the right answer; a fault that were believed would give wrong or no values."""
     faults = [fault for kind in PASSING for fault in (kind, kind, None)]
-    with audited(faults=faults, binary=binary, timeout=1.0, stall=1.3, retries=2) as (server, model):
+    with audited(silent=faults, binary=binary, retries=2) as (server, model):
         model.ask(photos(1))  # uses up a fault or two: the rest runs with the number of classes known
         first = len(server.log)
         for number, kind in enumerate(PASSING[1:]):
@@ -63,7 +65,7 @@ def test_every_passing_fault_is_repeated(binary):
 )
 def test_a_fault_that_stays_ends_in_one_line(fault, text):
     with (
-        audited(faults=itertools.repeat(fault), timeout=1.0, stall=1.3, retries=2) as (server, model),
+        audited(silent=itertools.repeat(fault), binary=fault == "timeout", retries=2) as (server, model),
         pytest.raises(UserError, match=text) as error,
     ):
         model.ask(photos(2))
@@ -75,9 +77,9 @@ def test_a_fault_that_stays_ends_in_one_line(fault, text):
 @pytest.mark.parametrize("seed", range(4))
 def test_nothing_is_sent_again_after_a_right_answer(seed):
     binary, images = bool(seed % 2), photos(120, seed)
-    kinds = [fault for fault in PASSING if fault != "timeout"] + ["timeout"] * (seed == 0)
+    kinds = [fault for fault in PASSING if fault != "timeout"] + ["timeout"] * (seed == 1)
     faults = seeded_faults(seed, 0.5, kinds)
-    with audited(faults=faults, binary=binary, timeout=1.0, stall=1.3, retries=50) as (server, model):
+    with audited(silent=faults, binary=binary, retries=50) as (server, model):
         values = np.concatenate([model.ask(images[start : start + 4]).values for start in range(0, 120, 4)])
         sent = model.preprocessing.normalize(images)
     assert same_bits(values, predict(sent))
@@ -312,7 +314,7 @@ def models():
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(reply=REPLY, rest=st.binary(max_size=40), cut=st.none() | st.integers(-5, 300).map(str) | st.text(max_size=3))
 def test_no_reply_breaks_the_client(models, reply, rest, cut):
     head = json.dumps(reply).encode()
@@ -355,7 +357,7 @@ CONFIG = st.none() | st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(changes=METADATA, config=CONFIG)
 def test_no_metadata_breaks_the_client(changes, config):
     metadata = {

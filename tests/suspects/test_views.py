@@ -49,7 +49,7 @@ def test_shifts_are_a_sixteenth_of_the_side_and_repeat_the_edge():
         assert np.array_equal(inside, image[:, 4 - 2 * rows : -4 - 2 * rows, 6 - 3 * columns : -6 - 3 * columns])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, MOST_VIEWS - 1))
 def test_any_size_and_several_at_once(height, width, number):
     images = np.random.default_rng(height).integers(0, 256, (4, 3, height, width), dtype=np.uint8)
