@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-STUDIES = ("claims-1.0", "claims-0.5")
+STUDIES = ("claims-1.0", "claims-0.5", "claims-0.1")
 LIMITS = (
     "Measured on CIFAR-10 with a small network that remembers nearly all it was trained on; a model that remembers "
     "less, or has other photos much like yours, shows less."
