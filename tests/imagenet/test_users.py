@@ -86,6 +86,8 @@ def test_records_fit_the_files_and_hold_photos_out(prepared, manifest):
     source, out = prepared
     for name, entry in entries(manifest, "member").items():
         record = records.read_record(out / "records" / name / "record.json")
+        # The number that a model trained on the tree calls the class by: no departure at the audit.
+        assert record.plan.label == str(manifest["class_names"].index(entry["class"]))
         originals = records.locate_originals(record, [source / "train" / entry["class"]], out / "records" / name)
         rows = protect.verify(record, originals, [out / "members" / name / entry["class"]])
         assert len(rows) == 3 and not any(row["problem"] for row in rows)
