@@ -1,4 +1,4 @@
-"""studies/paper_size.py at toy size, by the real scripts: who is asked about, under which marks, and what is concluded."""
+"""studies/paper_size.py at toy size, by the real scripts: who is asked about, under which marks, with what result."""
 
 import importlib
 import json
@@ -42,7 +42,7 @@ def run(tmp_path_factory):
             folder = top / "source" / part / f"n{label}"
             folder.mkdir(parents=True)
             for number in range(count):
-                Image.fromarray(draws.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
+                Image.fromarray(draws.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
     started, found = [], []
     with pytest.MonkeyPatch.context() as patch:
 
