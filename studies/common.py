@@ -21,7 +21,6 @@ from dataset import load_dataset
 from kit import environment, files
 from kit.cli import Parser, number
 from kit.errors import UserError
-from kit.errors import UserError
 from kit.names import MOST_VIEWS
 from provenance import record as records
 from provenance.grid import query_order, scores_of

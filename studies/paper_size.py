@@ -414,13 +414,15 @@ def exact_table(rows):
 
 
 def draw_p(table, path):
-    """The share of users with a p of at most x, by group and test: innocent users stay below the diagonal."""
+    """The share of users with a p of at most x, by group and test: innocent users keep to the dotted line."""
     figure, axes = plots.figure_of(1, len(GROUPS), (4 * len(GROUPS), 4.2))
     for axis, (name, part) in zip(axes[0], table.groupby("group", sort=False), strict=True):
         lowest = table.p.min()
         for test, rows in part.groupby("test", sort=False):
-            axis.step([lowest / 2, *np.sort(rows.p)], np.arange(len(rows) + 1) / len(rows), where="post", label=test)
-        axis.plot([lowest / 2, 1], [lowest / 2, 1], color="grey", linewidth=0.8, linestyle=":", label="by chance")
+            steps = [*np.arange(len(rows) + 1) / len(rows), 1]
+            axis.step([lowest / 2, *np.sort(rows.p), 1], steps, where="post", label=test)
+        chance = np.geomspace(lowest / 2, 1, 200)
+        axis.plot(chance, chance, color="grey", linewidth=0.8, linestyle=":", label="by chance")
         axis.set(
             xscale="log", xlim=(lowest / 2, 1), ylim=(0, 1.02), title=name, xlabel="exact p", ylabel="share of users"
         )
