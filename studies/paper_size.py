@@ -212,12 +212,12 @@ def ask(args, root, folder):
 def ask_group(queries, data, users, group, keys, name="users"):
     """{model: float32 (users, photos, keys + 1, views)}: cross-entropies of the users' own class. Column 0 is under the
     own key; unchanged photos have no other."""
-    asked = [users.key] + [utils.derive_key(users.key, "fresh key", number + 1) for number in range(keys)]
-    chosen, found = asked if group.marked else asked[:1], {model: [] for model in queries}
+    fresh = [utils.derive_key(users.key, "fresh key", number + 1) for number in range(keys if group.marked else 0)]
+    found = {model: [] for model in queries}
     for user, (rows, label) in enumerate(Progress(list(zip(users.samples, users.classes, strict=True)), name)):
         originals = data.images[torch.from_numpy(rows)]
         kind = common.Kind(common.SETTINGS if group.marked else common.UNCHANGED, views=group.views, user=user)
-        for model, logits in common.ask_views(queries, originals, chosen, kind).items():
+        for model, logits in common.ask_views(queries, originals, [users.key, *fresh], kind).items():
             logits = logits.astype(np.float64)
             found[model].append((logsumexp(logits, axis=-1) - logits[..., label]).astype(np.float32))
     return {model: np.stack(losses) for model, losses in found.items()}
