@@ -2,10 +2,12 @@
 published, and the answers of a model for a user's whole grid.
 
 Public: Kind, Cohort, make_cohort, make_record, rows_of, published_images, ask_grid, ask_views, ask_strangers,
-exact_p, rate, halves, parser, load, write_study, SETTINGS, FAINT, UNCHANGED.
+exact_p, rate, halves, parser, load, call, write_study, SETTINGS, FAINT, UNCHANGED.
 """
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,7 @@ FAINT = SETTINGS.model_copy(update={"img_blending_ratio": 0.95, "noise_norm": 2.
 UNCHANGED = SETTINGS.model_copy(update={"img_blending_ratio": 1.0, "noise_injection_type": "none", "noise_norm": 0.0})
 
 
+ROOT = Path(__file__).resolve().parent.parent
 MOMENT = "2026-01-01T00:00:00+00:00"  # at which all records of studies are committed, so that draws are the same again
 
 
@@ -45,17 +48,19 @@ class Kind:
     """What users of one kind publish, and in how many views a model is asked about each picture.
 
     hide: (originals, marked) -> what the user makes of a marked photo, published and asked about alike; passage: what
-    happens to published copies alone, and the audit knows nothing of it. Images are uint8 (n, 3, H, W).
+    happens to published copies alone, and the audit knows nothing of it. Images are uint8 (n, 3, H, W). user: the
+    number of the one who publishes, where several share a key.
     """
 
     settings: records.MarkSettings = SETTINGS
     hide: Callable | None = None
     passage: Callable | None = None
     views: int = MOST_VIEWS
+    user: int = 0
 
     def marked(self, originals, key, numbers):
         """Photos under a key, as a model is asked about them; numbers: int (n,), which decide their noise."""
-        marked = utils.mark_images(originals, key, np.zeros_like(numbers), numbers, self.settings.marking())
+        marked = utils.mark_images(originals, key, np.full_like(numbers, self.user), numbers, self.settings.marking())
         return self.hide(originals, marked) if self.hide else marked
 
     def published(self, originals, key, numbers):
@@ -231,6 +236,14 @@ def rate(hits, of):
 def load(args):
     """(data set, device) of the flags."""
     return load_dataset(args.dataset, args.data_root), utils.choose_device(args.device)
+
+
+def call(script, *arguments):
+    """A script of the repository, as a user calls it."""
+    print("$", script, *arguments, flush=True)
+    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], check=False)
+    if done.returncode:
+        raise UserError(f"{script} ended with exit code {done.returncode}")
 
 
 def write_study(out, result, device):

@@ -10,8 +10,6 @@ checkpoint. Every stage is skipped when its output is there.
 """
 
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -26,11 +24,9 @@ from experiment import training
 from experiment.audit import Audit
 from experiment.training import IMAGENET_MEAN, IMAGENET_STD
 from kit import files, plots
-from kit.errors import UserError, run_script
+from kit.errors import run_script
 from kit.tables import markdown
 from studies import common
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_source(data_root, folder, classes, images, side, first=0):
@@ -110,14 +106,6 @@ def make_reference(args):
     return path, record["train_accuracy"]
 
 
-def call(script, *arguments):
-    """A script of the repository, as a user calls it."""
-    print("$", script, *arguments, flush=True)
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], check=False)
-    if done.returncode:
-        raise UserError(f"{script} ended with exit code {done.returncode}")
-
-
 def exact_verdicts(tree, checkpoint, manifest, args, kind="exact", flags=()):
     """eval.py's exact p for the first users, by their records and originals: a list of dicts. flags: of a further
     judgement, in a folder named after its kind."""
@@ -127,7 +115,7 @@ def exact_verdicts(tree, checkpoint, manifest, args, kind="exact", flags=()):
     for name in members:
         entry, folder = manifest["users"][name], Path(args.work) / kind / name
         if not (folder / "result.json").exists():
-            call(
+            common.call(
                 "eval.py",
                 "--record",
                 tree / "records" / name / "record.json",
@@ -202,7 +190,7 @@ def main():
     work = Path(args.work)
     source, tree, checkpoint, audit = work / "source", work / "tree", work / "checkpoint.pth", Path(args.out) / "audit"
     write_source(args.data_root, source, args.classes, args.images, args.side)
-    call(
+    common.call(
         "imagenet-prepare.py",
         "--data_root",
         source,
@@ -224,7 +212,7 @@ def main():
         args.format,
     )
     train(tree, checkpoint, args)
-    call(
+    common.call(
         "imagenet-audit.py",
         "--resume_path",
         checkpoint,
