@@ -105,7 +105,11 @@ def _record(found, plan, seed, named_round):
     named = records.BeaconRound.of(beacon.QUICKNET, ROUND.round)
     new = records.new_record(common.SETTINGS)
     beacon_round, signature = (named, ROUND.signature) if named_round else (None, None)
-    record = records.commit_batch(new, found.photos, 0.5, found.path, "marked", plan, beacon_round, seed)
+    # The draw hangs on the date, too: from a number it is the same again.
+    created = None if seed is None else common.MOMENT
+    record = records.commit_batch(
+        new, found.photos, 0.5, found.path, "marked", plan, beacon_round, seed, created=created
+    )
     record = records.draw_batch(record, {photo.number: photo.original for photo in record.photos}, signature)
     marked = {}
     for photo in record.photos:

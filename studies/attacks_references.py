@@ -104,7 +104,7 @@ def chosen_later(world, data, args, device, models):
             copy = _copy(data, args, device, free, own, record, file, (accused, number))
             queries = {"accused": query, TRAINED: trained, COPY: copy, **ready}
             originals, keys = data.images[torch.from_numpy(own)], [key for (key,) in record.keys(USUAL.keys)]
-            asked = common.ask_views(queries, originals, keys, record.settings.marking(), USUAL.views)
+            asked = common.ask_views(queries, originals, keys, common.Kind(record.settings, views=USUAL.views))
             yield from _rows(asked, record, list(ready), number, accused)
 
 

@@ -2,7 +2,7 @@
 published, and the answers of a model for a user's whole grid.
 
 Public: Kind, Cohort, make_cohort, make_record, rows_of, published_images, ask_grid, ask_views, ask_strangers,
-exact_p, rate, halves, parser, load, call, write_study, SETTINGS, FAINT, UNCHANGED.
+exact_p, rate, halves, parser, load, call, write_study, SETTINGS, FAINT, UNCHANGED, MOMENT.
 """
 
 import hashlib

@@ -3,7 +3,8 @@
 Example: python -m studies.owner --data_root CIFAR10_FOLDER --out results/owner
 Users publish a random half of their photos, marked. An audit of a marked record has two arms, both fixed before any
 answer is seen, each at alpha / 2: the exact test on marked queries (keys and selections), and the exact test on the
-same photos unmarked, once each, with the selections alone. Each countermeasure of `countermeasures/` that is aimed at
+same photos unmarked, with the selections alone; both in the usual views, less what a reference on as many other images
+explains (`data_marking.py --plain_arm --reference`). Each countermeasure of `countermeasures/` that is aimed at
 the marks is tried on the same users and training images; found is who either arm finds.
 """
 
@@ -16,13 +17,16 @@ import torch
 
 import countermeasures
 import utils
+from attacks import exact
+from attacks.difficulty import taken_out
 from countermeasures.base import Countermeasure
 from experiment import training
 from kit import files, plots
 from kit.errors import run_script
 from kit.tables import markdown
-from provenance.grid import query_order
-from studies import common
+from provenance.grid import scores_of
+from provenance.plan import VIEWS
+from studies import answers, common
 from suspects.suspect import Answers
 
 DEFENCES = {
@@ -81,32 +85,31 @@ def defended(data, cohort, seed, text, args, device):
     return defence.answer(owner.query, seed, owner.learned)
 
 
-def ask_plain(query, originals, record):
-    """`Answers` to a user's photos as they are, uint8 (n, 3, H, W), each asked once, in an order that the secret
-    decides."""
-    order = torch.from_numpy(query_order(record, len(originals), ""))
-    return Answers(query(originals[order]).cpu()[order.argsort()].numpy())
-
-
-def p_of(answers, record, label, selections):
-    """p of one arm; 1 where the model answered nothing, as nothing can be said then."""
-    if answers.missing.all():
+def p_of(logits, beside, selections, label):
+    """p of one arm; 1 where the model answered nothing, as nothing can be said then. logits, beside: of the model and
+    of the reference, float32 (n, keys, views, C)."""
+    if np.isnan(logits).all():
         return 1.0
-    return common.exact_p(answers, record, label, selections=selections)
+    scores, reference = (
+        scores_of(Answers(some.reshape(-1, some.shape[3])), len(some), some.shape[3], label, some.shape[2])[0]
+        for some in (logits, beside)
+    )
+    left = taken_out(scores, reference[None, :, :, label])
+    return exact.p_value(exact.statistic_grid(left, selections, label)[0])
 
 
-def audit(query, data, record, rows, label, args):
-    """Both arms for one user: p of each, and how many of the queries got no answer, or one that says nothing."""
-    originals, found = data.images[torch.from_numpy(rows)], {}
-    arms = {
-        "marked": common.ask_grid(query, originals, record, args.keys),
-        "plain": ask_plain(query, originals, record),
-    }
-    for arm, answers in arms.items():
-        empty = answers.missing | (answers.values == 0).all(axis=1)
+def audit(queries, data, record, rows, label, args):
+    """Both arms for one user: p of each, and how many of the queries got no answer, or one that says nothing. queries:
+    {"owner" and "reference": query function}."""
+    originals, found, drawn = data.images[torch.from_numpy(rows)], {}, record.selections(args.selections)
+    arms = {"marked": (record.settings, args.keys), "plain": (common.UNCHANGED, 0)}
+    for arm, (settings, keys) in arms.items():
+        kind = common.Kind(settings, views=args.views)
+        asked = common.ask_views(queries, originals, [key for (key,) in record.keys(keys)], kind)
+        logits = asked["owner"]
         found |= {
-            f"{arm}_p": p_of(answers, record, label, args.selections),
-            f"{arm}_refused": float(empty.mean()),
+            f"{arm}_p": p_of(logits, asked["reference"], drawn, label),
+            f"{arm}_refused": float((np.isnan(logits) | (logits == 0)).all(axis=3).mean()),
         }
     return found
 
@@ -168,7 +171,7 @@ def conclude(args, found, models, device):
     print(text)
     with files.atomic_path(f"{args.out}/owner.md") as path:
         path.write_text(text)
-    names = ("seeds", "users", "photos", "train_size", "epoch", "keys", "selections", "alpha")
+    names = ("seeds", "users", "photos", "train_size", "epoch", "keys", "views", "selections", "alpha")
     settings = {name: getattr(args, name) for name in names}
     common.write_study(args.out, {"settings": settings, "found": rates, "users": found, "models": models}, device)
 
@@ -182,10 +185,13 @@ def main():
         train_size=5000,
         epoch=100,
         keys=19,
-        selections=4999,
+        views=VIEWS,
+        selections=exact.SELECTIONS,
         alpha=0.001,
     ).parse_args()
+    args.half, args.net_type = "claims", "smallnet"  # as `answers.reference_of` wants it
     data, device = common.load(args)
+    reference = answers.reference_of(args, data, device, answers.GOOD)[0]
     pool, found, models = common.halves(data)[1], [], []
     for seed in args.seeds:
         cohort = common.make_cohort(data, pool, seed, args.users, args.photos, 0.5, args.train_size)
@@ -193,7 +199,8 @@ def main():
             query = defended(data, cohort, seed, text, args, device)
             models.append({"seed": seed, "defence": name, **of_test_images(query, data)})
             for record, rows, label in zip(cohort.records, cohort.rows, cohort.classes, strict=True):
-                p = audit(query, data, record, rows, int(label), args)
+                queries = {"owner": query, "reference": reference}
+                p = audit(queries, data, record, rows, int(label), args)
                 found.append({"seed": seed, "defence": name, **p})
             print(f"seed {seed}, {name}: {found[-args.users :]}", flush=True)
     conclude(args, found, models, device)

@@ -129,6 +129,7 @@ def test_fields_left_empty_are_as_committed(desk, album, fields):
         **dict.fromkeys(
             (
                 "label",
+                "caption",
                 "keys",
                 "query_augmentations",
                 "selections",

@@ -49,7 +49,7 @@ def found(tmp_path_factory):
         keys=KEYS,
         selections=SELECTIONS,
         label="0",
-        seed=7,
+        seed=10,  # a draw on which made-up scores would accuse an innocent model
     )
     return {row["forgery"]: row for row in played} | {"folder": folder / "played"}
 
@@ -72,7 +72,7 @@ def test_made_up_scores_are_named_and_found_by_whoever_asks_the_reference(found)
     """p as the bundle has it speaks against the model, until both are asked again."""
     for given in ((), liar.MODEL):
         (row,) = of_kind(found, "made up", given)
-        assert row["outcome"] == "named" and row["strict"] == 1 and row["p"] < 0.01
+        assert row["outcome"] == "named" and row["strict"] == 1 and row["p"] < min(0.05, row["honest"])
         assert row["words"].startswith(("nothing shows that the answers", "nothing shows that the scores"))
     for given in (liar.REFERENCES, liar.EVERYTHING):
         (row,) = of_kind(found, "made up", given)

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 
+from attacks import exact
 from studies import owner
-from suspects.suspect import Answers
 
 
 def test_the_study_runs_from_end_to_end(script, tmp_path):
@@ -17,7 +17,7 @@ def test_the_study_runs_from_end_to_end(script, tmp_path):
     assert done.code == 0, done.err
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result["found"]) == set(owner.DEFENCES) and len(result["users"]) == 2 * len(owner.DEFENCES)
-    assert len(list((tmp_path / "w").glob("*.safetensors"))) == 2, "one model for all that only change answers"
+    assert len(list((tmp_path / "w").glob("owner-*.safetensors"))) == 2, "one model for all that only change answers"
     p = {(row["defence"], arm): row[f"{arm}_p"] for row in result["users"] for arm in ("marked", "plain")}
     refused = "flagged queries not answered"
     assert p["none", "plain"] == p[refused, "plain"], "plain originals are answered as by any other owner"
@@ -31,4 +31,16 @@ def test_either_arm_finds_at_half_alpha():
 
 
 def test_a_model_that_answers_nothing_finds_nobody():
-    assert owner.p_of(Answers(np.full((4, 3), np.nan, np.float32)), None, 0, 9) == 1.0
+    nothing, reference = np.full((4, 2, 2, 3), np.nan, np.float32), np.zeros((4, 2, 2, 3), np.float32)
+    assert owner.p_of(nothing, reference, np.eye(4, dtype=bool), 0) == 1.0
+
+
+def test_what_the_reference_finds_hard_is_taken_out():
+    """Photos differ in difficulty far more than in whether the model remembers them."""
+    rng, published = np.random.default_rng(1), np.arange(40) < 20
+    drawn = exact.random_selections(rng, 40, 20, 999)
+    hard = rng.normal(2, 2, (40, 1, 2))
+    logits, beside = np.zeros((2, 40, 1, 2, 3), np.float32)
+    beside[..., 0], logits[..., 0] = -hard, -hard + 0.8 * published[:, None, None]
+    alone, with_reference = (owner.p_of(logits, some, drawn, 0) for some in (np.zeros_like(beside), beside))
+    assert 4 * with_reference <= 0.02 < alone
