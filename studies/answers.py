@@ -5,8 +5,8 @@ Each suspect is trained on the published photos of users of three kinds at once:
 and the references (networks on other images) are asked for every photo under every key in all views; the logits are
 kept under --work, one file for each suspect. What is chosen on the half "choice" is claimed on the half "claims".
 
-Public: KINDS, KEYS, Reference, ALL_REFERENCES, CLAIMED_REFERENCES, GOOD, ENSEMBLE, reference_of, User, users_of, p_of, audit_p,
-answers_of, parser.
+Public: KINDS, KEYS, Reference, ALL_REFERENCES, CLAIMED_REFERENCES, GOOD, ENSEMBLE, reference_of, User, users_of, p_of,
+audit_p, answers_of, parser.
 """
 
 from dataclasses import dataclass, replace
