@@ -24,7 +24,7 @@ VISIBLE = ("visibility", *MARK)  # settings that change the preview, in the orde
 FOLLOWING = (*MARK, "metadata", "holdout")  # fields that a visibility changes, in the order of `following`
 PLAIN = [
     ("Plain: stripes can be seen. The paper's mark", "clear"),
-    ("Faint: hardly seen. A fainter mark finds less", "faint"),
+    ("Faint: hardly seen. It found about as many in experiments", "faint"),
     ("None: photos stay as they are. The secret is which half of them is published", "none"),
 ]
 METADATA = [
@@ -62,7 +62,7 @@ def fields():
             PLAIN,
             value="clear",
             label="Visibility of the mark",
-            info="A plainer mark changes your photos more, and finds more. Without one, only photos that are held back "
+            info="A plainer mark changes your photos more, and found hardly more. Without one, only photos held back "
             "can prove anything, and an audit looks at each photo 18 times.",
             elem_id="protect-visibility",
         ),
