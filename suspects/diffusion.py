@@ -6,7 +6,7 @@ error of the denoiser's training target (epsilon, v, the picture itself, or the 
 caption alone. The same error of the model that it was made of, a LoRA switched off or the model before fine-tuning, at
 the same draws, says how hard the picture is for anybody, and is taken off.
 
-Public: DiffusionSuspect, open_diffusion, draws_of, denoising_errors, FRACTIONS, NOISES.
+Public: DiffusionSuspect, open_diffusion.
 """
 
 from collections import OrderedDict
@@ -16,84 +16,19 @@ import numpy as np
 import torch
 
 from kit.errors import UserError
-from suspects import adapters, pipelines
+from suspects import adapters, denoising, pipelines
 from suspects.answering import merged_preprocessing, one_line, pattern, readable_digest
 from suspects.suspect import Answers, Captioned, Suspect
-from utils import key_generator
 
-FRACTIONS, NOISES = (0.02, 0.05, 0.1, 0.2), 2  # of the schedule's timesteps; noises at each
 CHANGED = 1e-6  # of an error; an adapter that changes less has changed nothing but rounding
-ELEMENTS = 1 << 18  # of latents in one pass: 16 pictures of 512 px
-MOST_PASSES = 64
 KEPT_CAPTIONS = 4096
+SIGNALS = {
+    "error": "denoising error, version 1",
+    "sima": "the noise that it sees in the picture itself (SimA)",
+    "pia": "how well it finds its own noise again (PIA)",
+    "secmi": "how far a step up and down misses (SecMI)",
+}
 WORDS = {"epsilon": "the noise", "v_prediction": "v", "sample": "the picture", "flow": "the velocity"}
-
-
-def draws_of(seed, shape, fractions=FRACTIONS, noises=NOISES):
-    """[(fraction of the timesteps, noise float32 of `shape`), ...], the same for a seed on every machine."""
-    generator = key_generator(seed, "denoising")
-    noise = generator.standard_normal((len(fractions) * noises, *shape), dtype=np.float32)
-    return [(fractions[place // noises], torch.from_numpy(one)) for place, one in enumerate(noise)]
-
-
-def noised(schedule, clean, noise, fraction):
-    """(noisy float32 (N, C, h, w), timestep, target of the denoiser float32 (N, C, h, w)) of clean latents.
-
-    noise: (C, h, w), the same for all. Flow matching goes straight from the picture to the noise, and its target is
-    their difference; the others mix by the cumulative alphas of the schedule (Ho et al. 2020, Salimans & Ho 2022).
-    """
-    noise = noise.to(clean).expand_as(clean)
-    if schedule["prediction"] == "flow":
-        return (1 - fraction) * clean + fraction * noise, fraction * schedule["timesteps"], noise - clean
-    step = min(schedule["timesteps"] - 1, round(fraction * schedule["timesteps"]))
-    steps = torch.full((len(clean),), step, device=clean.device)
-    scheduler = schedule["scheduler"]
-    target = {
-        "epsilon": lambda: noise,
-        "sample": lambda: clean,
-        "v_prediction": lambda: scheduler.get_velocity(clean, noise, steps),
-    }[schedule["prediction"]]()
-    return scheduler.add_noise(clean, noise, steps), step, target
-
-
-def denoising_errors(model, clean, told, draws):
-    """Mean squared error over the draws: float64 (N,). model: a Pipeline; clean: latents float32 (N, C, h, w); told: of
-    `_Captions.of`."""
-    total = torch.zeros(len(clean), dtype=torch.float64)
-    size = max(1, min(MOST_PASSES, ELEMENTS // clean[0].numel()))
-    for fraction, noise in draws:
-        for first in range(0, len(clean), size):
-            part = slice(first, first + size)
-            noisy, step, target = noised(model.schedule, clean[part], noise, fraction)
-            given = {name: value[part] for name, value in told.items()}
-            error = (_denoised(model, noisy, step, given).float() - target).square().flatten(1).mean(1)
-            total[part] += error.double().cpu()
-    return total.numpy() / len(draws)
-
-
-def _denoised(model, noisy, step, told):
-    """What the denoiser says of noisy latents, of their shape."""
-    network = model.network
-    steps = torch.full((len(noisy),), float(step), device=noisy.device)
-    inputs = noisy.to(next(network.parameters()).dtype)
-    if model.part == "transformer":
-        return network(inputs, timestep=steps, encoder_hidden_states=told["words"], pooled_projections=told["pooled"])[
-            0
-        ]
-    steps = steps.long() if model.schedule["prediction"] != "flow" else steps
-    if model.whole is None:
-        return network(inputs, steps).sample
-    added = {}
-    if model.name == "StableDiffusionXLPipeline":
-        height, width = (side * _scale(model) for side in noisy.shape[2:])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=noisy.device).expand(len(noisy), -1)
-        added = {"added_cond_kwargs": {"text_embeds": told["pooled"], "time_ids": sizes.to(inputs)}}
-    return network(inputs, steps, encoder_hidden_states=told["words"], **added).sample
-
-
-def _scale(model):
-    """Pixels of a side for one of the latents."""
-    return 1 if model.vae is None else 2 ** (len(model.vae.config.block_out_channels) - 1)
 
 
 class _Captions:
@@ -128,26 +63,25 @@ class _Captions:
 
 
 class DiffusionSuspect(Suspect):
-    """A diffusion model that answers with its denoising error. base: the Pipeline before fine-tuning; adapter: the LoRA
-    that was attached to `model`, which then is its own base; neither: no base is known."""
+    """A diffusion model that answers with a score of `suspects.denoising`. base: the Pipeline before fine-tuning;
+    adapter: the LoRA that was attached to `model`, which then is its own base; neither: no base is known."""
 
-    def __init__(self, model, identity, preprocessing, batch_size, base=None, adapter=None):
+    def __init__(self, model, identity, preprocessing, batch_size, base=None, adapter=None, signal="error"):
         self._model, self._base, self._adapter = model, base, adapter
         self._captions = {id(one): _Captions(one) for one in (model, base) if one is not None}
         self.preprocessing, self.identity, self.name = preprocessing, identity, identity["file"]
         self.captioned, self.batch_size = model.whole is not None, batch_size
-        self._seed, self._draws = b"", {}
+        self._seed, self._draws, self._signal = b"", {}, signal
         self.scores = self._in_words()
 
     def _in_words(self):
-        count = len(FRACTIONS) * NOISES
         made_of = ", less that of the model that it was made of" if self._base or self._adapter else ""
         shown = f"; {self._adapter.describe()}" if self._adapter else ""
-        what = WORDS[self._model.schedule["prediction"]]
-        return (
-            f"a {self._model.name} that answers with a score: how wrong it is about {what}, the mean over {count} draws"
-            f"{made_of}{shown}"
-        )
+        what = SIGNALS[self._signal]
+        if self._signal == "error":
+            count = len(denoising.FRACTIONS) * denoising.NOISES
+            what = f"how wrong it is about {WORDS[self._model.schedule['prediction']]}, the mean over {count} draws"
+        return f"a {self._model.name} that answers with a score: {what}{made_of}{shown}"
 
     def settle(self, seed):
         self._seed, self._draws = seed, {}
@@ -185,7 +119,7 @@ class DiffusionSuspect(Suspect):
         def errors():
             told = self._captions[id(model)].of(images.captions, on)
             clean = self._latents(model, images.images)
-            return denoising_errors(model, clean, told, self._drawn(clean.shape[1:]))
+            return denoising.scores_of(model, clean, told, self._drawn(clean.shape[1:]), self._signal)
 
         if on is None:
             return errors()
@@ -194,7 +128,7 @@ class DiffusionSuspect(Suspect):
 
     def _drawn(self, shape):
         if shape not in self._draws:
-            self._draws[shape] = draws_of(self._seed, tuple(shape))
+            self._draws[shape] = denoising.draws_of(self._seed, tuple(shape))
         return self._draws[shape]
 
     def _latents(self, model, images):
@@ -203,18 +137,19 @@ class DiffusionSuspect(Suspect):
         pixels = torch.from_numpy(self.preprocessing.normalize(images)).to(device)
         if vae is None:
             return pixels
-        size = max(1, ELEMENTS * 16 // pixels[0].numel())
+        size = max(1, denoising.ELEMENTS * 16 // pixels[0].numel())
         dtype = next(vae.parameters()).dtype
         found = torch.cat([vae.encode(some.to(dtype)).latent_dist.mode().float() for some in pixels.split(size)])
         return (found - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
 
-def open_diffusion(path, base, config, device, precision, overrides, batch_size):
+def open_diffusion(path, base, config, device, precision, overrides, batch_size, signal="error"):
     """Open a pipeline's folder, one .safetensors checkpoint or a LoRA as a DiffusionSuspect.
 
     base: path of the model that it was made of, None where none is known (a LoRA has one); config: the folder of a
-    pipeline that says what a single checkpoint is, None for that of its base; overrides: of Preprocessing. Raises
-    UserError for whatever can't be read in full, and for a base or an adapter that makes no difference.
+    pipeline that says what a single checkpoint is, None for that of its base; overrides: of Preprocessing; signal: one
+    of `denoising.SIGNALS`. Raises UserError for whatever can't be read in full, and for a base or an adapter that makes
+    no difference.
     """
     for name in ("diffusers", "transformers", "peft", "accelerate"):
         pipelines.library(name)
@@ -238,15 +173,15 @@ def open_diffusion(path, base, config, device, precision, overrides, batch_size)
         "pipeline": model.name,
         "captions": model.whole is not None,
         "score": {
-            "of": "denoising error, version 1",
+            "of": SIGNALS[signal],
             "target": model.schedule["prediction"],
-            "timesteps": list(FRACTIONS),
-            "noises": NOISES,
+            "timesteps": list(denoising.FRACTIONS),
+            "noises": denoising.NOISES,
         },
     }
     facts = {"mean": (0.5,) * 3, "std": (0.5,) * 3, **_size_of(model)}
     preprocessing = merged_preprocessing(path, [("pipeline", facts), ("flags", overrides)])
-    suspect = DiffusionSuspect(model, identity, preprocessing, batch_size, other, adapter)
+    suspect = DiffusionSuspect(model, identity, preprocessing, batch_size, other, adapter, signal)
     _refuse_no_difference(suspect, path, base)
     return suspect
 
@@ -315,7 +250,7 @@ def _size_of(model):
         side = getattr(model.whole, "default_sample_size", None)
     if side is None:
         return {}
-    scale = _scale(model)
+    scale = denoising.latent_scale(model)
     return {"size": side * scale if isinstance(side, int) else tuple(one * scale for one in side)}
 
 

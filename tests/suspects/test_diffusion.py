@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from suspects.diffusion import FRACTIONS, NOISES
+from suspects.denoising import FRACTIONS, NOISES
 from suspects.opened import open_model
 from suspects.suspect import Captioned
 from tests.suspects import tiny
