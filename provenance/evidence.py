@@ -471,6 +471,27 @@ def reference_weaknesses(plan, committed, entries):
     return found
 
 
+def _made_of(model, committed):
+    """Sentences about the base of a model and the signal that it was asked for, where they are not the committed ones.
+    model: its identity, which a replay compares with the model's own."""
+    base, signal = (model.get("base") or {}).get("sha256"), (model.get("score") or {}).get("signal", committed.signal)
+    if base and base != committed.base:
+        yield (
+            f"{disclosed.HONEST}, or if the model with SHA-256 {str(base)[:16]}... is public and older than the photos: "
+            "this model is said to be made of it, and what that one finds difficult is taken off"
+        )
+    if committed.base and not base and "score" in model:
+        yield (
+            f"{disclosed.HONEST}: the model with SHA-256 {committed.base[:16]}..., of which it was to be made, was not "
+            "asked"
+        )
+    if signal != committed.signal:
+        yield (
+            f"{disclosed.HONEST}: what was asked of the model ({str(signal)[:20]}) was not fixed with the photos; who "
+            "chooses it after the draw can look for the one that likes the result"
+        )
+
+
 def audit_weaknesses(judgement, log, committed, source):
     """What a verdict rests on beside record and answers: sentences. source: where the preprocessing came from."""
     found = []
@@ -484,12 +505,7 @@ def audit_weaknesses(judgement, log, committed, source):
             f"{disclosed.HONEST}: what the model was told that the photos show ({judgement.plan.caption[:60]!r}) was "
             "not fixed with them; who chooses it after the draw can look for the one that likes the result"
         )
-    if judgement.model.get("base"):
-        base = str(judgement.model["base"].get("sha256"))[:16]
-        found.append(
-            f"{disclosed.HONEST}, or if the model with SHA-256 {base}... is public and older than the photos: this "
-            "model is said to be made of it, and what that one finds difficult is taken off"
-        )
+    found += _made_of(judgement.model, committed)
     if judgement.left_out:
         found.append(
             f"{disclosed.HONEST}: {len(judgement.left_out)} photos were left out, whose originals are said to be gone; "

@@ -36,7 +36,8 @@ PARTS = ("label", "answers", "keys", "views", "references", "sequential")
 # is worth nothing at any price takes the rest: the empty set (selections alone) 1/96, 42 larger sets 1/192 together.
 SHARE_OF_SETS = (96, 8, 64, 8064)
 MOST_REFERENCES = 16
-LATER = {"sequential": False, "plain_arm": False, "caption": None}  # fields that no plan had at first
+# Fields that no plan had at first.
+LATER = {"sequential": False, "plain_arm": False, "caption": None, "base": None, "signal": "error"}
 
 
 class AuditPlan(BaseModel):
@@ -45,7 +46,9 @@ class AuditPlan(BaseModel):
     references: SHA-256 of reference models; views: queries of one marked photo (see suspects/views.py); audit_seed:
     what the other side adds to the draw; sequential: photo by photo, until the evidence is there (see sequential.py);
     plain_arm: a second test, on the same photos as they are without marks. The smaller p of both counts, twice;
-    caption: what a model that is told so is told that every photo shows, None for what was committed with each.
+    caption: what a model that is told so is told that every photo shows, None for what was committed with each;
+    base: SHA-256 of the model that a suspect is said to be made of, None where none was named; signal: what is asked of
+    a diffusion model (see suspects/denoising.py).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +66,8 @@ class AuditPlan(BaseModel):
     sequential: bool = False
     plain_arm: bool = False
     caption: Annotated[str, Field(max_length=2000)] | None = None
+    base: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    signal: Literal["error", "sima", "pia", "secmi"] = "error"
 
     @model_validator(mode="after")
     def _one_halving(self):

@@ -174,6 +174,7 @@ def open_diffusion(path, base, config, device, precision, overrides, batch_size,
         "captions": model.whole is not None,
         "score": {
             "of": SIGNALS[signal],
+            "signal": signal,
             "target": model.schedule["prediction"],
             "timesteps": list(denoising.FRACTIONS),
             "noises": denoising.NOISES,
