@@ -17,7 +17,7 @@ MOST_NAMED = 10  # files that are named one by one
 def make_parser():
     from experiment.flags import add_marking_flags
     from kit import cli
-    from kit.names import MOST_VIEWS, VISIBILITIES
+    from kit.names import MOST_VIEWS, SIGNALS, VISIBILITIES
     from provenance.flags import add_trust_flags
 
     parser, number = cli.Parser(__doc__), cli.number
@@ -140,6 +140,16 @@ def make_parser():
         "if any)",
     )
     plan.add_argument(
+        "--base_model",
+        metavar="MODEL",
+        help="what a LoRA, a generator or an encoder under audit will be said to be made of: a folder, or a file with "
+        "--model_config (default: none; one that is named later has to be believed in)",
+    )
+    plan.add_argument("--model_config", metavar="FOLDER", help="pipeline's folder that says what a single file is")
+    plan.add_argument(
+        "--signal", choices=SIGNALS, help="what a diffusion model will be asked (default error, its denoising error)"
+    )
+    plan.add_argument(
         "--query_augmentations",
         type=number(int, 0, MOST_VIEWS),
         help=f"show the model each photo so many times, mirrored and shifted, at most {MOST_VIEWS} (default 2, "
@@ -246,6 +256,7 @@ def plan_of(args, settings):
     """The AuditPlan of the flags, None where none of them was given."""
     from provenance import references
     from provenance.plan import AuditPlan
+    from suspects.opened import base_digest
 
     if args.sequential and args.plain_arm:
         raise UserError(
@@ -253,9 +264,15 @@ def plan_of(args, settings):
             "leave one of them out",
             flag="--plain_arm",
         )
-    chosen = {name: getattr(args, name) for name in ("label", "top_k", "keys", "selections", "alpha", "caption")}
+    chosen = {
+        name: getattr(args, name) for name in ("label", "top_k", "keys", "selections", "alpha", "caption", "signal")
+    }
     if args.label_only:
         chosen["answers"] = "label only"
+    if args.base_model:
+        chosen["base"] = base_digest(args.base_model, args.model_config)
+    elif args.model_config:
+        raise UserError("--model_config goes with --base_model", advice="leave it out", flag="--model_config")
     for name in ("sequential", "plain_arm"):
         if getattr(args, name):
             chosen[name] = True

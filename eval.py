@@ -29,7 +29,7 @@ INSTEAD = {
 def make_parser():
     from experiment.flags import add_run_flags
     from kit import cli
-    from kit.names import MOST_VIEWS
+    from kit.names import MOST_VIEWS, SIGNALS
     from provenance.flags import add_trust_flags
     from suspects.flags import add_preprocessing_flags, add_server_flags
 
@@ -88,6 +88,12 @@ def make_parser():
         "--caption",
         metavar="TEXT",
         help="what a generator is told that every photo shows (default: as fixed, what the .txt beside each said)",
+    )
+    add(
+        "--signal",
+        choices=SIGNALS,
+        help="what a diffusion model is asked: its denoising error, or a signal of the literature (default: as fixed, "
+        "error)",
     )
     add("--audit_seed", help="a text that the other side adds to the draw of the comparisons (default: none)")
     add("--label_only", action="store_true", help="use its first answer alone (default: as fixed, all it says)")
@@ -172,8 +178,8 @@ def audit_user(args):
     from provenance import record as records
     from provenance.report import show_verdict
 
-    records.read_finished(args.record)  # before a model is opened, or a server asked
-    suspect = open_suspect(args)
+    record = records.read_finished(args.record)  # before a model is opened, or a server asked
+    suspect = open_suspect(args, record)
     given = {name: getattr(args, name, None) for name in case.Options.__dataclass_fields__}
     given["publications"] = tuple(args.publication)
     given["sequential"] = args.sequential and args.sequential == "yes"
@@ -199,8 +205,8 @@ def audit_user(args):
     return 1 if args.strict and result["weaknesses"] else 0
 
 
-def open_suspect(args):
-    """The model that --checkpoint names."""
+def open_suspect(args, record=None):
+    """The model that --checkpoint names; record: the one whose plan says what it is asked."""
     from provenance import case
     from suspects.flags import preprocessing_of
     from utils import choose_device
@@ -215,6 +221,7 @@ def open_suspect(args):
         server_options(args),
         args.base_model,
         args.model_config,
+        args.signal or (record.plan.signal if record else "error"),
     )
 
 
@@ -273,10 +280,12 @@ def check_evidence(args):
     from pathlib import Path
 
     from kit import cli, files
+    from provenance import record as records
     from provenance import replay
     from provenance.report import show_weaknesses
 
-    suspect = open_suspect(args) if args.checkpoint else None
+    record = records.read_finished(args.record) if args.record and args.checkpoint else None
+    suspect = open_suspect(args, record) if args.checkpoint else None
     found = replay.replay(
         args.replay,
         args.record,

@@ -1,6 +1,6 @@
 """Names that a command line offers, of things whose modules take a second to import.
 
-Public: NOISE_TYPES, INTERPOLATIONS, VISIBILITIES, AS_IT_IS, MOST_VIEWS.
+Public: NOISE_TYPES, INTERPOLATIONS, VISIBILITIES, AS_IT_IS, MOST_VIEWS, SIGNALS.
 """
 
 # Of --noise_injection_type and `utils.Marking`.
@@ -18,3 +18,5 @@ VISIBILITIES = {
 AS_IT_IS = "as it is"
 # Of --query_augmentations: see suspects/views.py.
 MOST_VIEWS = 18
+# Of --signal: what a diffusion model is asked, see suspects/denoising.py.
+SIGNALS = ("error", "sima", "pia", "secmi")

@@ -42,6 +42,9 @@ FLAGS = {
     "--reference_net_type": "“Network of a reference”",
     "--query_augmentations": "“Views of each photo”",
     "--batch_size": "“Images a request”",
+    "--base_model": "“Base model”",
+    "--model_config": "“Folder of its kind”",
+    "--caption": "“What every photo shows”",
 }
 
 

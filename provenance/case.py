@@ -113,11 +113,12 @@ def open_suspect(
     server_options=None,
     base=None,
     config=None,
+    signal="error",
 ):
     """The model that a path or an address names, as a `Suspect`.
 
-    overrides, base, config: see `opened.open_model`; server_options: keyword arguments of `server.open_server` beside
-    these.
+    overrides, base, config, signal: see `opened.open_model`; server_options: keyword arguments of `server.open_server`
+    beside these.
     """
     if not checkpoint:
         raise UserError(
@@ -139,6 +140,7 @@ def open_suspect(
         batch_size=batch_size,
         base=base,
         config=config,
+        signal=signal,
     )
 
 

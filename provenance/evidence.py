@@ -477,8 +477,8 @@ def _made_of(model, committed):
     base, signal = (model.get("base") or {}).get("sha256"), (model.get("score") or {}).get("signal", committed.signal)
     if base and base != committed.base:
         yield (
-            f"{disclosed.HONEST}, or if the model with SHA-256 {str(base)[:16]}... is public and older than the photos: "
-            "this model is said to be made of it, and what that one finds difficult is taken off"
+            f"{disclosed.HONEST}, or if the model with SHA-256 {str(base)[:16]}... is public and older than the "
+            "photos: this model is said to be made of it, and what that one finds difficult is taken off"
         )
     if committed.base and not base and "score" in model:
         yield (

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from attacks import exact
-from kit.names import MOST_VIEWS
+from kit.names import MOST_VIEWS, SIGNALS
 
 # What is judged by: the first of them neither averages over views nor knows references.
 STATISTICS = (
@@ -67,7 +67,7 @@ class AuditPlan(BaseModel):
     plain_arm: bool = False
     caption: Annotated[str, Field(max_length=2000)] | None = None
     base: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    signal: Literal["error", "sima", "pia", "secmi"] = "error"
+    signal: Literal[SIGNALS] = "error"
 
     @model_validator(mode="after")
     def _one_halving(self):

@@ -11,7 +11,7 @@ the denoising error, which the training itself makes small, the signals of the l
 Sizes are means of fourth powers (PIA, SimA) or squares, as there. Where a denoiser predicts something else than noise,
 the noise follows from that.
 
-Public: draws_of, noised, denoised, predicted_noise, latent_scale, scores_of, SIGNALS, FRACTIONS, NOISES.
+Public: draws_of, noised, denoised, predicted_noise, latent_scale, scores_of, FRACTIONS, NOISES.
 """
 
 import numpy as np
@@ -20,7 +20,6 @@ import torch
 from utils import key_generator
 
 FRACTIONS, NOISES = (0.02, 0.05, 0.1, 0.2), 2  # of the schedule's timesteps; noises at each
-SIGNALS = ("error", "sima", "pia", "secmi")
 PATH, STEP = 0.1, 0.01  # of SecMI: up to which fraction of the timesteps, and by how many at a time
 ELEMENTS = 1 << 18  # of latents in one pass: 16 pictures of 512 px
 MOST_PASSES = 64

@@ -6,7 +6,7 @@ no file outside the model's folder), and what can't be told for certain is asked
 guessed network or preprocessing is worthless. Nothing is downloaded. timm, onnxruntime and diffusers are needed only by
 those who ask for them.
 
-Public: open_model, read_metadata.
+Public: open_model, base_digest, read_metadata.
 """
 
 import json
@@ -31,12 +31,20 @@ GENERATIVE = re.compile(r"lora[._](A|B|down|up|te|unet)|hada_|lokr_|^model\.diff
 
 
 def open_model(
-    path, net_type=None, device="auto", precision="auto", overrides=None, batch_size=64, base=None, config=None
+    path,
+    net_type=None,
+    device="auto",
+    precision="auto",
+    overrides=None,
+    batch_size=64,
+    base=None,
+    config=None,
+    signal="error",
 ):
     """Open a model file (or a folder) as a Suspect whose answers are float32 (N, classes), labels, or scores.
 
     path: a run folder of train.py; .safetensors; a state dict as .pt, .pth, .bin or .ckpt; .onnx (always run on the
-    CPU); a pipeline's folder, checkpoint or LoRA (see diffusion.open_diffusion, which takes base and config).
+    CPU); a pipeline's folder, checkpoint or LoRA (see diffusion.open_diffusion, which takes base, config and signal).
     net_type: for state dicts, a network's name in networks/, torchvision or timm, looked up in this order, or
     "timm:NAME" etc. precision: "float32", "bfloat16" or "auto", that of its training for runs and float32 for others.
     overrides: {key: value} for keys of Preprocessing (no source); they win over what the file or the library says;
@@ -49,7 +57,7 @@ def open_model(
         from suspects.diffusion import open_diffusion
 
         device = utils.choose_device(str(device))
-        suspect = open_diffusion(path, base, config, device, precision, overrides, batch_size)
+        suspect = open_diffusion(path, base, config, device, precision, overrides, batch_size, signal)
         suspect.name = path.resolve().name
         if not base:  # else it was asked when it was compared with that
             _try(suspect)
@@ -95,6 +103,25 @@ def _kind_of_weights(path):
         return "run"
     with safe_open(path, framework="pt") as file:
         return "diffusion" if any(GENERATIVE.search(name) for name in file.keys()) else "weights"  # noqa: SIM118
+
+
+def base_digest(path, config=None):
+    """SHA-256 by which a base model is known (`identity` of what was made of it), which is not opened for it.
+
+    path: a pipeline's folder, or a .safetensors file with the folder that says what it is, config. Raises UserError.
+    """
+    from suspects import pipelines
+
+    path = Path(path)
+    if pipelines.is_pipeline(path):
+        return pipelines.folder_digest(path)
+    if not path.is_file() or config is None or not pipelines.is_pipeline(config):
+        raise UserError(
+            f"--base_model {path} is neither a pipeline's folder nor a file beside one",
+            advice="give the folder, or the .safetensors file and a folder of its kind as --model_config",
+            flag="--base_model",
+        )
+    return pipelines.file_digest(path, config)
 
 
 def _try(suspect):

@@ -4,7 +4,8 @@ Folders and files come from strangers. Every part is of a class that is named he
 safetensors; no code of theirs runs, nothing is downloaded, and a part of which anything is missing, left over or of
 another shape is refused, since a library would fill it with random numbers.
 
-Public: Pipeline, read_pipeline, read_single_file, is_pipeline, folder_digest, headers_of, library, INDEX, NEEDS.
+Public: Pipeline, read_pipeline, read_single_file, is_pipeline, folder_digest, file_digest,
+headers_of, library, INDEX, NEEDS.
 """
 
 import json
@@ -133,8 +134,7 @@ def read_single_file(path, folder, device, dtype=torch.float32):
     for part, module in parts.items():
         if isinstance(module, torch.nn.Module) and any(value.is_meta for value in module.state_dict().values()):
             raise UserError(f"{path}: weights of its {part} are missing", advice="give the whole checkpoint")
-    digest = files.canonical_digest([readable_digest(path), folder_digest(folder)])
-    return _assembled(folder, name, parts, device, digest)
+    return _assembled(folder, name, parts, device, file_digest(path, folder))
 
 
 def _from_file(kind, path, folder, part, dtype):
@@ -365,3 +365,8 @@ def folder_digest(folder):
         paths = [place] if place.is_file() else sorted(path for path in place.glob("*") if path.is_file())
         found += [[path.relative_to(folder).as_posix(), readable_digest(path)] for path in paths]
     return files.canonical_digest(found)
+
+
+def file_digest(path, folder):
+    """SHA-256, hex, of a single file and of the folder that says what it is."""
+    return files.canonical_digest([readable_digest(path), folder_digest(folder)])

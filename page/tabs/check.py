@@ -32,7 +32,7 @@ ALPHAS = [
 EARLY = "this verdict is of an early version, whose draw could have been repeated until it pleased; count again"
 # What is chosen for an audit; the names are those of `case.Options`.
 CHOICES = ("label", "label_only", "alpha", "keys", "query_augmentations", "selections", "max_queries", "audit_seed")
-CHOICES += ("publications",)
+CHOICES += ("publications", "caption")
 # The fields of the tab, in the order of its components.
 INPUTS = ("known", *inputs.RECORD, *inputs.MODEL, *inputs.REFERENCES, "without_references", *CHOICES)
 # Fields that are folded away, by the accordion that has them: it opens where a message is about one of them.
@@ -145,6 +145,9 @@ def _plan_fields():
         )
         found["label_only"] = gr.Checkbox(label="The model only names a class")
         found["without_references"] = gr.Checkbox(label="Without the references that were fixed with the photos")
+    found["caption"] = inputs.line(
+        "What every photo shows", "For generators that are told captions; empty: what was committed with each photo."
+    )
     found["audit_seed"] = inputs.line(
         "A text that the other side adds", "Lets a court or an opponent take part in drawing patterns and halves."
     )
@@ -186,6 +189,7 @@ def _options(fields):
         max_queries=inputs.whole(fields["max_queries"], "Most queries", 10**9),
         audit_seed=fields["audit_seed"] or None,
         label_only=bool(fields["label_only"]),
+        caption=(fields["caption"] or "").strip()[:2000] or None,
         publications=published,
     )
 
@@ -260,6 +264,7 @@ def _number(planned):
             "keys": planned.plan.keys,
             "views": planned.plan.views,
             "audit_seed": planned.plan.audit_seed,
+            **({"caption": planned.plan.caption} if planned.plan.caption is not None else {}),
         }
     )[:16]
 

@@ -21,7 +21,8 @@ from suspects.server import is_address
 
 RECORD = ("record", "originals", "folder")
 # All are kept with a job but the header, which is a secret.
-HIDDEN = ("net_type", "input_size", "mean", "std", "query_batch", "rate_limit", "header")  # needed by some models alone
+# Needed by some models alone.
+HIDDEN = ("net_type", "input_size", "mean", "std", "query_batch", "rate_limit", "base_model", "model_config", "header")
 MODEL = ("model", "address", *HIDDEN)
 REFERENCES = ("reference", "reference_path", "reference_net_type")
 
@@ -48,7 +49,8 @@ def model_field(name, title="Model: .safetensors, .pt, .pth or .onnx"):
         "model": gr.File(label=title, height=160, elem_id=f"{name}-model"),
         "address": line(
             "Or its path or address",
-            "An address of the Open Inference Protocol (grpc://host:port/NAME, too), or a run folder of train.py.",
+            "An address of the Open Inference Protocol (grpc://host:port/NAME, too), a run folder of train.py, or a "
+            "generator's or encoder's folder.",
             placeholder="http://localhost:8000/v2/models/NAME",
         ),
     }
@@ -65,6 +67,14 @@ def model_fields():
         found["mean"] = line("Mean", "Three numbers, where white is 1.")
         found["std"] = line("Std", "Three numbers.")
         found["rate_limit"] = line("Requests a second", "Empty: no limit.")
+    with gr.Row():
+        found["base_model"] = line(
+            "Base model", "Path of what a LoRA changes, or of what a generator or an encoder was made of."
+        )
+        found["model_config"] = line(
+            "Folder of its kind",
+            "For a generator in a single file: one with model_index.json that says what it is.",
+        )
     found["header"] = line(
         "Header for the server",
         "“Name: value”, such as a token. It goes to that server alone and is not kept.",
@@ -160,6 +170,8 @@ def model_details(desk, draft, fields):
         "net_type": (fields["net_type"] or "").strip() or None,
         "rate_limit": rate and rate[0],
         "query_batch": whole(fields["query_batch"], "Images a request", 4096) or 64,
+        "base_model": _path(fields["base_model"]),
+        "model_config": _path(fields["model_config"]),
         "overrides": {name: value for name, value in overrides.items() if value is not None},
     }
 
@@ -179,6 +191,8 @@ def open_model(details, header, folder=None, **server):
         overrides={name: tuple(value) for name, value in details["overrides"].items()},
         batch_size=details["query_batch"],
         server_options=options,
+        base=details.get("base_model"),  # details of an early version have none
+        config=details.get("model_config"),
     )
 
 
@@ -210,7 +224,12 @@ def _model_files(desk, draft, uploads, name):
 def _place(text):
     """The path (absolute) or address that somebody typed for a model, as text; None where nothing was typed."""
     text = (text or "").strip()
-    return text if is_address(text) else (str(path) if (path := typed_path(text)) else None)
+    return text if is_address(text) else _path(text)
+
+
+def _path(text):
+    """The absolute path that somebody typed, as text; None where nothing was typed."""
+    return str(path) if (path := typed_path(text)) else None
 
 
 def header_for(details, header, address):

@@ -13,6 +13,7 @@ from kit.files import file_digest
 from page.tabs import check, inputs
 from provenance import evidence, judgements
 from tests.page.parts import OnePanel, mark, save_network, save_pictures, until, uploaded
+from tests.suspects import tiny
 
 gr = pytest.importorskip("gradio", reason="gradio is not installed (requirements/app.txt)")
 
@@ -498,3 +499,31 @@ def test_sizes(text, wanted):
 def test_sizes_that_are_none_are_refused(text):
     with pytest.raises(UserError, match="“Input size” takes"):
         inputs.size(text)
+
+
+@tiny.NEEDED
+def test_a_generator_is_asked_beside_what_it_was_made_of(desk, album, tmp_path):
+    narrow = {"block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2}
+    narrow |= {"up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
+    base, tuned = (
+        tiny.pixel_pipeline(tmp_path / name, tiny.pixel_unet(seed, **narrow)) for seed, name in enumerate("bt")
+    )
+    empty = dict.fromkeys(("net_type", "input_size", "mean", "std"), "")
+    few = {"query_augmentations": "1", **STRONG}
+    fields = {**FIELDS, **empty, **few, "known": album[0].id, "address": str(tuned), "base_model": str(base)}
+    job, shown = audited(desk, fields)
+    assert "400 queries" in shown and "answers with a score" in shown
+    result = results(job)
+    assert result["queries"] == 400 and any("is said to be made of it" in text for text in result["weaknesses"])
+    assert job.details["base_model"] == str(base)
+    shown, ready, *_ = check._plan(desk, None, {**fields, "base_model": str(tuned)})
+    assert ready is None and "“Base model”" in shown
+
+
+@tiny.NEEDED
+def test_a_caption_is_for_models_that_are_told_one(desk, album, tmp_path):
+    pipe = tiny.pixel_pipeline(tmp_path / "pipe")
+    empty = dict.fromkeys(("net_type", "input_size", "mean", "std"), "")
+    fields = {**FIELDS, **empty, "known": album[0].id, "address": str(pipe), "caption": "a cat"}
+    shown, ready, *_ = check._plan(desk, None, fields)
+    assert ready is None and "“What every photo shows”" in shown

@@ -1,0 +1,88 @@
+"""What a model under audit is made of, and what it is asked: fixed before the draw, or a sentence in the verdict."""
+
+import json
+
+import pytest
+
+from suspects.opened import base_digest
+from tests.page.parts import save_pictures
+from tests.suspects import tiny
+
+pytestmark = tiny.NEEDED
+HONEST = "only if the accuser is honest"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of small pixel models of one shape: {name: path}."""
+    narrow = {"block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2}
+    narrow |= {"up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
+    root = tmp_path_factory.mktemp("models")
+    return {
+        name: tiny.pixel_pipeline(root / name, tiny.pixel_unet(seed, **narrow))
+        for seed, name in enumerate(("base", "other", "tuned"))
+    }
+
+
+@pytest.fixture
+def marked(script, tmp_path):
+    """mark(flags...) -> the path of a record of 12 photos, half of them held out, published unchanged."""
+    save_pictures(tmp_path / "album", 12)
+
+    def mark(*flags):
+        usual = ("--visibility", "none", "--beacon", "none", "--query_augmentations", 1, "--alpha", 0.05)
+        done = script("data_marking", "--data_folder", tmp_path / "album", *usual, *flags)
+        assert done.code == 0, done.err
+        return tmp_path / "album_record" / "record.json"
+
+    return mark
+
+
+def audit(script, record, models, out, *flags):
+    """(sentences of weakness, the model's identity) of an audit of the tuned model."""
+    done = script("eval", "--record", record, "--checkpoint", models["tuned"], "--device", "cpu", "--out", out, *flags)
+    assert done.code == 0, done.err
+    result = json.loads((out / "result.json").read_text())
+    return result["weaknesses"], result["model"]
+
+
+def about(weaknesses, words):
+    return [text for text in weaknesses if words in text and HONEST in text]
+
+
+def test_a_base_that_was_fixed_with_the_photos_leaves_no_sentence(script, marked, models, tmp_path):
+    record = marked("--base_model", models["base"])
+    same, _ = audit(script, record, models, tmp_path / "same", "--base_model", models["base"])
+    assert not about(same, "made of")
+    other, _ = audit(script, record, models, tmp_path / "other", "--base_model", models["other"])
+    assert about(other, "is said to be made of it")
+    none, _ = audit(script, record, models, tmp_path / "none")
+    assert about(none, f"{base_digest(models['base'])[:16]}..., of which it was to be made, was not asked")
+
+
+def test_a_base_that_was_named_later_has_to_be_believed_in(script, marked, models, tmp_path):
+    found, _ = audit(script, marked(), models, tmp_path / "out", "--base_model", models["base"])
+    assert about(found, "is said to be made of it")
+
+
+def test_a_signal_is_fixed_with_the_photos(script, marked, models, tmp_path):
+    record = marked("--signal", "pia")
+    found, model = audit(script, record, models, tmp_path / "as-fixed")
+    assert model["score"]["signal"] == "pia" and not about(found, "was not fixed with the photos")
+    found, model = audit(script, record, models, tmp_path / "another", "--signal", "error")
+    assert model["score"]["signal"] == "error"
+    assert about(found, "what was asked of the model (error) was not fixed with the photos")
+
+
+def test_the_base_of_a_plan_is_what_the_identity_says(models):
+    from suspects.opened import open_model
+
+    suspect = open_model(models["tuned"], device="cpu", base=models["base"])
+    assert suspect.identity["base"]["sha256"] == base_digest(models["base"])
+
+
+@pytest.mark.parametrize("flags", [("--base_model", "nothing"), ("--model_config", "folder")])
+def test_a_base_that_is_none_is_refused_before_anything_is_marked(script, tmp_path, flags):
+    save_pictures(tmp_path / "album", 12)
+    done = script("data_marking", "--data_folder", tmp_path / "album", "--beacon", "none", *flags)
+    assert done.code == 2 and flags[0] in done.err and not (tmp_path / "album_record").exists()
