@@ -11,7 +11,7 @@ scores: all published pictures are members, all held-out ones are not.
 --choose compares signals and timesteps on other users, from whom the constants of suspects/denoising.py were chosen.
 What is finished is kept in --work, and the same command goes on there.
 
-Public: Cell, CELLS, people_of, published, ask, p_of, conclude.
+Public: Cell, CELLS, base_rows, people_of, selections_of, published, ask, p_of, conclude.
 """
 
 from dataclasses import dataclass

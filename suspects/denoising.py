@@ -11,7 +11,8 @@ the denoising error, which the training itself makes small, the signals of the l
 Sizes are means of fourth powers (PIA, SimA) or squares, as there. Where a denoiser predicts something else than noise,
 the noise follows from that.
 
-Public: draws_of, noised, denoised, predicted_noise, latent_scale, scores_of, FRACTIONS, NOISES.
+Public: draws_of, noised, denoised, predicted_noise, latent_scale, scores_of, FRACTIONS, NOISES,
+ELEMENTS.
 """
 
 import numpy as np
