@@ -41,7 +41,7 @@ SAYS += ("ss_num_train_images", "ss_num_epochs", "ss_steps", "ss_tag_frequency")
 FAMILIES = {
     "StableDiffusionXLPipeline": re.compile(r"sdxl|stable-diffusion-xl"),
     "StableDiffusion3Pipeline": re.compile(r"sd3|stable-diffusion-3"),
-    "a Flux pipeline": re.compile(r"flux"),
+    "FluxPipeline": re.compile(r"flux"),
     "StableDiffusionPipeline": re.compile(r"sd_?v?[12]|sd_1|stable-diffusion-v[12]"),
 }
 

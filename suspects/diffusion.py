@@ -57,6 +57,9 @@ class _Captions:
         options = {"prompt": caption, "device": self._model.network.device, "num_images_per_prompt": 1}
         if name == "StableDiffusionPipeline":
             return {"words": whole.encode_prompt(do_classifier_free_guidance=False, **options)[0]}
+        if name == "FluxPipeline":
+            words, pooled, _ = whole.encode_prompt(prompt_2=None, **options)
+            return {"words": words, "pooled": pooled}
         more = {"prompt_3": None} if name == "StableDiffusion3Pipeline" else {}
         words, _, pooled, _ = whole.encode_prompt(prompt_2=None, do_classifier_free_guidance=False, **more, **options)
         return {"words": words, "pooled": pooled}

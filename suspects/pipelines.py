@@ -48,6 +48,12 @@ KNOWN = {
         "text_encoder_3?": ("T5EncoderModel",),
         "tokenizer_3?": T5_WORDS,
     },
+    "FluxPipeline": {
+        "transformer": ("FluxTransformer2DModel",),
+        **_LATENT,
+        "text_encoder_2": ("T5EncoderModel",),
+        "tokenizer_2": T5_WORDS,
+    },
 }
 # Those that are trained with one schedule of noise: only the steps of their sampling differ.
 SCHEDULES = ("DDPM", "DDIM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete")
@@ -176,7 +182,8 @@ def _assembled(folder, name, parts, device, digest):
         if getattr(network.config, "num_class_embeds", None):
             raise UserError(f"{folder}: its unet wants a class of each picture", advice="it can't be audited here")
     else:
-        wanted, has = vae.config.latent_channels, network.config.out_channels
+        wanted = vae.config.latent_channels * (4 if name == "FluxPipeline" else 1)  # which takes 2 x 2 at a time
+        has = network.config.out_channels or channels
     if (channels, has) != (wanted, wanted):
         raise UserError(
             f"{folder}: its {part} takes {channels} and gives {has} channels, and its pictures have {wanted}",

@@ -16,6 +16,7 @@ from utils import key_generator
 pytestmark = tiny.NEEDED
 SEED = b"the audit's"
 STEPS = 1000
+SMALL = {"size": (tiny.SIDE, tiny.SIDE)}  # of a pipeline that does not say what size it was made for
 
 
 def opened(path, **options):
@@ -193,7 +194,53 @@ def test_the_score_of_a_model_of_flow_matching(tmp_path):
     assert suspect.identity["score"]["target"] == "flow"
 
 
+@pytest.mark.parametrize("guidance", [False, True])
+def test_the_score_of_flux(tmp_path, guidance):
+    from diffusers import FluxPipeline
+    from transformers import T5TokenizerFast
+
+    network, images = tiny.flux_transformer(guidance=guidance).eval(), tiny.pictures(2)
+    suspect = opened(tiny.flux(tmp_path / "flux", network), overrides=SMALL)
+    tokenizer = T5TokenizerFast.from_pretrained(tmp_path / "flux" / "tokenizer_2")
+    ids = tokenizer("cat", padding="max_length", max_length=512, return_tensors="pt").input_ids
+    with torch.no_grad():
+        told = tiny.t5_encoder().eval()(ids)[0].expand(2, -1, -1)
+    pooled = words(tiny.text_encoder("CLIPTextModel", 3).eval(), "cat").pooler_output.expand(2, -1)
+    made = tiny.vae(scaling_factor=0.36, shift_factor=0.11, use_quant_conv=False, use_post_quant_conv=False).eval()
+    side = tiny.SIDE // 2
+
+    def denoise(noisy, step):
+        said = network(
+            FluxPipeline._pack_latents(noisy, 2, 4, side, side),
+            timestep=step.expand(2).float() / STEPS,
+            encoder_hidden_states=told,
+            pooled_projections=pooled,
+            img_ids=FluxPipeline._prepare_latent_image_ids(2, side // 2, side // 2, "cpu", torch.float32),
+            txt_ids=torch.zeros(512, 3),
+            guidance=torch.ones(2) if guidance else None,
+        ).sample
+        return FluxPipeline._unpack_latents(said, tiny.SIDE, tiny.SIDE, 2)
+
+    expected = by_hand(latents(images, made), denoise, "flow")
+    np.testing.assert_allclose(suspect.ask(Captioned(images, ("cat",) * 2)).scores[:, 0], expected, rtol=1e-5)
+    assert suspect.captioned and suspect.identity["pipeline"] == "FluxPipeline"
+
+
 # --- LoRAs ---
+
+
+def test_a_lora_of_flux(tmp_path):
+    place = "transformer_blocks.0.attn.to_q"
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(2, 16, generator=generator), torch.randn(16, 2, generator=generator)
+    base, images = tiny.flux(tmp_path / "flux"), Captioned(tiny.pictures(2), ("cat",) * 2)
+    file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    tiny.save_lora(file, {f"transformer.{place}": matrices}, "diffusers")
+    merged = tiny.flux_transformer()
+    merged.get_submodule(place).weight.data += 4 / 2 * matrices[1] @ matrices[0]
+    scores = opened(file.parent, base=base, overrides=SMALL).ask(images).scores
+    expected = opened(tiny.flux(tmp_path / "merged", merged), base=base, overrides=SMALL).ask(images).scores
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])

@@ -148,6 +148,47 @@ def stable_diffusion_3(folder):
     return folder
 
 
+def t5_tokenizer():
+    from tokenizers import Tokenizer, models
+    from transformers import T5TokenizerFast
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0)]
+    pieces += [(chr(code), -2.0) for code in range(ord("a"), ord("z") + 1)]
+    ends = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "extra_ids": 0}
+    return T5TokenizerFast(tokenizer_object=Tokenizer(models.Unigram(pieces, unk_id=2)), model_max_length=16, **ends)
+
+
+def t5_encoder(seed=6):
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 30}
+    return seeded(lambda: T5EncoderModel(T5Config(**sizes)), seed)
+
+
+def flux_transformer(seed=7, guidance=False):
+    from diffusers import FluxTransformer2DModel
+
+    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
+    widths = {"joint_attention_dim": 32, "pooled_projection_dim": 16, "axes_dims_rope": (2, 2, 4), "in_channels": 16}
+    return seeded(FluxTransformer2DModel, seed, guidance_embeds=guidance, **sizes, **widths)
+
+
+def flux(folder, network=None):
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    quiet(
+        FluxPipeline,
+        transformer=network or flux_transformer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(scaling_factor=0.36, shift_factor=0.11, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=text_encoder("CLIPTextModel", 3),
+        text_encoder_2=t5_encoder(),
+        tokenizer=tokenizer(Path(f"{folder}-words")),
+        tokenizer_2=t5_tokenizer(),
+    ).save_pretrained(folder)
+    return folder
+
+
 # --- LoRAs ---
 
 UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
