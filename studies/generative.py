@@ -1,20 +1,25 @@
-"""Whom does the exact test find in a fine-tuned diffusion model, after how many passes, in what company, by what mark?
+"""Whom does the exact test find in a fine-tuned UNet or CLIP, after how many passes, in what company, by what mark?
 
 Example: python -m studies.generative --data_root CIFAR10_FOLDER --out results/generative
-A small UNet is pre-trained on public pictures (studies/generative_models.py), fine-tuned on the published halves of
-people's pictures, in full or as a LoRA, and saved by diffusers and peft. It is then opened and asked as eval.py does it
-(suspects/), with the base beside. A cell of the table is a way of fine-tuning, a share of one user's pictures among
-those fine-tuned on (the others are other users') and a mark. Besides the users of each cell, people of the same classes
-are audited who have nothing in it. Beside p stand the attacks of the literature, which set a threshold on the same
-scores: all published pictures are members, all held-out ones are not.
+         python -m studies.generative --family clip --data_root TINYIMAGENET32 --base_size 40000 --out RESULTS
+A small model is pre-trained on public pictures (studies/generative_models.py), fine-tuned on the published halves of
+people's pictures, and saved by the usual libraries. It is then opened and asked as eval.py does it (suspects/), with
+the base beside. A cell of the table is a way of fine-tuning, a share of one user's pictures among those fine-tuned on
+(the others are other users') and a mark. One's pictures are of one class; with captions, which are made of the classes'
+names, of many. Where a user's pictures are alone, as many people of the same classes are audited who have nothing in
+the model.
+Beside p stand the attacks of the literature, which set a threshold on the same scores: all published pictures are
+members, all held-out ones are not.
 
---choose compares signals and timesteps on other users, from whom the constants of suspects/denoising.py were chosen.
-What is finished is kept in --work, and the same command goes on there.
+Which signal is asked for was chosen on other users (studies/generative_choice.py). What is finished is kept in --work,
+and the same command goes on there.
 
-Public: Cell, CELLS, base_rows, people_of, selections_of, published, ask, p_of, conclude.
+Public: Cell, cells_of, base_rows, captions_of, people_of, selections_of, published, ask, p_of, conclude.
 """
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +31,10 @@ from kit import files, plots
 from kit.errors import UserError, run_script
 from kit.progress import Progress
 from kit.tables import markdown
-from studies import common, generative_models
+from studies import common
+from studies.generative_models import FAMILIES, fine_tune, make_base
 from suspects.opened import open_model
+from suspects.suspect import Captioned
 
 MARKS = {"none": common.UNCHANGED, "faint": common.FAINT, "clear": common.SETTINGS}
 ALPHAS = (0.01, 0.001)
@@ -36,7 +43,7 @@ SHARES = (1.0, 0.25, 0.05)
 
 @dataclass(frozen=True)
 class Cell:
-    """One way of fine-tuning: a name in TUNINGS; the share of one user's pictures; how they are marked."""
+    """One way of fine-tuning: a name in the family's TUNINGS; the share of one user's pictures; how they are marked."""
 
     tuning: str
     share: float = 1.0
@@ -53,18 +60,19 @@ class Cell:
         return f"{self.tuning}-{round(100 * self.share)}-{self.mark}"
 
 
-CELLS = [Cell(tuning, share) for share in SHARES for tuning in generative_models.TUNINGS]
-CELLS += [Cell("lora", 1.0, mark) for mark in ("faint", "clear")]
-CELLS += [Cell("full", 1.0, mark) for mark in ("faint", "clear")]
+def cells_of(family):
+    """The Cells of a family of models."""
+    tunings = tuple(family.TUNINGS)
+    found = [Cell(tuning, share) for share in SHARES for tuning in tunings]
+    return found + [Cell(tuning, 1.0, mark) for tuning in tunings[::-1] for mark in ("faint", "clear")]
 
 
 @dataclass(frozen=True)
 class Person:
     """Somebody with pictures: rows of the data set, int64 (n,), in random order, the first half of which is published;
-    the class of them all; the key of the marks."""
+    the key of the marks."""
 
     rows: np.ndarray
-    label: int
     key: bytes
 
 
@@ -76,19 +84,33 @@ def base_rows(data, count):
 
 def people_of(data, count, photos, seed, taken, classes=None):
     """`count` Persons with `photos` pictures each, of whom nobody has a picture of `taken` (rows) or of another's.
-    classes: of each one, or drawn."""
+    classes: of each one's pictures, -1 for any; drawn where they are not given."""
     draws, labels = utils.key_generator("studies", "generative", "people", seed), data.labels.numpy()
     left = draws.permutation(np.setdiff1d(np.flatnonzero(~data.is_test.numpy()), taken))
     classes = draws.permutation(np.resize(np.unique(labels), count)) if classes is None else classes
     people = []
     for number, label in enumerate(classes):
-        own = left[labels[left] == label][:photos]
+        own = left[(labels[left] == label) | (label < 0)][:photos]
         if len(own) < photos:
             raise UserError(f"class {label} has too few images", advice="fewer --users or --photos")
         left = np.setdiff1d(left, own, assume_unique=True)[draws.permutation(len(left) - len(own))]
-        key = utils.derive_key("studies", "generative", seed, number)
-        people.append(Person(own, int(label), key))
+        people.append(Person(own, utils.derive_key("studies", "generative", str(seed), number)))
     return people
+
+
+def captions_of(data, rows, words):
+    """What pictures are said to show: texts. words: of each class."""
+    return tuple(f"a photo of a {words[label]}" for label in data.labels.numpy()[rows])
+
+
+def words_of(data, data_root):
+    """A word or two for each class: out of classes.tsv in the data set's folder, or the folder's name."""
+    file, words = Path(data_root or ".") / "classes.tsv", list(data.class_names)
+    if file.is_file():
+        lines = (line.split("\t") for line in file.read_text("utf-8").splitlines())
+        known = {name: text.split(",")[0] for name, text in lines}
+        words = [known[name] for name in words]
+    return [re.sub(r"[^a-z -]", "", word.lower()).strip() or "thing" for word in words]
 
 
 def shown(data, person, mark, key, places):
@@ -97,20 +119,26 @@ def shown(data, person, mark, key, places):
 
 
 def published(data, people, mark):
-    """What people publish, uint8 (N, 3, H, W): the first halves of their pictures, under their own keys."""
-    halves = [np.arange(len(person.rows) // 2) for person in people]
-    return torch.cat([shown(data, person, mark, person.key, half) for person, half in zip(people, halves, strict=True)])
+    """What people publish: (uint8 (N, 3, H, W), rows int64 (N,)), the first halves of their pictures, under their own
+    keys."""
+    pairs = [(person, np.arange(len(person.rows) // 2)) for person in people]
+    pictures = torch.cat([shown(data, person, mark, person.key, half) for person, half in pairs])
+    return pictures, np.concatenate([person.rows[half] for person, half in pairs])
 
 
-def ask(suspect, data, person, mark, keys):
+def ask(suspect, data, person, mark, keys, words):
     """A model's scores for all of a person's pictures under the own key and `keys` fresh ones, as they come: float32
-    (n, keys + 1, 2), of the model and of its base."""
+    (n, keys + 1, 2), of the model and of its base. words: of the classes, for models that are told captions."""
     every = np.arange(len(person.rows))
     drawn = [person.key, *(utils.derive_key(person.key, "fresh key", number) for number in range(keys))]
     pictures = torch.stack([shown(data, person, mark, key, every) for key in drawn], dim=1).flatten(0, 1)
     order = utils.key_generator(person.key, "order").permutation(len(pictures))
+    told = np.repeat(np.array(captions_of(data, person.rows, words), dtype=object), keys + 1)
     scores = np.concatenate(
-        [suspect.ask(pictures[part].numpy()).scores for part in np.array_split(order, -(-len(order) // 256))]
+        [
+            suspect.ask(Captioned(pictures[part].numpy(), tuple(told[part]))).scores
+            for part in np.array_split(order, -(-len(order) // 256))
+        ]
     )
     return scores[np.argsort(order)].reshape(len(every), keys + 1, -1)
 
@@ -120,10 +148,10 @@ def p_of(scores, selections):
     return float(exact.p_value(exact.statistic_grid(scores[:, :, None].astype(np.float64), selections, 0)[0]))
 
 
-def selections_of(person, count, draw=0):
-    """bool (count + 1, n): the published half first. draw: from 1 on, another half counts as the published one."""
-    draws, photos = utils.key_generator(person.key, "selections", draw), len(person.rows)
-    found = exact.random_selections(draws, photos, photos // 2, count)
+@lru_cache(maxsize=512)
+def selections_of(key, photos, count, draw=0):
+    """bool (count + 1, photos): the published half first. draw: from 1 on, another half counts as the published one."""
+    found = exact.random_selections(utils.key_generator(key, "selections", draw), photos, photos // 2, count)
     return found if draw == 0 else found[1:]
 
 
@@ -131,8 +159,8 @@ def answers_of(args, data, cell, work):
     """{passes: {"own": float32 (users, n, keys + 1, 2), "innocent": float32 (others, n, 2)}} of a cell; fine-tunes and
     asks where that has not been done."""
     base, keys = work / "base", 0 if cell.mark == "none" else args.keys
-    taken = base_rows(data, args.base_size)
-    people = people_of(data, args.users, args.photos, args.seed, taken)
+    taken, family, words = base_rows(data, args.base_size), FAMILIES[args.family], words_of(data, args.data_root)
+    people = people_of(data, args.users, args.photos, args.seed, taken, classes_of(args))
     others = innocents(args, data, people, taken)
     models, found = work / cell.title, {number: {"own": [], "innocent": []} for number in args.passes}
     for group, first in enumerate(range(0, len(people), cell.company)):
@@ -141,13 +169,21 @@ def answers_of(args, data, cell, work):
             raise UserError(f"--users {args.users} is no multiple of {cell.company}", advice="give 20, 40, ...")
         files_of = {number: models / f"answers-{group}-{number}.npz" for number in args.passes}
         if any(not path.exists() for path in files_of.values()):
-            pictures = published(data, inside, cell.mark)
-            tuned = generative_models.fine_tune(
-                base, models / f"{group}", pictures, generative_models.TUNINGS[cell.tuning], args.passes, args.seed
+            pictures, rows = published(data, inside, cell.mark)
+            tuned = fine_tune(
+                family,
+                base,
+                models / f"{group}",
+                pictures,
+                captions_of(data, rows, words),
+                family.TUNINGS[cell.tuning],
+                args.passes,
+                args.seed,
             )
-            asked = others[group :: len(people) // cell.company] if cell.mark == "none" else []
+            asked = others[first : first + cell.company] if cell.mark == "none" and cell.share == 1 else []
             for number, path in tuned.items():
-                ask_model(path, base, data, inside, asked, cell.mark, keys, files_of[number])
+                asking = partial(ask, data=data, words=words)
+                ask_model(path, base, asking, inside, asked, cell.mark, keys, files_of[number])
         for number, path in files_of.items():
             for name, values in files.read_arrays(path).items():
                 found[number][name].extend(values)
@@ -156,29 +192,36 @@ def answers_of(args, data, cell, work):
     }, people
 
 
+def classes_of(args):
+    """Of each user's pictures, for `people_of`."""
+    return [-1] * args.users if args.family == "clip" else None
+
+
 def innocents(args, data, people, taken):
     """As many people as there are users, of the same classes, with nothing in any model."""
     taken = np.concatenate([taken, *(person.rows for person in people)])
-    return people_of(
-        data, len(people), args.photos, f"{args.seed} innocent", taken, [person.label for person in people]
-    )
+    same = classes_of(args) or [int(data.labels[person.rows[0]]) for person in people]
+    return people_of(data, len(people), args.photos, f"{args.seed} innocent", taken, same)
 
 
-def ask_model(path, base, data, inside, others, mark, keys, out):
+def ask_model(path, base, asking, inside, others, mark, keys, out):
     """Ask one saved model about everybody, and write the answers."""
     if out.exists():
         return
     suspect = open_model(path, device="cpu", base=str(base))
     suspect.settle(b"studies/generative.py")
-    own = [ask(suspect, data, person, mark, keys) for person in Progress(inside, f"asking {path.parent.name}")]
-    innocent = [ask(suspect, data, person, mark, 0) for person in others]
+    own = [
+        asking(suspect, person=person, mark=mark, keys=keys)
+        for person in Progress(inside, f"asking {path.parent.name}")
+    ]
+    innocent = [asking(suspect, person=person, mark=mark, keys=0) for person in others]
     files.write_arrays(out, own=np.stack(own), innocent=np.array(innocent, dtype=np.float32))
 
 
 def rows_of(args, cell, answers, people):
     """A row for each number of passes: power with and without the base, innocent people, thresholds."""
     for number, found in answers.items():
-        selections = [selections_of(person, args.selections) for person in people]
+        selections = [selections_of(person.key, len(person.rows), args.selections) for person in people]
         less, alone = (
             np.array([p_of(one, drawn) for one, drawn in zip(scores, selections, strict=True)])
             for scores in (found["own"][..., 0] - found["own"][..., 1], found["own"][..., 0])
@@ -206,9 +249,10 @@ def false_alarms(args, scores):
     (people, n, keys + 1, 2)."""
     found = []
     for number, one in enumerate(scores):
-        nobody = Person(np.arange(one.shape[0]), 0, utils.derive_key("innocent", number))
+        key = utils.derive_key("innocent", number)
         for draw in range(1, args.draws + 1):
-            found.append(p_of(one[..., 0] - one[..., 1], selections_of(nobody, args.selections, draw)))
+            drawn = selections_of(key, len(one), min(args.selections, exact.SELECTIONS), draw)
+            found.append(p_of(one[..., 0] - one[..., 1], drawn))
     return np.array(found)
 
 
@@ -244,6 +288,7 @@ def make_parser():
         base_epochs=10,
         seed=1,
     )
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="unet", help="kind of model (default unet)")
     parser.add_argument("--cells", nargs="+", metavar="TUNING-SHARE-MARK", help="these alone (default: all)")
     return parser
 
@@ -251,19 +296,26 @@ def make_parser():
 def main():
     """Train, ask, conclude."""
     args = make_parser().parse_args()
-    chosen = [cell for cell in CELLS if args.cells is None or cell.title in args.cells]
-    if args.cells and (unknown := set(args.cells) - {cell.title for cell in CELLS}):
+    cells = cells_of(FAMILIES[args.family])
+    if unknown := set(args.cells or ()) - {cell.title for cell in cells}:
         raise UserError(
-            f"--cells {sorted(unknown)[0]} is unknown", advice=f"known are {', '.join(cell.title for cell in CELLS)}"
+            f"--cells {sorted(unknown)[0]} is unknown", advice=f"known are {', '.join(cell.title for cell in cells)}"
         )
     data, device = common.load(args)
     work, rows = Path(args.work), []
-    public = data.images[torch.from_numpy(base_rows(data, args.base_size))]
-    generative_models.make_base(work / "base", public, args.base_epochs, args.seed)
-    for cell in chosen:
+    pre_train(args, data, work)
+    for cell in cells if args.cells is None else [cell for cell in cells if cell.title in args.cells]:
         answers, people = answers_of(args, data, cell, work)
         rows += rows_of(args, cell, answers, people)
         conclude(args, rows, device)
+
+
+def pre_train(args, data, work):
+    """The base, unless it is there."""
+    public = base_rows(data, args.base_size)
+    captions = captions_of(data, public, words_of(data, args.data_root))
+    pictures = data.images[torch.from_numpy(public)]
+    make_base(FAMILIES[args.family], work / "base", pictures, captions, args.base_epochs, args.seed)
 
 
 def conclude(args, rows, device):

@@ -17,7 +17,8 @@ from kit import files, plots
 from kit.errors import run_script
 from kit.progress import Progress
 from kit.tables import markdown
-from studies import common, generative, generative_models
+from studies import common, generative
+from studies.generative_models import FAMILIES, fine_tune
 from suspects import adapters, denoising, pipelines
 
 FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
@@ -103,10 +104,9 @@ def answers_of(args, data, tuning, work):
     found = {number: [] for number in args.passes}
     for user, person in enumerate(Progress(people, tuning)):
         folder = work / "choice" / tuning / f"{user}"
-        pictures = generative.published(data, [person], "none")
-        tuned = generative_models.fine_tune(
-            work / "base", folder, pictures, generative_models.TUNINGS[tuning], args.passes, user
-        )
+        pictures, rows = generative.published(data, [person], "none")
+        captions, family = ("",) * len(rows), FAMILIES[args.family]
+        tuned = fine_tune(family, work / "base", folder, pictures, captions, family.TUNINGS[tuning], args.passes, user)
         for number, path in tuned.items():
             kept = folder / f"signals-{number}.npz"
             if not kept.exists():
@@ -116,13 +116,12 @@ def answers_of(args, data, tuning, work):
     return found, people
 
 
-def geometric_mean_p(answers, people, candidate, less):
-    """Of one candidate for some users; less: whether the base's is taken off."""
+def geometric_mean_p(answers, selections, candidate, less):
+    """Of one candidate for some users; selections: of each one; less: whether the base's is taken off."""
     signal, combine = CANDIDATES[candidate]
     found = []
-    for one, person in zip(answers, people, strict=True):
+    for one, drawn in zip(answers, selections, strict=True):
         model, base = combine(one[signal].astype(np.float64))
-        drawn = generative.selections_of(person, 99_999)
         found.append(generative.p_of((model - base if less else model)[:, None], drawn))
     return float(np.exp(np.log(found).mean()))
 
@@ -133,15 +132,17 @@ def main():
     args = parser.parse_args()
     data, device = common.load(args)
     work, rows = Path(args.work), []
-    public = data.images[torch.from_numpy(generative.base_rows(data, args.base_size))]
-    generative_models.make_base(work / "base", public, args.base_epochs, args.seed)
-    answers = {tuning: answers_of(args, data, tuning, work) for tuning in generative_models.TUNINGS}
+    args.family = "unet"
+    generative.pre_train(args, data, work)
+    answers = {tuning: answers_of(args, data, tuning, work) for tuning in FAMILIES["unet"].TUNINGS}
+    people = next(iter(answers.values()))[1]
+    selections = [generative.selections_of(person.key, args.photos, 99_999) for person in people]
     for candidate in Progress(list(CANDIDATES), "comparing"):
         row = {"candidate": candidate}
-        for tuning, (found, people) in answers.items():
+        for tuning, (found, _) in answers.items():
             for number in args.passes:
                 for less, what in ((True, "less the base"), (False, "alone")):
-                    value = geometric_mean_p(found[number], people, candidate, less)
+                    value = geometric_mean_p(found[number], selections, candidate, less)
                     row[f"{tuning}, {number} passes, {what}"] = value
         less = [np.log(value) for name, value in row.items() if name.endswith("less the base")]
         rows.append({**row, "less the base": float(np.exp(np.mean(less)))})

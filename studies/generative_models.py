@@ -1,27 +1,29 @@
-"""Small generative models for studies/generative.py: pre-trained on public pictures, fine-tuned on people's, and saved
-in the libraries' own layout. They are no Stable Diffusion: a pixel-space UNet of 1.8 M parameters for 32 px.
+"""Small models of the kinds that artists meet, for studies/generative.py: pre-trained on public pictures, fine-tuned on
+people's, and saved in the libraries' own layout. They are no Stable Diffusion and no CLIP of OpenAI's:
+
+    unet    a pixel-space UNet of 1.8 M parameters for 32 px, by diffusers; in full, or as a LoRA by peft
+    clip    a CLIP of 1.5 M parameters for 32 px, by transformers; in full
 
 Fine-tuning is that of the usual trainers: AdamW at a constant rate, small batches, random flips, no augmentation else;
-LoRA: of every convolution and linear layer. Nothing in here knows of users, keys or held-out pictures.
+a LoRA is of every convolution and linear layer. Nothing in here knows of users, keys or held-out pictures.
 
-Public: Tuning, TUNINGS, make_base, fine_tune, adapted, build_unet.
+Public: Tuning, Unet, Clip, FAMILIES, make_base, fine_tune.
 """
 
 import json
 import shutil
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from safetensors.torch import save_file
-from torch.nn.functional import mse_loss
+from torch.nn.functional import cross_entropy, mse_loss
 
 import utils
 from kit.progress import Progress
 from suspects.pipelines import library
 
-CHANNELS, GROUPS, HEAD = (32, 64, 96), 8, 32
-STEPS = 1000  # of the noise schedule, that of Ho et al. 2020
 RANK = 8
 
 
@@ -31,30 +33,122 @@ class Tuning:
 
     rank: int | None
     rate: float
-    batch: int = 4
+    batch: int
 
 
-TUNINGS = {"full": Tuning(None, 1e-4), "lora": Tuning(RANK, 1e-3)}
+class Unet:
+    """Diffusion in pixel space: predicts the noise, with the schedule of Ho et al. 2020."""
 
+    NAME = "unet"
+    TUNINGS: ClassVar = {"full": Tuning(None, 1e-4, 4), "lora": Tuning(RANK, 1e-3, 4)}
+    BASE = Tuning(None, 4e-4, 64)
+    CHANNELS, GROUPS, HEAD, STEPS = (32, 64, 96), 8, 32, 1000
 
-def build_unet(seed):
-    """A new UNet2DModel for pictures of 32 px."""
-    diffusers = library("diffusers")
-    plain = len(CHANNELS) - 1
-    with utils.seeded("unet", seed):
-        return diffusers.UNet2DModel(
+    def new(self):
+        """A network with random weights."""
+        plain = len(self.CHANNELS) - 1
+        return library("diffusers").UNet2DModel(
             sample_size=32,
-            block_out_channels=CHANNELS,
+            block_out_channels=self.CHANNELS,
             layers_per_block=1,
-            norm_num_groups=GROUPS,
-            attention_head_dim=HEAD,
+            norm_num_groups=self.GROUPS,
+            attention_head_dim=self.HEAD,
             down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
             up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
         )
 
+    def load(self, folder):
+        """The network in a folder of `save`."""
+        return library("diffusers").UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
 
-def _schedule():
-    return library("diffusers").DDPMScheduler(num_train_timesteps=STEPS)
+    def save(self, network, folder):
+        """Write a pipeline's folder."""
+        library("diffusers").DDPMPipeline(network, self._schedule()).save_pretrained(folder)
+
+    def _schedule(self):
+        return library("diffusers").DDPMScheduler(num_train_timesteps=self.STEPS)
+
+    def loss(self, network, images, captions, draws, precision):
+        """What a step makes smaller. images: uint8 (n, 3, 32, 32); captions: n texts, which it is not told; draws: a
+        torch Generator."""
+        clean = images.float() / 127.5 - 1
+        noise = torch.randn(clean.shape, generator=draws)
+        steps = torch.randint(0, self.STEPS, (len(clean),), generator=draws)
+        with utils.autocast(clean.device, precision):
+            return mse_loss(network(self._schedule().add_noise(clean, noise, steps), steps).sample.float(), noise)
+
+
+class Clip:
+    """Pictures and captions in one space, by contrast. Pictures of one caption in a step count as right for it."""
+
+    NAME = "clip"
+    TUNINGS: ClassVar = {"full": Tuning(None, 1e-4, 25)}
+    BASE = Tuning(None, 5e-4, 128)
+    WIDTH, LAYERS, HEADS, PATCH, LONGEST = 128, 4, 4, 4, 40
+
+    def new(self):
+        """A network with random weights."""
+        transformers = library("transformers")
+        sizes = {"hidden_size": self.WIDTH, "intermediate_size": 4 * self.WIDTH, "num_attention_heads": self.HEADS}
+        ends = {"bos_token_id": 54, "eos_token_id": 55, "pad_token_id": 55}
+        text = {**sizes, **ends, "num_hidden_layers": 2, "vocab_size": 56, "max_position_embeddings": self.LONGEST}
+        vision = {**sizes, "num_hidden_layers": self.LAYERS, "image_size": 32, "patch_size": self.PATCH}
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=self.WIDTH)
+        return transformers.CLIPModel(config)
+
+    def load(self, folder):
+        """The network in a folder of `save`."""
+        return library("transformers").CLIPModel.from_pretrained(folder, use_safetensors=True)
+
+    def save(self, network, folder):
+        """Write a folder of transformers', with its tokenizer (of letters) and how pictures become its input."""
+        network.save_pretrained(folder)
+        self._tokenizer(folder).save_pretrained(folder)
+        library("transformers").CLIPImageProcessor(
+            size={"shortest_edge": 32},
+            crop_size={"height": 32, "width": 32},
+            image_mean=[0.5] * 3,
+            image_std=[0.25] * 3,
+        ).save_pretrained(folder)
+
+    def _tokenizer(self, folder):
+        letters = [*map(chr, range(ord("a"), ord("z") + 1)), "-"]
+        words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+        (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}), "utf-8")
+        (folder / "merges.txt").write_text("#version: 0.2\n", "utf-8")
+        return library("transformers").CLIPTokenizer(
+            str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=self.LONGEST
+        )
+
+    def loss(self, network, images, captions, draws, precision):
+        """What a step makes smaller. images: uint8 (n, 3, 32, 32); captions: n texts; draws: not used."""
+        kinds = list(dict.fromkeys(captions))
+        right = torch.tensor([kinds.index(caption) for caption in captions])
+        tokens = [[54, *map(self._letter, _ends(caption)), 55][: self.LONGEST] for caption in kinds]
+        longest = max(map(len, tokens))
+        ids = torch.tensor([one + [55] * (longest - len(one)) for one in tokens])
+        there = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in tokens])
+        pixels = (images.float() / 255 - 0.5) / 0.25
+        with utils.autocast(pixels.device, precision):
+            found = network(input_ids=ids, attention_mask=there, pixel_values=pixels)
+        logits = found.logits_per_image.float()
+        # From a caption to its pictures: the mean over all of these.
+        of_caption = torch.nn.functional.one_hot(right, len(kinds)).float()
+        back = -(torch.log_softmax(logits, dim=0) * of_caption / of_caption.sum(0)).sum() / len(kinds)
+        return (cross_entropy(logits, right) + back) / 2
+
+    def _letter(self, letter_and_end):
+        letter, end = letter_and_end
+        number = 26 if letter == "-" else ord(letter) - ord("a")
+        return number + 27 * end
+
+
+def _ends(caption):
+    """[(letter, whether a word ends with it), ...]."""
+    return [(letter, place == len(word) - 1) for word in caption.lower().split() for place, letter in enumerate(word)]
+
+
+FAMILIES = {family.NAME: family for family in (Unet(), Clip())}
 
 
 @contextmanager
@@ -67,53 +161,37 @@ def _whole(folder):
     part.rename(folder)
 
 
-def _save(network, folder):
-    with _whole(folder) as path:
-        library("diffusers").DDPMPipeline(network, _schedule()).save_pretrained(path)
-
-
-def _pass(network, optimizer, images, batch, draws, precision):
-    """One pass over images, uint8 (N, 3, 32, 32), in random order and randomly flipped; the mean error."""
-    schedule, total = _schedule(), 0.0
-    for part in torch.randperm(len(images), generator=draws).split(batch):
-        clean = images[part].float() / 127.5 - 1
-        flipped = torch.rand(len(part), generator=draws) < 0.5
-        clean[flipped] = clean[flipped].flip(-1)
-        noise = torch.randn(clean.shape, generator=draws)
-        steps = torch.randint(0, STEPS, (len(part),), generator=draws)
-        with utils.autocast(clean.device, precision):
-            error = mse_loss(network(schedule.add_noise(clean, noise, steps), steps).sample.float(), noise)
-        error.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        total += error.item() * len(part)
-    return total / len(images)
-
-
-def _trained(network, images, passes, rate, batch, seed, words):
-    """Train; after each number of passes in `passes` the number is yielded."""
-    device = torch.device("cpu")
-    precision, draws = utils.choose_precision("auto", device), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW([value for value in network.parameters() if value.requires_grad], rate)
+def _trained(family, network, images, captions, passes, tuning, seed, words):
+    """Train on images, uint8 (N, 3, 32, 32), with captions; after each number of passes in `passes` it is yielded."""
+    precision, draws = utils.choose_precision("auto", torch.device("cpu")), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW([value for value in network.parameters() if value.requires_grad], tuning.rate)
     network.train()
     for number in Progress(range(1, max(passes) + 1), words):
-        _pass(network, optimizer, images, batch, draws, precision)
+        for part in torch.randperm(len(images), generator=draws).split(tuning.batch):
+            shown, flipped = images[part], torch.rand(len(part), generator=draws) < 0.5
+            shown[flipped] = shown[flipped].flip(-1)
+            family.loss(network, shown, [captions[place] for place in part.tolist()], draws, precision).backward()
+            optimizer.step()
+            optimizer.zero_grad()
         if number in passes:
             network.eval()
             yield number
             network.train()
 
 
-def make_base(folder, images, epochs, seed, batch=64, rate=4e-4):
-    """Pre-train a UNet on images, uint8 (N, 3, 32, 32), and save it as a pipeline's folder, unless it is there."""
+def make_base(family, folder, images, captions, epochs, seed):
+    """Pre-train a network of a family on images, uint8 (N, 3, 32, 32), with captions, and save it, unless it is
+    there."""
     if folder.exists():
         return
-    network = build_unet(seed)
-    for _ in _trained(network, images, (epochs,), rate, batch, seed, "pre-training"):
-        _save(network, folder)
+    with utils.seeded(family.NAME, seed):
+        network = family.new()
+    for _ in _trained(family, network, images, captions, (epochs,), family.BASE, seed, "pre-training"):
+        with _whole(folder) as path:
+            family.save(network, path)
 
 
-def adapted(network, rank):
+def _adapted(network, rank):
     """A LoRA in every convolution and linear layer of a network, which is frozen; returns peft's configuration."""
     peft = library("peft")
     layers = [name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
@@ -126,27 +204,27 @@ def adapted(network, rank):
 def _save_lora(network, config, folder):
     """As peft lays it out: adapter_model.safetensors and adapter_config.json."""
     state = library("peft").get_peft_model_state_dict(network, adapter_name="default")
-    with _whole(folder) as path:
-        tensors = {f"base_model.model.{name}": value.detach().contiguous() for name, value in state.items()}
-        save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
-        says = {"peft_type": "LORA", "r": config.r, "lora_alpha": config.lora_alpha}
-        (path / "adapter_config.json").write_text(json.dumps(says), encoding="utf-8")
+    tensors = {f"base_model.model.{name}": value.detach().contiguous() for name, value in state.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    says = {"peft_type": "LORA", "r": config.r, "lora_alpha": config.lora_alpha}
+    (folder / "adapter_config.json").write_text(json.dumps(says), encoding="utf-8")
 
 
-def fine_tune(base, folder, images, tuning, passes, seed):
-    """Fine-tune the base in a folder on images, uint8 (N, 3, 32, 32), and save the model after each number of passes
-    over them, as folder/NUMBER; returns these folders by the number. What is there is kept."""
+def fine_tune(family, base, folder, images, captions, tuning, passes, seed):
+    """Fine-tune the base in a folder on images, uint8 (N, 3, 32, 32), with captions, and save the model after each
+    number of passes over them, as folder/NUMBER; returns these folders by the number. What is there is kept."""
     wanted = {number: folder / f"{number}" for number in passes}
     if all(path.exists() for path in wanted.values()):
         return wanted
     folder.mkdir(parents=True, exist_ok=True)
-    network = library("diffusers").UNet2DModel.from_pretrained(base / "unet", use_safetensors=True)
+    network = family.load(base)
     with utils.seeded("lora", seed) if tuning.rank else nullcontext():
-        config = adapted(network, tuning.rank) if tuning.rank else None
-    for number in _trained(network, images, set(passes), tuning.rate, tuning.batch, seed, folder.name):
+        config = _adapted(network, tuning.rank) if tuning.rank else None
+    for number in _trained(family, network, images, captions, set(passes), tuning, seed, folder.name):
         if not wanted[number].exists():
-            if config:
-                _save_lora(network, config, wanted[number])
-            else:
-                _save(network, wanted[number])
+            with _whole(wanted[number]) as path:
+                if config:
+                    _save_lora(network, config, path)
+                else:
+                    family.save(network, path)
     return wanted

@@ -20,7 +20,8 @@ import torch
 
 from utils import key_generator
 
-FRACTIONS, NOISES = (0.02, 0.05, 0.1, 0.2), 2  # of the schedule's timesteps; noises at each
+# Of the schedule's timesteps, and noises at each: chosen by studies/generative_choice.py.
+FRACTIONS, NOISES = (0.05, 0.1, 0.2, 0.4), 2
 PATH, STEP = 0.1, 0.01  # of SecMI: up to which fraction of the timesteps, and by how many at a time
 ELEMENTS = 1 << 18  # of latents in one pass: 16 pictures of 512 px
 MOST_PASSES = 64
