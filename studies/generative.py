@@ -14,7 +14,7 @@ members, all held-out ones are not.
 Which signal is asked for was chosen on other users (studies/generative_choice.py). What is finished is kept in --work,
 and the same command goes on there.
 
-Public: Cell, cells_of, base_rows, captions_of, people_of, selections_of, published, ask, p_of, conclude.
+Public: Cell, cells_of, base_rows, captions_of, pre_train, people_of, selections_of, published, ask, p_of, conclude.
 """
 
 import re
