@@ -5,11 +5,11 @@ One user: python eval.py --record photos_record/record.json --originals photos -
 Replay:   python eval.py --replay evidence.zip
 
 MODEL for one user: a run or checkpoint of train.py; a state dict (.pt, .pth, .safetensors) with --net_type; an ONNX
-file; a diffusion model (a pipeline's folder, a .safetensors checkpoint, or a LoRA with --base_model); or
-http(s)://host:port/v2/models/NAME, a server that speaks the Open Inference Protocol. The exact p is valid for every
-model; exit code 0 whatever the verdict (with --strict 1 where something is left to be believed). Without --record,
---checkpoint is a run of train.py (or is found by the flags that named it), the training's settings come from inside it,
-and --data_root has to be given again.
+file; a diffusion model (a pipeline's folder, a .safetensors checkpoint, or a LoRA with --base_model); an encoder or a
+captioner (a folder of transformers or open_clip); or http(s)://host:port/v2/models/NAME, a server that speaks the Open
+Inference Protocol. The exact p is valid for every model; exit code 0 whatever the verdict (with --strict 1 where
+something is left to be believed). Without --record, --checkpoint is a run of train.py (or is found by the flags that
+named it), the training's settings come from inside it, and --data_root has to be given again.
 """
 
 from kit.errors import UserError, run_script
@@ -208,10 +208,11 @@ def audit_user(args):
 def open_suspect(args, record=None):
     """The model that --checkpoint names; record: the one whose plan says what it is asked."""
     from provenance import case
+    from suspects.embeddings import EmbeddingSuspect
     from suspects.flags import preprocessing_of
     from utils import choose_device
 
-    return case.open_suspect(
+    found = case.open_suspect(
         args.checkpoint,
         args.net_type,
         choose_device(args.device),
@@ -223,6 +224,7 @@ def open_suspect(args, record=None):
         args.model_config,
         args.signal or (record.plan.signal if record else "error"),
     )
+    return EmbeddingSuspect(found) if args.answers == "embeddings" else found
 
 
 def open_references(args):
@@ -245,6 +247,12 @@ def server_options(args):
                 "--calibration is for servers", advice="a file needs --mean and --std", flag="--calibration"
             )
         return options
+    if place and args.answers == "embeddings":
+        raise UserError(
+            "--calibration looks at how sure of a class a model is, and embeddings name none",
+            advice="give --mean and --std as in its training",
+            flag="--calibration",
+        )
     stored = opening.stored_input(args.record, args.checkpoint, args.out) if args.record and not args.replay else None
     found = (stored or {}).get("calibration")
     if stored and (name is None or not found or found["chosen"] == name):

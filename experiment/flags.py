@@ -178,7 +178,7 @@ def _add_training_flags(group):
         "--base_model",
         help="the model that this one is made of: the same run without the countermeasure (folder, checkpoint or "
         "--save_tag), taken over if the countermeasure changes only a finished model (default: it is trained again); "
-        "with --record that of a LoRA, which needs it, or of a fine-tuned diffusion model",
+        "with --record that of a LoRA, which needs it, or of a fine-tuned diffusion model, encoder or captioner",
     )
 
 

@@ -6,7 +6,7 @@ Public: Options, Case, open_case, open_suspect, resolve_label.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +228,8 @@ class Case:
             + (f" + {self.aside} for Algorithm 1" if self.strangers else "")
             + f"; smallest p that can come out: {self.smallest_p:.2g}"
         )
+        if (each := suspect.pictures_a_query) > 1:
+            asked += f"\neach query shows it {each} crops of a picture: {self.queries * each} pictures"
         if plan.sequential:
             asked += (
                 f"\nphoto by photo: that is the most; it stops as soon as the evidence is there, after {plan.views} "
@@ -460,7 +462,7 @@ def open_case(
     chain: see `disclosed.check`; references: opened models (see `references.open_models`), [] for none though some were
     committed, None for those that were committed: none may be.
     """
-    options = options or Options()
+    options = _counted(options or Options(), suspect)
     _refuse_of_others(options, suspect, out_world)
     record = records.read_finished(record_path)
     weaknesses = disclosed.weaknesses(record, record_path, roots, chain)
@@ -528,6 +530,16 @@ def open_case(
         weaknesses,
         references,
     )
+
+
+def _counted(options, suspect):
+    """The Options with the budget in queries, which may show the model several pictures each."""
+    most, each = options.max_queries, suspect.pictures_a_query
+    if most is None or each == 1:
+        return options
+    if most < each:
+        raise UserError(f"--max_queries {most}: one query shows it {each} pictures", "allow more", flag="--max_queries")
+    return replace(options, max_queries=most // each)
 
 
 def _refuse_of_others(options, suspect, out_world):

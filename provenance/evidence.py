@@ -307,6 +307,7 @@ class _Preprocessing(BaseModel):
     interpolation: str
     source: Annotated[str, Field(max_length=1000)]
     form: Annotated[dict[_FormKey, str], Field(min_length=5)] | None = None
+    squash: bool = False
 
 
 class _Reference(_Part):
@@ -484,6 +485,11 @@ def _made_of(model, committed):
         yield (
             f"{disclosed.HONEST}: the model with SHA-256 {committed.base[:16]}..., of which it was to be made, was not "
             "asked"
+        )
+    if model.get("pictures_a_query"):
+        yield (
+            f"{disclosed.HONEST}: that the model's answers are taken for embeddings was not fixed with the photos; who "
+            "chooses it after the draw can look for what likes the result"
         )
     if signal != committed.signal:
         yield (

@@ -27,6 +27,7 @@ from provenance.record import Digest, Strict, first_problem
 
 LOG_FILE = "judgements.json"
 NOTHING = "0" * 64  # what the first entry is bound to
+SCORED = ("score", "pictures_a_query")  # of an identity: how its answers were made a score
 
 
 class Judgement(Strict):
@@ -69,8 +70,12 @@ class Judgement(Strict):
 
 
 def same_model(one, other):
-    """Whether two identities are of one model: a file's is its SHA-256, as another name makes no other model."""
-    return one["sha256"] == other.get("sha256") if one.get("sha256") else one == other
+    """Whether two identities are of one model: a file's is its SHA-256, as another name makes no other model. Nor does
+    another way of making a score of its answers."""
+    if one.get("sha256"):
+        return one["sha256"] == other.get("sha256")
+    ours, theirs = ({name: said for name, said in some.items() if name not in SCORED} for some in (one, other))
+    return ours == theirs
 
 
 def share_of_alpha(plan, committed, number, factor):

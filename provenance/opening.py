@@ -30,8 +30,9 @@ def place_of_results(record_path, name, folder=None):
 def input_of(suspect):
     """How a suspect is fed, for `stored_input` to find again: JSON-ready dict."""
     names = ("size", "resize", "mean", "std", "white", "interpolation", "source", "form")
+    squash = {"squash": True} if suspect.preprocessing.squash else {}  # others read as they always did
     return {
-        "preprocessing": {name: getattr(suspect.preprocessing, name) for name in names},
+        "preprocessing": {name: getattr(suspect.preprocessing, name) for name in names} | squash,
         "calibration": suspect.calibration,
     }
 

@@ -331,7 +331,7 @@ def _refuse_other_scores(stored, ours):
         raise UserError(
             f"the bundle's audit scored the model otherwise ({other[0]} {_printable(str(stored.get(other[0])))[:200]}) "
             f"than it is now ({str(ours.get(other[0]))[:200]})",
-            advice="give the same model with --base_model as then",
+            advice="give the same model with --base_model or --answers as then",
             flag="--base_model",
         )
 

@@ -28,7 +28,7 @@ def show_verdict(result, folder):
     print("")
     show_weaknesses(result["weaknesses"])
     print(textwrap.fill(result["sentences"], WIDTH), "", sep="\n")
-    judgement = result["judgement"]
+    judgement, each = result["judgement"], result["model"].get("pictures_a_query", 1)
     rows = [
         *_results(result),
         (
@@ -38,7 +38,12 @@ def show_verdict(result, folder):
         ),
         ("photos", f"{result['published']} published, {result['photos'] - result['published']} held out"),
         *([] if result["label"] is None else [("class", result["label"])]),
-        ("queries", f"{result['queries']}" + (f", {result['missing']} unanswered" if result["missing"] else "")),
+        (
+            "queries",
+            f"{result['queries']}"
+            + (f" of {each} pictures each" if each > 1 else "")
+            + (f", {result['missing']} unanswered" if result["missing"] else ""),
+        ),
     ]
     if result["key_p_value"] is not None:
         keys = judgement["plan"]["keys"] + 1

@@ -1,7 +1,7 @@
 """What files of models have in common: a query that becomes Answers, and how their preprocessing is settled.
 
-Public: FileSuspect, answers_of, pattern, one_line, readable_digest, merged_preprocessing, cleaned_setting, flag_of,
-SETTINGS, MOST_CLASSES, MOST_AT_ONCE.
+Public: FileSuspect, ScoringSuspect, refuse_no_difference, answers_of, pattern, one_line, readable_digest,
+merged_preprocessing, cleaned_setting, flag_of, SETTINGS, MOST_CLASSES, MOST_AT_ONCE.
 """
 
 import math
@@ -11,9 +11,10 @@ import torch
 
 from kit.errors import UserError
 from kit.files import file_digest
-from suspects.suspect import Answers, Preprocessing, Suspect
+from suspects.suspect import Answers, Captioned, Preprocessing, Suspect
 
 MOST_CLASSES, MOST_AT_ONCE = 100_000, 1024  # a damaged file must not fill the memory
+CHANGED = 1e-6  # of a score; what changes less has changed nothing but rounding
 SETTINGS = {
     "size": "one or two whole numbers, height first",
     "resize": "a whole number of pixels up to 8192",
@@ -54,6 +55,51 @@ class FileSuspect(Suspect):
                 advice="give a model that answers with one value for each class",
             )
         return answers_of(values, self.name)
+
+
+class ScoringSuspect(Suspect):
+    """A model in a file that answers with a score for each picture. Subclasses implement `columns`, and set
+    `preprocessing` and `name`."""
+
+    def columns(self, images):
+        """Scores of Captioned images: [float64 (N,) of the model, and the same of what it was made of, if known]."""
+        raise NotImplementedError
+
+    def ask(self, images):
+        if not isinstance(images, Captioned):
+            images = Captioned(images, ("",) * len(images))
+        if images.dtype != np.uint8 or images.shape[1:] != (3, *self.preprocessing.size):
+            raise ValueError(f"images are {images.dtype} {images.shape}, not of the size {self.preprocessing.size}")
+        try:
+            with torch.inference_mode():
+                columns = self.columns(images)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a stranger's network may fail in any way, most often because of the size
+            raise UserError(
+                f"{self.name} can't answer for images of {images.shape[2]} x {images.shape[3]} px ({one_line(error)})",
+                advice="check --input_size",
+                flag="--input_size",
+            ) from None
+        scores = np.stack(columns, axis=1).astype(np.float32)
+        wrong = ~np.isfinite(scores).all(axis=1)
+        if wrong.all() and len(scores):
+            raise UserError(f"{self.name} gives scores that are not finite", advice="is its file damaged?")
+        scores[wrong] = np.nan
+        return Answers(None, None, scores)
+
+
+def refuse_no_difference(suspect, path, captions=("",)):
+    """Raise UserError where a base and what was made of it, `path`, can't be told apart: whatever was loaded did
+    nothing. captions: what neutral pictures are said to show."""
+    scores = suspect.ask(Captioned(pattern(len(captions), suspect.preprocessing.size), captions)).scores
+    scores = scores.astype(np.float64)
+    if (np.abs(scores[:, 0] - scores[:, 1]) <= CHANGED * np.abs(scores).max(axis=1)).all():
+        raise UserError(
+            f"{path} changes nothing in what --base_model answers: its weights are without effect there",
+            advice="check that it is the right file, and the base that it was trained on",
+            flag="--base_model",
+        )
 
 
 def answers_of(values, name):
@@ -125,6 +171,9 @@ def cleaned_setting(path, source, key, value):
         if key in ("mean", "std"):
             cleaned = tuple(float(number) for number in value)
             valid = len(cleaned) == 3 and all(map(math.isfinite, cleaned)) and not isinstance(value, str)
+        elif key == "squash":
+            cleaned = value
+            valid = isinstance(value, bool)
         elif key == "resize":
             cleaned = None if value is None else int(value)
             valid = cleaned is None or 1 <= cleaned <= 8192

@@ -12,15 +12,12 @@ Public: DiffusionSuspect, open_diffusion.
 from collections import OrderedDict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from kit.errors import UserError
 from suspects import adapters, denoising, pipelines
-from suspects.answering import merged_preprocessing, one_line, pattern, readable_digest
-from suspects.suspect import Answers, Captioned, Suspect
+from suspects.answering import ScoringSuspect, merged_preprocessing, readable_digest, refuse_no_difference
 
-CHANGED = 1e-6  # of an error; an adapter that changes less has changed nothing but rounding
 KEPT_CAPTIONS = 4096
 SIGNALS = {
     "error": "denoising error, version 1",
@@ -65,7 +62,7 @@ class _Captions:
         return {"words": words, "pooled": pooled}
 
 
-class DiffusionSuspect(Suspect):
+class DiffusionSuspect(ScoringSuspect):
     """A diffusion model that answers with a score of `suspects.denoising`. base: the Pipeline before fine-tuning;
     adapter: the LoRA that was attached to `model`, which then is its own base; neither: no base is known."""
 
@@ -89,31 +86,7 @@ class DiffusionSuspect(Suspect):
     def settle(self, seed):
         self._seed, self._draws = seed, {}
 
-    def ask(self, images):
-        if not isinstance(images, Captioned):
-            images = Captioned(images, ("",) * len(images))
-        if images.dtype != np.uint8 or images.shape[1:] != (3, *self.preprocessing.size):
-            raise ValueError(f"images are {images.dtype} {images.shape}, not of the size {self.preprocessing.size}")
-        try:
-            with torch.inference_mode():
-                columns = self._errors(images)
-        except (UserError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # a stranger's network may fail in any way, most often because of the size
-            raise UserError(
-                f"{self.name} can't answer for images of {images.shape[2]} x {images.shape[3]} px ({one_line(error)})",
-                advice="check --input_size",
-                flag="--input_size",
-            ) from None
-        scores = np.stack(columns, axis=1).astype(np.float32)
-        wrong = ~np.isfinite(scores).all(axis=1)
-        if wrong.all() and len(scores):
-            raise UserError(f"{self.name} gives errors that are not finite", advice="is its file damaged?")
-        scores[wrong] = np.nan
-        return Answers(None, None, scores)
-
-    def _errors(self, images):
-        """[float64 (N,) of the model, and of its base where there is one]."""
+    def columns(self, images):
         if self._adapter:
             return [self._errors_of(self._model, images, on) for on in (True, False)]
         return [self._errors_of(one, images) for one in (self._model, self._base) if one is not None]
@@ -186,7 +159,8 @@ def open_diffusion(path, base, config, device, precision, overrides, batch_size,
     facts = {"mean": (0.5,) * 3, "std": (0.5,) * 3, **_size_of(model)}
     preprocessing = merged_preprocessing(path, [("pipeline", facts), ("flags", overrides)])
     suspect = DiffusionSuspect(model, identity, preprocessing, batch_size, other, adapter, signal)
-    _refuse_no_difference(suspect, path, base)
+    if base:
+        refuse_no_difference(suspect, path)
     return suspect
 
 
@@ -256,16 +230,3 @@ def _size_of(model):
         return {}
     scale = denoising.latent_scale(model)
     return {"size": side * scale if isinstance(side, int) else tuple(one * scale for one in side)}
-
-
-def _refuse_no_difference(suspect, path, base):
-    """Raise UserError where a base and what was made of it can't be told apart: whatever was loaded did nothing."""
-    if not base:
-        return
-    scores = suspect.ask(pattern(1, suspect.preprocessing.size)).scores.astype(np.float64)
-    if np.abs(scores[:, 0] - scores[:, 1]).max() <= CHANGED * np.abs(scores).max():
-        raise UserError(
-            f"{path} changes nothing in what --base_model answers: its weights are without effect there",
-            advice="check that it is the right file, and the base that it was trained on",
-            flag="--base_model",
-        )

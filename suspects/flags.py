@@ -80,6 +80,13 @@ def add_server_flags(parser):
     )
     add("--output_name", help="the output with the answers, where there are several (default: the only one)")
     add(
+        "--answers",
+        choices=("classes", "embeddings"),
+        default="classes",
+        help="what a server or a file of weights answers with; embeddings: scored by how alike crops of a picture are, "
+        "which takes eight pictures a query (default classes)",
+    )
+    add(
         "--calibration",
         metavar="FOLDER",
         help="propose mean and std of a server that does not state them, by showing it these photos, which take no "

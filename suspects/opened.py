@@ -1,10 +1,10 @@
-"""Open a file that holds a model and answer for it: a run of train.py, a state dict (torch, safetensors), ONNX, or a
-diffusion model.
+"""Open a file that holds a model and answer for it: a run of train.py, a state dict (torch, safetensors), ONNX, a
+diffusion model, an encoder or a captioner.
 
 Model files come from strangers: nothing in them is executed (no unpickling beyond torch's tensors, no custom operators,
 no file outside the model's folder), and what can't be told for certain is asked for, because an audit through a wrongly
-guessed network or preprocessing is worthless. Nothing is downloaded. timm, onnxruntime and diffusers are needed only by
-those who ask for them.
+guessed network or preprocessing is worthless. Nothing is downloaded. timm, onnxruntime, diffusers, transformers and
+open_clip are needed only by those who ask for them.
 
 Public: open_model, base_digest, read_metadata.
 """
@@ -24,6 +24,7 @@ from kit.errors import UserError
 from suspects.answering import SETTINGS, FileSuspect, flag_of, merged_preprocessing, one_line, pattern, readable_digest
 from suspects.onnx_file import class_names_of, open_onnx
 from suspects.state_dict import open_state_dict
+from suspects.towers import is_tower, tower_digest
 
 PIPELINE_FILES = ("model_index.json", "pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 # Names of tensors in LoRAs (and what is taken for one), and in checkpoints of diffusion models.
@@ -44,7 +45,8 @@ def open_model(
     """Open a model file (or a folder) as a Suspect whose answers are float32 (N, classes), labels, or scores.
 
     path: a run folder of train.py; .safetensors; a state dict as .pt, .pth, .bin or .ckpt; .onnx (always run on the
-    CPU); a pipeline's folder, checkpoint or LoRA (see diffusion.open_diffusion, which takes base, config and signal).
+    CPU); a pipeline's folder, checkpoint or LoRA (see diffusion.open_diffusion, which takes base, config and signal);
+    the folder of an encoder or a captioner (see encoder.open_encoder, which takes base).
     net_type: for state dicts, a network's name in networks/, torchvision or timm, looked up in this order, or
     "timm:NAME" etc. precision: "float32", "bfloat16" or "auto", that of its training for runs and float32 for others.
     overrides: {key: value} for keys of Preprocessing (no source); they win over what the file or the library says;
@@ -53,11 +55,10 @@ def open_model(
     path, overrides = Path(path), {key: value for key, value in (overrides or {}).items() if value is not None}
     if precision not in ("auto", "float32", "bfloat16") or not overrides.keys() <= SETTINGS.keys():
         raise ValueError(f"unknown precision {precision} or key among {list(overrides)}")
-    if _is_diffusion(path, net_type, base, config):
-        from suspects.diffusion import open_diffusion
-
+    if family := _scored_family(path, net_type, base, config):
+        more = () if family == "encoder" else (config, signal)
         device = utils.choose_device(str(device))
-        suspect = open_diffusion(path, base, config, device, precision, overrides, batch_size, signal)
+        suspect = _open_scored(path, base, device, precision, overrides, batch_size, *more)
         suspect.name = path.resolve().name
         if not base:  # else it was asked when it was compared with that
             _try(suspect)
@@ -80,21 +81,35 @@ def open_model(
     return suspect
 
 
-def _is_diffusion(path, net_type, base, config):
-    """Whether a path is opened as a diffusion model. UserError where flags of one were given and it is none."""
+def _open_scored(path, base, device, precision, overrides, batch_size, *more):
+    """more: (config, signal) of a diffusion model, nothing of others."""
+    if not more:
+        from suspects.encoder import open_encoder
+
+        return open_encoder(path, base, device, precision, overrides, batch_size)
+    from suspects.diffusion import open_diffusion
+
+    config, signal = more
+    return open_diffusion(path, base, config, device, precision, overrides, batch_size, signal)
+
+
+def _scored_family(path, net_type, base, config):
+    """ "diffusion" or "encoder" for what is opened as one, None for others. UserError where flags of one were given and
+    it is none."""
     single = path.is_file() and path.suffix.lower() == ".safetensors"
     inside = [(path / name).is_file() for name in PIPELINE_FILES] if path.is_dir() else []
     kind = single and _kind_of_weights(path)
+    family = None
     if any(inside) or kind == "diffusion" or (single and kind != "run" and (base or config)):
-        if net_type is not None:
-            raise UserError(f"{path} says what it is", advice="leave --net_type out", flag="--net_type")
-        return True
-    if base or config:
-        flag = "--base_model" if base else "--model_config"
-        raise UserError(
-            f"{flag} is for diffusion models and LoRAs, and {path} is neither", advice="leave it out", flag=flag
-        )
-    return False
+        family = "diffusion"
+    elif path.is_dir() and is_tower(path):
+        family = "encoder"
+    if family and net_type is not None:
+        raise UserError(f"{path} says what it is", advice="leave --net_type out", flag="--net_type")
+    if (base and not family) or (config and family != "diffusion"):
+        flag, kinds = ("--model_config", "diffusion models") if config else ("--base_model", "generators and encoders")
+        raise UserError(f"{flag} is for {kinds}, and {path} is none", advice="leave it out", flag=flag)
+    return family
 
 
 def _kind_of_weights(path):
@@ -108,16 +123,19 @@ def _kind_of_weights(path):
 def base_digest(path, config=None):
     """SHA-256 by which a base model is known (`identity` of what was made of it), which is not opened for it.
 
-    path: a pipeline's folder, or a .safetensors file with the folder that says what it is, config. Raises UserError.
+    path: a pipeline's or an encoder's folder, or a .safetensors file with the folder that says what it is, config.
+    Raises UserError.
     """
     from suspects import pipelines
 
     path = Path(path)
+    if path.is_dir() and not pipelines.is_pipeline(path) and is_tower(path):
+        return tower_digest(path)
     if pipelines.is_pipeline(path):
         return pipelines.folder_digest(path)
     if not path.is_file() or config is None or not pipelines.is_pipeline(config):
         raise UserError(
-            f"--base_model {path} is neither a pipeline's folder nor a file beside one",
+            f"--base_model {path} is neither a model's folder nor a file beside one",
             advice="give the folder, or the .safetensors file and a folder of its kind as --model_config",
             flag="--base_model",
         )

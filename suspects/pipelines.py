@@ -4,8 +4,8 @@ Folders and files come from strangers. Every part is of a class that is named he
 safetensors; no code of theirs runs, nothing is downloaded, and a part of which anything is missing, left over or of
 another shape is refused, since a library would fill it with random numbers.
 
-Public: Pipeline, read_pipeline, read_single_file, is_pipeline, folder_digest, file_digest,
-headers_of, library, INDEX, NEEDS.
+Public: Pipeline, read_pipeline, read_single_file, is_pipeline, folder_digest, file_digest, digest_of_files, headers_of,
+library, load_part, read_tokenizer, read_config, refuse_absurd, shards_of, INDEX, NEEDS, COUNTERS.
 """
 
 import json
@@ -66,7 +66,8 @@ INSIDE = {
 }
 WHOLE = {"F16", "BF16", "F32", "F64"}
 COUNTERS = re.compile(r"(^|\.)position_ids$|num_batches_tracked$")  # of earlier versions; nothing reads them
-MOST_BYTES, MOST_LAYERS, MOST = 1 << 20, 1000, 10_000_000  # of a configuration, and of numbers in it
+MOST_BYTES, MOST_LAYERS, MOST_SIDE, MOST = 1 << 20, 1000, 4096, 10_000_000  # of a configuration, and of numbers in it
+MOST_DEPTH = 20  # of parts inside each other
 
 
 @dataclass
@@ -100,7 +101,7 @@ class Pipeline:
 
 def library(name):
     """One of the optional libraries, silent, or a UserError that says how to install it."""
-    module = optional(name, "a diffusion model", NEEDS)
+    module = optional(name, "a model of this kind", NEEDS)
     if name in ("diffusers", "transformers"):
         logging = module.utils.logging
         logging.set_verbosity_error()  # what they would warn of is refused here
@@ -131,7 +132,7 @@ def read_single_file(path, folder, device, dtype=torch.float32):
     parts, kinds = {}, dict(_kinds(name))
     for part, classes in kinds.items():
         if part in ("unet", "transformer") or (part == "vae" and inside["vae"]):
-            _refuse_absurd(folder / part)
+            refuse_absurd(folder / part)
             parts[part] = _from_file(getattr(diffusers, classes[0]), path, folder, part, dtype)
         elif not part.startswith("text_encoder") or not inside["text"]:
             parts[part.removesuffix("?")] = _read_part(folder, index, part, classes, dtype)
@@ -208,7 +209,7 @@ def _beside(kind):
 
 def _index_of(folder):
     """(name of the pipeline's class, what its index says)."""
-    index = _read_config(Path(folder) / INDEX)
+    index = read_config(Path(folder) / INDEX)
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in KNOWN:
         raise UserError(
@@ -234,18 +235,24 @@ def _read_part(folder, index, part, kinds, dtype):
     if kind not in kinds:
         raise UserError(f"{folder}: its {name} is a {kind[:60]!r}", advice=f"known here is {' or '.join(kinds)}")
     if name.startswith("tokenizer"):
-        return _read_tokenizer(place, kind)
-    _refuse_absurd(place)
-    variant = _variant(place)
-    source = library("transformers" if name.startswith("text_encoder") else "diffusers")
-    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True, "torch_dtype": dtype}
+        return read_tokenizer(place, kind)
+    return load_part(
+        getattr(library("transformers" if name.startswith("text_encoder") else "diffusers"), kind), place, dtype
+    )
+
+
+def load_part(kind, place, dtype, **options):
+    """A network of a class of diffusers' or transformers' out of a folder, complete. Raises UserError naming what is
+    missing, left over or of another shape there."""
+    refuse_absurd(place)
+    options |= {"variant": _variant(place), "local_files_only": True, "use_safetensors": True, "torch_dtype": dtype}
     try:
         with seeded("part of a pipeline"), warnings.catch_warnings(action="ignore"):
-            model, found = getattr(source, kind).from_pretrained(str(place), variant=variant, **options)
+            model, found = kind.from_pretrained(str(place), output_loading_info=True, **options)
     except Exception as error:  # a stranger's file may fail in any way
         raise UserError(f"{place} can't be read ({one_line(error)})", advice="give an undamaged, whole one") from None
     wrong = {
-        what: [str(key) for key in found.get(f"{what}_keys", ()) if not COUNTERS.search(str(key))]
+        what: [name for name in map(_name_of, found.get(f"{what}_keys", ())) if not COUNTERS.search(name)]
         for what in ("missing", "mismatched", "unexpected")
     }
     if bad := [f"{keys[0][:80]} is {what} ({len(keys)} of such)" for what, keys in wrong.items() if keys]:
@@ -253,7 +260,12 @@ def _read_part(folder, index, part, kinds, dtype):
     return model
 
 
-def _read_tokenizer(place, kind):
+def _name_of(key):
+    return str(key[0] if isinstance(key, tuple | list) else key)  # mismatched ones come with their shapes
+
+
+def read_tokenizer(place, kind):
+    """A tokenizer of a class of transformers' out of a folder. Raises UserError."""
     transformers = library("transformers")
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -271,17 +283,26 @@ def _variant(place):
         others = [path.name for path in place.iterdir() if path.suffix in (".bin", ".ckpt", ".pt", ".gguf", ".onnx")]
         there = f" ({others[0]} is not read: it could run code, or is quantised)" if others else ""
         raise UserError(f"{place} has no weights as .safetensors{there}", advice="save it with safe_serialization=True")
+    shards_of(place, weights)
+    for name in weights:
+        headers_of(place / name)
+    half = [name for name in weights if ".fp16" in name]
+    return "fp16" if half == weights else None
+
+
+def shards_of(place, weights):
+    """The names of files that a folder's indexes of weights name: set, empty without an index. weights: the files that
+    are there. Raises UserError for one that is not, or lies elsewhere."""
+    every = set()
     for path in place.glob("*.index*.json"):
-        shards = _read_config(path, MOST_BYTES * 32).get("weight_map")
+        shards = read_config(path, MOST_BYTES * 32).get("weight_map")
         named = set(shards.values()) if isinstance(shards, dict) else {""}
         if outside := [name for name in named if not isinstance(name, str) or Path(name).name != name or not name]:
             raise UserError(f"{path} names {str(outside[0])[:60]!r}, which is no file beside it", "don't trust it")
         if lacking := sorted(named - set(weights)):
             raise UserError(f"{place}: its part {lacking[0]} is missing", advice="give all parts of the weights")
-    for name in weights:
-        headers_of(place / name)
-    half = [name for name in weights if ".fp16" in name]
-    return "fp16" if half == weights else None
+        every |= named
+    return every
 
 
 def headers_of(path):
@@ -304,7 +325,7 @@ def headers_of(path):
 def _schedule_of(folder):
     """The schedule of the training's noise: see Pipeline."""
     diffusers, place = library("diffusers"), folder / "scheduler"
-    config = _read_config(place / "scheduler_config.json")
+    config = read_config(place / "scheduler_config.json")
     name = str(config.get("_class_name", ""))
     kind = name.removesuffix("Scheduler")
     try:
@@ -332,7 +353,7 @@ def _steps(scheduler):
     return steps
 
 
-def _read_config(path, most=MOST_BYTES):
+def read_config(path, most=MOST_BYTES):
     """A JSON object of a stranger's. Raises UserError."""
     try:
         if path.stat().st_size > most:
@@ -347,17 +368,26 @@ def _read_config(path, most=MOST_BYTES):
     return content
 
 
-def _refuse_absurd(place):
-    """Raise UserError for a configuration that nothing real has, or whose weights are quantised."""
-    config = _read_config(place / "config.json")
+def refuse_absurd(place, name="config.json"):
+    """Raise UserError for a configuration that nothing real has, whose weights are quantised, or that names code."""
+    _refuse_absurd_values(place, read_config(Path(place) / name))
+
+
+def _refuse_absurd_values(place, config, depth=0):
     if config.get("quantization_config") is not None:
         raise UserError(
             f"{place} is quantised, and rounding hides what a model remembers",
             advice="give its weights as float16, bfloat16 or float32",
         )
     for name, value in config.items():
+        # With a slash it is a program that the library would fetch and run.
+        if "attn_implementation" in name and "/" in json.dumps(value):
+            raise UserError(f"{place}: {name[:60]} {str(value)[:60]!r} names code", advice="don't trust it")
+        if isinstance(value, dict) and depth < MOST_DEPTH:
+            _refuse_absurd_values(place, value, depth + 1)
         values = value if isinstance(value, list) else [value]
         most = MOST_LAYERS if "layers" in name or len(values) > MOST_LAYERS else MOST
+        most = MOST_SIDE if name in ("image_size", "patch_size") else most
         for number in values:
             if (isinstance(number, int) and abs(number) > most) or len(values) > MOST_LAYERS:
                 raise UserError(f"{place}: {name[:60]} {str(value)[:60]} can't be", advice="give an undamaged one")
@@ -369,11 +399,15 @@ def folder_digest(folder):
     name, _ = _index_of(folder)
     for part in (INDEX, "scheduler", *(part.removesuffix("?") for part in KNOWN[name])):
         place = folder / part
-        paths = [place] if place.is_file() else sorted(path for path in place.glob("*") if path.is_file())
-        found += [[path.relative_to(folder).as_posix(), readable_digest(path)] for path in paths]
-    return files.canonical_digest(found)
+        found += [place] if place.is_file() else sorted(path for path in place.glob("*") if path.is_file())
+    return digest_of_files(folder, found)
 
 
 def file_digest(path, folder):
     """SHA-256, hex, of a single file and of the folder that says what it is."""
     return files.canonical_digest([readable_digest(path), folder_digest(folder)])
+
+
+def digest_of_files(folder, paths):
+    """SHA-256, hex, of files below a folder and their names there."""
+    return files.canonical_digest([[path.relative_to(folder).as_posix(), readable_digest(path)] for path in paths])

@@ -216,7 +216,8 @@ class Preprocessing:
     size: (height, width) of the input in pixels; resize: the shorter side in pixels before the crop, None for the
     smallest that covers the input; white: what the value 255 becomes, 1.0 or 255.0; mean, std: three numbers each, in
     the same units; interpolation: see INTERPOLATIONS; source: where all that came from, for the printed line; form: how
-    a server that does not declare its tensors is asked, {"input", "datatype", "layout", "output", "from"}, or None.
+    a server that does not declare its tensors is asked, {"input", "datatype", "layout", "output", "from"}, or None;
+    squash: scaled to the input's height and width at once, whatever its shape, and nothing is cropped.
     """
 
     size: tuple
@@ -227,6 +228,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     source: str = "flags"
     form: dict | None = field(default=None, hash=False)
+    squash: bool = False
 
     def __post_init__(self):
         if len(self.size) != 2 or not all(1 <= side <= 4096 for side in self.size):
@@ -244,7 +246,9 @@ class Preprocessing:
         """Resize and crop one photo, uint8 (H, W, 3) of any size, to uint8 (3, height, width)."""
         height, width = self.size
         image = Image.fromarray(pixels)
-        if self.resize is not None:
+        if self.squash:
+            wanted = [width, height]
+        elif self.resize is not None:
             # As torchvision's Resize has it, which cuts the longer side's fraction off.
             wanted = [max(1, self.resize * side // min(image.size)) for side in image.size]
         else:
@@ -269,6 +273,7 @@ class Preprocessing:
     def describe(self):
         """One line for people."""
         resize = "scaled to cover it" if self.resize is None else f"shorter side scaled to {self.resize}"
+        resize, crop = ("squashed to it", "") if self.squash else (resize, " centre crop,")
         form = self.form or {}
         sent = (
             f"; sent as {form['input']!r} ({form['datatype']}, {form['layout']}), answers from {form['output']!r} "
@@ -277,7 +282,7 @@ class Preprocessing:
             else ""
         )
         return (
-            f"input {self.size[0]} x {self.size[1]} px, {resize} ({self.interpolation}), centre crop, "
+            f"input {self.size[0]} x {self.size[1]} px, {resize} ({self.interpolation}),{crop} "
             f"mean {list(self.mean)}, std {list(self.std)}, white is {self.white:g} (from {self.source}){sent}"
         )
 
@@ -291,6 +296,7 @@ class Suspect:
     concurrency: how many calls of `ask` may be under way at once, each in a thread of its own;
     calibration: how mean and std were found, JSON-ready (see suspects/calibration.py), or None;
     scores: what its scores are, in words, where it answers with scores and not of classes; None elsewhere;
+    pictures_a_query: how many pictures one query shows it, which budgets count;
     captioned: whether it is told what an image shows, and so asked with Captioned images;
     training_settings: what a run of train.py was trained with, which tells what it has not seen; None elsewhere.
     """
@@ -304,6 +310,7 @@ class Suspect:
     concurrency: int = 1
     calibration: dict | None = None
     scores: str | None = None
+    pictures_a_query: int = 1
     captioned: bool = False
     training_settings: dict | None = None
 

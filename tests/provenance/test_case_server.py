@@ -6,8 +6,9 @@ import pytest
 
 from provenance import evidence
 from suspects import opened, server
+from suspects.crops import VIEWS
 from suspects.server import open_server
-from tests.provenance.parts import QUERIES, refused
+from tests.provenance.parts import QUERIES, flat, refused
 
 
 @pytest.fixture
@@ -78,3 +79,43 @@ def test_a_server_that_dies_in_between(audit, serving, verdict_folder, tmp_path)
     assert len(answered) == len(set(answered)) == QUERIES
     refusals = [text for entry in log if entry["fault"] == 500 for text in entry["digests"]]
     assert set(refusals) <= set(answered)
+
+
+def test_a_server_of_embeddings(audit, serving, tmp_path):
+    """Every crop is a picture that the model is shown: the budget, the plan and the table count all of them."""
+    make_app, running, _, local = serving
+    app = make_app(
+        lambda images: local.ask(images).values,
+        input_shape=[-1, 3, 32, 32],
+        datatype="UINT8",
+        binary=True,
+        faults=[None, None, *[500] * 10],
+    )
+    with running(app) as server:
+        flags = ("--answers", "embeddings", "--concurrency", "1", "--retries", "1")
+        dry = audit(tmp_path / "dry", *flags, "--dry_run", checkpoint=server.url)
+        assert f"{QUERIES * VIEWS} pictures" in dry.out and dry.code == 0, dry.err
+        refused(audit(None, *flags, "--max_queries", "7", checkpoint=server.url), "shows it 8 pictures")
+        less = audit(None, *flags, "--max_queries", f"{16 * 3 * VIEWS + 7}", "--dry_run", checkpoint=server.url)
+        refused(less, "2 keys instead of 4")  # 48 queries for 16 photos
+        seen = len(server.log)
+        refused(audit(tmp_path / "out", *flags, checkpoint=server.url), "500", "goes on")
+        done = audit(tmp_path / "out", *flags, checkpoint=server.url)
+        log = list(server.log)[seen:]
+        # Other answers to the same questions are another audit.
+        refused(audit(tmp_path / "out", "--concurrency", "1", checkpoint=server.url), "--out")
+    assert done.code == 0, done.err
+    answered = sum(len(entry["digests"]) for entry in log if entry["answered"])
+    assert done.result["queries"] == QUERIES and done.result["label"] is None
+    assert QUERIES * VIEWS <= answered <= (QUERIES + 8) * VIEWS  # a request's worth may be asked twice
+    assert f"{QUERIES} of {VIEWS} pictures each" in done.out and "taken for embeddings was not fixed" in flat(done.out)
+    assert done.result["model"]["score"]["views"] == VIEWS
+
+
+def test_embeddings_name_no_class(audit, world):
+    for flags, words in (
+        (("--label", "1"), "answers with a score"),
+        (("--calibration", "own"), "--calibration"),
+        (("--top_k", "3"), "answers with a score"),
+    ):
+        refused(audit(None, "--answers", "embeddings", *flags), words)
