@@ -224,6 +224,8 @@ def open_suspect(args, record=None):
         args.model_config,
         args.signal or (record.plan.signal if record else "error"),
     )
+    if args.signal and "signal" not in found.identity.get("score", {}):
+        raise UserError("--signal is for diffusion models", advice="leave it out", flag="--signal")
     return EmbeddingSuspect(found) if args.answers == "embeddings" else found
 
 

@@ -5,6 +5,7 @@ The plan comes first: it is fixed and logged before the first query (see plan.py
 Public: Options, Case, open_case, open_suspect, resolve_label.
 """
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,6 +96,16 @@ class Options:
         least = tuple(min(choices) for choices in open_to.values())
         keys, views = max(fitting, key=lambda split: worth(*split), default=least)
         return {"keys": keys, "views": views}
+
+
+def _span(seconds):
+    """A time for people."""
+    units = {"second": 60, "minute": 60, "hour": 48, "day": math.inf}
+    for unit, most in units.items():
+        if seconds < most:
+            count = max(1, math.ceil(seconds))
+            return f"{count:,} {unit}{'s' * (count > 1)}"
+        seconds /= 24 if unit == "hour" else 60
 
 
 def worth(keys, views):
@@ -230,6 +241,9 @@ class Case:
         )
         if (each := suspect.pictures_a_query) > 1:
             asked += f"\neach query shows it {each} crops of a picture: {self.queries * each} pictures"
+        if suspect.seconds is not None:
+            span = _span((self.queries - self.aside) * suspect.seconds)
+            asked += f"\ntime: about {span} ({suspect.passes} passes through a network a query, measured on the first)"
         if plan.sequential:
             asked += (
                 f"\nphoto by photo: that is the most; it stops as soon as the evidence is there, after {plan.views} "

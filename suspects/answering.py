@@ -5,6 +5,7 @@ merged_preprocessing, cleaned_setting, flag_of, SETTINGS, MOST_CLASSES, MOST_AT_
 """
 
 import math
+import time
 
 import numpy as np
 import torch
@@ -70,6 +71,7 @@ class ScoringSuspect(Suspect):
             images = Captioned(images, ("",) * len(images))
         if images.dtype != np.uint8 or images.shape[1:] != (3, *self.preprocessing.size):
             raise ValueError(f"images are {images.dtype} {images.shape}, not of the size {self.preprocessing.size}")
+        begun = time.perf_counter()
         try:
             with torch.inference_mode():
                 columns = self.columns(images)
@@ -81,6 +83,8 @@ class ScoringSuspect(Suspect):
                 advice="check --input_size",
                 flag="--input_size",
             ) from None
+        if self.seconds is None and len(images):
+            self.seconds = (time.perf_counter() - begun) / len(images)
         scores = np.stack(columns, axis=1).astype(np.float32)
         wrong = ~np.isfinite(scores).all(axis=1)
         if wrong.all() and len(scores):

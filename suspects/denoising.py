@@ -11,7 +11,7 @@ the denoising error, which the training itself makes small, the signals of the l
 Sizes are means of fourth powers (PIA, SimA) or squares, as there. Where a denoiser predicts something else than noise,
 the noise follows from that.
 
-Public: draws_of, noised, denoised, predicted_noise, latent_scale, scores_of, FRACTIONS, NOISES,
+Public: draws_of, noised, denoised, predicted_noise, latent_scale, passes_of, scores_of, FRACTIONS, NOISES,
 ELEMENTS.
 """
 
@@ -172,6 +172,16 @@ def _moved(model, noisy, origin, goal, told):
 
 def _size(values, power):
     return values.abs().pow(power).flatten(1).mean(1).double()
+
+
+def passes_of(signal):
+    """How often a picture goes through the denoiser for a signal."""
+    return {
+        "error": len(FRACTIONS) * NOISES,
+        "sima": len(FRACTIONS),
+        "pia": 1 + len(FRACTIONS),
+        "secmi": round(PATH / STEP) + 2,
+    }[signal]
 
 
 def scores_of(model, clean, told, draws, signal="error"):

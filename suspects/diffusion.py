@@ -72,6 +72,7 @@ class DiffusionSuspect(ScoringSuspect):
         self.preprocessing, self.identity, self.name = preprocessing, identity, identity["file"]
         self.captioned, self.batch_size = model.whole is not None, batch_size
         self._seed, self._draws, self._signal = b"", {}, signal
+        self.passes = denoising.passes_of(signal) * (2 if base or adapter else 1)
         self.scores = self._in_words()
 
     def _in_words(self):

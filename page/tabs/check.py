@@ -315,7 +315,9 @@ def _described(desk, planned, number):
         else "What was answered before is not asked again."
     )
     lost = len(planned.originals) - planned.photos
+    figures = [text.partition(": ")[::2] for text in planned.describe().splitlines()]
     hints = (
+        *(f"That takes {value}." for name, value in figures if name == "time"),
         f"{lost} of {len(planned.originals)} photos are left out: their originals are missing or were changed."
         if lost
         else "",
@@ -325,7 +327,6 @@ def _described(desk, planned, number):
         "hold-out, and may not find what it could prove otherwise.",
         done,
     )
-    figures = [text.partition(": ")[::2] for text in planned.describe().splitlines()]
     return look.shown(
         judged.departures(planned),
         look.notice(

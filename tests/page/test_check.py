@@ -512,7 +512,7 @@ def test_a_generator_is_asked_beside_what_it_was_made_of(desk, album, tmp_path):
     few = {"query_augmentations": "1", **STRONG}
     fields = {**FIELDS, **empty, **few, "known": album[0].id, "address": str(tuned), "base_model": str(base)}
     job, shown = audited(desk, fields)
-    assert "400 queries" in shown and "answers with a score" in shown
+    assert "400 queries" in shown and "answers with a score" in shown and "That takes about" in shown
     result = results(job)
     assert result["queries"] == 400 and any("is said to be made of it" in text for text in result["weaknesses"])
     assert job.details["base_model"] == str(base)

@@ -1,11 +1,13 @@
 """What a model under audit is made of, and what it is asked: fixed before the draw, or a sentence in the verdict."""
 
 import json
+import re
 
 import pytest
 
+from provenance import case
 from suspects.opened import base_digest
-from tests.page.parts import save_pictures
+from tests.page.parts import save_network, save_pictures
 from tests.suspects import tiny
 
 pytestmark = tiny.NEEDED
@@ -58,6 +60,37 @@ def test_a_base_that_was_fixed_with_the_photos_leaves_no_sentence(script, marked
     assert about(other, "is said to be made of it")
     none, _ = audit(script, record, models, tmp_path / "none")
     assert about(none, f"{base_digest(models['base'])[:16]}..., of which it was to be made, was not asked")
+
+
+def test_what_it_takes_is_said_before_anything_is_asked(script, marked, models, tmp_path):
+    record = marked()
+    flags = (
+        "--record",
+        record,
+        "--checkpoint",
+        models["tuned"],
+        "--device",
+        "cpu",
+        "--dry_run",
+        "--out",
+        tmp_path / "o",
+    )
+    for more, passes in (((), 8), (("--base_model", models["base"]), 16), (("--signal", "pia"), 5)):
+        done = script("eval", *flags, *more)
+        assert done.code == 0 and f"({passes} passes through a network a query, measured on the first)" in done.out
+        assert re.search(r"time: about \d+ seconds? \(", done.out)
+
+
+def test_times_are_for_people():
+    spans = {0.2: "1 second", 59: "59 seconds", 61: "2 minutes", 3601: "2 hours", 200_000: "3 days"}
+    assert {seconds: case._span(seconds) for seconds in spans} == spans
+
+
+def test_a_signal_is_for_diffusion_models(script, marked, tmp_path):
+    checkpoint = ("--checkpoint", save_network(tmp_path / "net.pt", 1), "--net_type", "smallnet")
+    fed = ("--input_size", 32, "--mean", 0.5, 0.5, 0.5, "--std", 0.25, 0.25, 0.25, "--device", "cpu")
+    done = script("eval", "--record", marked(), *checkpoint, *fed, "--signal", "pia")
+    assert done.code == 2 and "--signal is for diffusion models" in done.err
 
 
 def test_a_base_that_was_named_later_has_to_be_believed_in(script, marked, models, tmp_path):
