@@ -207,12 +207,12 @@ def audit_user(args):
 
 def open_suspect(args, record=None):
     """The model that --checkpoint names; record: the one whose plan says what it is asked."""
-    from provenance import case
+    from provenance import opening
     from suspects.embeddings import EmbeddingSuspect
     from suspects.flags import preprocessing_of
     from utils import choose_device
 
-    found = case.open_suspect(
+    found = opening.open_suspect(
         args.checkpoint,
         args.net_type,
         choose_device(args.device),

@@ -2,7 +2,7 @@
 
 The plan comes first: it is fixed and logged before the first query (see plan.py and judgements.py).
 
-Public: Options, Case, open_case, open_suspect, resolve_label.
+Public: Options, Case, open_case, resolve_label.
 """
 
 import math
@@ -24,7 +24,6 @@ from provenance import sequential as one_by_one
 from provenance import strangers as strangers_of
 from provenance.legacy import LegacyRecord
 from provenance.plan import KEY_CHOICES, SELECTION_CHOICES, STATISTIC, VIEW_CHOICES, AuditPlan, departures
-from suspects import opened, server
 from suspects.suspect import Suspect
 from utils import Users
 
@@ -112,47 +111,6 @@ def worth(keys, views):
     """What splits of the same number of queries are sorted by: two views and four other keys are worth most, then four
     views, then keys (results/statistic)."""
     return (min(views, 2), min(keys, 4), min(views, 4), keys, views)
-
-
-def open_suspect(
-    checkpoint,
-    net_type=None,
-    device="auto",
-    precision="auto",
-    overrides=None,
-    batch_size=64,
-    server_options=None,
-    base=None,
-    config=None,
-    signal="error",
-):
-    """The model that a path or an address names, as a `Suspect`.
-
-    overrides, base, config, signal: see `opened.open_model`; server_options: keyword arguments of `server.open_server`
-    beside these.
-    """
-    if not checkpoint:
-        raise UserError(
-            "--checkpoint is missing",
-            advice="give the model: a run folder, a file, http(s)://host/v2/models/NAME, or grpc://host:port/NAME",
-            flag="--checkpoint",
-        )
-    if server.is_address(str(checkpoint)):
-        if base or config:
-            flag = "--base_model" if base else "--model_config"
-            raise UserError(f"{flag} is for files, and --checkpoint is a server", advice="leave it out", flag=flag)
-        return server.open_server(str(checkpoint), overrides=overrides, batch_size=batch_size, **(server_options or {}))
-    return opened.open_model(
-        checkpoint,
-        net_type=net_type,
-        device=device,
-        precision=precision,
-        overrides=overrides,
-        batch_size=batch_size,
-        base=base,
-        config=config,
-        signal=signal,
-    )
 
 
 def resolve_label(text, suspect):

@@ -1,7 +1,7 @@
-"""What opening a server for an audit takes beside its address: how it was fed when the same audit began, and photos to
-calibrate with.
+"""Open the model that an audit is about; what a server takes beside its address: how it was fed when the same audit
+began, and photos to calibrate with.
 
-Public: stored_input, calibration_of, place_of_results, input_of, OWN, PLAN_FILE.
+Public: open_suspect, stored_input, calibration_of, place_of_results, input_of, OWN, PLAN_FILE.
 """
 
 from pathlib import Path
@@ -13,12 +13,53 @@ from kit.errors import UserError
 from provenance import record as records
 from provenance.grid import Photos
 from provenance.photos import find_photos
-from suspects import server
+from suspects import opened, server
 from suspects.calibration import MOST_PHOTOS, Calibration
 
 OWN = "own"  # --calibration with the record's photos
 WORKING_SIZE = (512, 512)  # photos are kept at four times this
 PLAN_FILE = "plan.json"
+
+
+def open_suspect(
+    checkpoint,
+    net_type=None,
+    device="auto",
+    precision="auto",
+    overrides=None,
+    batch_size=64,
+    server_options=None,
+    base=None,
+    config=None,
+    signal="error",
+):
+    """The model that a path or an address names, as a `Suspect`.
+
+    overrides, base, config, signal: see `opened.open_model`; server_options: keyword arguments of `server.open_server`
+    beside these.
+    """
+    if not checkpoint:
+        raise UserError(
+            "--checkpoint is missing",
+            advice="give the model: a run folder, a file, http(s)://host/v2/models/NAME, or grpc://host:port/NAME",
+            flag="--checkpoint",
+        )
+    if server.is_address(str(checkpoint)):
+        if base or config:
+            flag = "--base_model" if base else "--model_config"
+            raise UserError(f"{flag} is for files, and --checkpoint is a server", advice="leave it out", flag=flag)
+        return server.open_server(str(checkpoint), overrides=overrides, batch_size=batch_size, **(server_options or {}))
+    return opened.open_model(
+        checkpoint,
+        net_type=net_type,
+        device=device,
+        precision=precision,
+        overrides=overrides,
+        batch_size=batch_size,
+        base=base,
+        config=config,
+        signal=signal,
+    )
 
 
 def place_of_results(record_path, name, folder=None):

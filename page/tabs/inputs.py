@@ -15,7 +15,7 @@ from kit.markup import element
 from page import look
 from page.desk import typed_path
 from page.words import flag_of
-from provenance import case, opening
+from provenance import opening
 from provenance import references as references_of
 from suspects.server import is_address
 
@@ -185,7 +185,7 @@ def open_model(details, header, folder=None, **server):
     options = {"headers": [header] if header else [], "rate_limit": details["rate_limit"], **server}
     if folder is not None and is_address(details["model"]):
         options["stored"] = opening.stored_input(details["record"], details["model"], folder)
-    return case.open_suspect(
+    return opening.open_suspect(
         details["model"],
         details["net_type"],
         overrides={name: tuple(value) for name, value in details["overrides"].items()},

@@ -23,9 +23,9 @@ IN_FLIGHT = 4  # requests that are under way at once; their answers are lost whe
 def slow_server(models):
     """A model behind the protocol: (address, the app's log, `hurry`). An audit takes minutes until `hurry` is set, so
     that there is time to look at it on the slowest machine; jobs that are cancelled end at their next answer."""
-    from provenance import case
+    from provenance import opening
 
-    suspect, hurry, answers = case.open_suspect(models.guilty), threading.Event(), itertools.count()
+    suspect, hurry, answers = opening.open_suspect(models.guilty), threading.Event(), itertools.count()
 
     def predict(images):
         if next(answers) > 5:

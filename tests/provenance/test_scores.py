@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kit.files import canonical_digest
-from provenance import case, evidence, references, witness
+from provenance import evidence, opening, references, witness
 from provenance import grid as user_audit
 from provenance import record as records
 from provenance.folder import inspect_folder
@@ -92,7 +92,7 @@ def judge(world, record, script, monkeypatch):
     """judge(suspect, out, *flags): eval.py of a model that is made up -> code, out, err, result."""
 
     def run(suspect, out, *flags, record=record, originals=world.originals, grid=GRID):
-        monkeypatch.setattr(case, "open_suspect", lambda *_, **__: suspect)
+        monkeypatch.setattr(opening, "open_suspect", lambda *_, **__: suspect)
         places = ("--record", record, "--originals", originals, "--checkpoint", "anything", "--out", out)
         done = script("eval", *places, *grid, *flags)
         path = out / "result.json"
@@ -180,7 +180,7 @@ def test_answers_of_another_base_or_another_model_are_seen(world, judge, record,
     flags = ("--record", record, "--originals", world.originals, "--checkpoint", "anything")
     replay = ("eval", "--replay", tmp_path / "out" / "evidence.zip", *flags)
     innocent = Scorer((), 2)
-    monkeypatch.setattr(case, "open_suspect", lambda *_, **__: innocent)
+    monkeypatch.setattr(opening, "open_suspect", lambda *_, **__: innocent)
     done = script(*replay)
     assert done.code == 1 and "NOT THIS MODEL'S" in flat(done.out)
     innocent.identity["base"] = {"sha256": "ef" * 32}
