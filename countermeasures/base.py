@@ -21,8 +21,8 @@ class Countermeasure(BaseModel):
     needs_training: ClassVar[bool] = True
 
     def __str__(self):
-        """ "NAME:setting=value,...", all settings named: what `countermeasures.parse` reads."""
-        settings = ",".join(f"{name}={value}" for name, value in self.model_dump().items())
+        """ "NAME:setting=value,...", all settings that have a value: what `countermeasures.parse` reads."""
+        settings = ",".join(f"{name}={value}" for name, value in self.model_dump(exclude_none=True).items())
         return self.name + (f":{settings}" if settings else "")
 
     @property

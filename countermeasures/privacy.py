@@ -20,7 +20,8 @@ class DPSGD(Countermeasure):
 
     Batch normalisation, which mixes images, becomes group normalisation; an image's gradient is the mean over
     `multiplicity` augmentations of it before clipping (De et al. 2022), as in the strong baselines of Aerni et al.
-    (2024). Table 4 has noise multipliers 0.01 to 0.3 at clip 1. Computed in float32.
+    (2024). Table 4 has noise multipliers 0.01 to 0.3 at clip 1. Where `clip` is far below the gradients' usual norm,
+    the steps are as much shorter: `lr` is DP-SGD's own learning rate (none: the recipe's). Computed in float32.
     """
 
     name: ClassVar[str] = "dp_sgd"
@@ -28,9 +29,10 @@ class DPSGD(Countermeasure):
     clip: float = Field(1.0, gt=0)
     multiplicity: int = Field(4, ge=1, le=64)
     delta: float = Field(1e-5, gt=0, lt=1)
+    lr: float | None = Field(None, gt=0)
 
     def recipe(self, recipe):
-        return replace(recipe, precision="float32")
+        return replace(recipe, precision="float32", lr=self.lr or recipe.lr)
 
     def prepare(self, model):
         model = _opacus().validators.ModuleValidator.fix(model)
@@ -75,7 +77,7 @@ class _PrivateSteps(utils.TrainingHooks):
 
         class MeanOfCopies(opacus.optimizers.DPOptimizer):
             def clip_and_accumulate(self):
-                for parameter in self.params:
+                for parameter in self.params if copies > 1 else ():
                     each = self._get_flat_grad_sample(parameter)
                     parameter.grad_sample = each.reshape(-1, copies, *each.shape[1:]).mean(1)
                 super().clip_and_accumulate()

@@ -12,7 +12,17 @@ import re
 
 from kit.errors import UnknownNetwork, UserError
 
-_NAMES = ("wideresnet284", "resnet", "resnext", "senet", "densenet", "googlenet", "resnet18_pretrained", "smallnet")
+_NAMES = (
+    "wideresnet284",
+    "resnet",
+    "resnext",
+    "senet",
+    "densenet",
+    "googlenet",
+    "resnet18_pretrained",
+    "smallnet",
+    "scatternet",
+)
 # torchvision's names, here in the form for small images, and others that only privacy-audit.py's configs use. Not among
 # network_names: a state dict called vgg16 that somebody else made is torchvision's.
 _SMALL_IMAGE_NAMES = ("cnn", "alexnet", "vgg16", "speedyresnet")

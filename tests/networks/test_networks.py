@@ -27,7 +27,7 @@ from networks.wideresnet import PreActivationBlock, WideResNet
 from tests.parts import ROOT, environment
 
 CIFAR_STEM = ["wideresnet284", "resnet", "resnext", "senet", "densenet", "googlenet"]
-ALL = [*CIFAR_STEM, "resnet18_pretrained", "smallnet"]
+ALL = [*CIFAR_STEM, "resnet18_pretrained", "smallnet", "scatternet"]
 # What a 3x3 stem of 64 filters on RGB saves against ImageNet's 7x7, and a classifier for 10 classes against 1,000.
 STEM = 64 * 3 * (7 * 7 - 3 * 3)
 
