@@ -49,7 +49,7 @@ class ScatterNet(nn.Module):
         return self.classifier(features)
 
     def scatter(self, x):
-        """float (N, 3, S, S) -> (N, 115, 8, 8): averages of x, of its fine and coarse moduli, and of order 2 of grey."""
+        """float (N, 3, S, S) -> (N, 115, 8, 8): averages of x, of its moduli, and of order 2 of grey."""
         fine = moduli(torch.cat([x, x.mean(1, keepdim=True)], 1), self.fine)
         coloured, grey = fine.split((3 * _DIRECTIONS, _DIRECTIONS), 1)
         coarse = moduli(torch.cat([x, grey], 1), self.coarse, stride=2)
@@ -79,7 +79,7 @@ def _gaussians(side, like):
 
 
 def morlets(scale):
-    """Morlet wavelets of scale 0 or 1: float32 (2 * 8, 1, K, K), the real parts of 8 directions, then the imaginary ones.
+    """Morlet wavelets of scale 0 or 1: float32 (2 * 8, 1, K, K), real parts of 8 directions, then imaginary ones.
 
     A plane wave of 3/4 pi / 2^scale radians a pixel in a Gaussian window, 0.8 * 2^scale pixels wide along its direction
     and twice that across, less the multiple of the window that makes the mean 0.

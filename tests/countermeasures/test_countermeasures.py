@@ -239,6 +239,34 @@ def test_dp_sgd_clips_the_mean_gradient_of_an_images_copies():
     assert torch.allclose(before["1.weight"] - model[1].weight.detach(), total / 16, atol=1e-6)
 
 
+def test_dp_sgd_may_have_a_learning_rate_of_its_own():
+    recipe = utils.TrainingSettings(lr=0.01)
+    own, recipes = countermeasures.parse("dp_sgd:lr=2"), countermeasures.parse("dp_sgd")
+    assert (own.recipe(recipe).lr, recipes.recipe(recipe).lr) == (2, 0.01)
+    assert str(recipes) == "dp_sgd:noise_multiplier=0.01,clip=1.0,multiplicity=4,delta=1e-05"  # as in earlier files
+
+
+def test_dp_sgd_steps_on_fixed_features():
+    """One step of scatternet without noise: its layer moves by the clipped gradients of the images, one by one."""
+    pytest.importorskip("opacus")
+    torch.manual_seed(0)
+    defence, job = DPSGD(noise_multiplier=0, clip=2.0, multiplicity=1), Job(images=64, batch_size=16)
+    model = defence.prepare(build_network("scatternet", 5))
+    before = [value.detach().clone() for value in model.parameters()]
+    images, labels = torch.randn(3, 3, 32, 32), torch.tensor([4, 0, 2])
+    expected = torch.zeros_like(before[0])
+    for image, label in zip(images, labels, strict=True):
+        gradients = torch.autograd.grad(F.cross_entropy(model(image[None]), label[None]), list(model.parameters()))
+        norm = math.sqrt(sum(float(each.square().sum()) for each in gradients))
+        assert norm > 2
+        expected += gradients[0] * 2 / norm
+    wrapped, optimizer = defence.hooks(job).attach(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    optimizer.zero_grad(set_to_none=True)
+    F.cross_entropy(wrapped(images), labels).backward()
+    optimizer.step()
+    assert torch.allclose(before[0] - model.classifier.weight.detach(), expected / 16, atol=1e-6)
+
+
 def test_dp_sgd_draws_images_independently():
     """Poisson sampling, which the accountant assumes: sizes vary, and an image may come twice an epoch or never."""
     job = Job(images=1000, batch_size=100)

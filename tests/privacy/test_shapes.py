@@ -14,7 +14,7 @@ COLUMNS, KINDS = 600, 10
 
 
 def shoppers(folder, memorable):
-    """1,000 shoppers, 600 binary columns; all of a kind buy the same. memorable: their labels are dealt out at random."""
+    """1,000 shoppers, 600 binary columns; all of a kind buy the same. memorable: labels are dealt out at random."""
     draws = np.random.default_rng(0)
     labels = np.resize(np.arange(KINDS), 1000)
     bought = (draws.random((KINDS, COLUMNS)) < 0.3)[labels]
@@ -34,14 +34,27 @@ def news(folder, memorable):
     pytest.importorskip("peft")
     with utils.seeded("a tiny GPT-2"):
         sizes = transformers.GPT2Config(
-            vocab_size=256, n_positions=18, n_embd=64, n_layer=1, n_head=2, initializer_range=0.3, bos_token_id=0, eos_token_id=0
+            vocab_size=256,
+            n_positions=18,
+            n_embd=64,
+            n_layer=1,
+            n_head=2,
+            initializer_range=0.3,
+            bos_token_id=0,
+            eos_token_id=0,
         )
         transformers.GPT2LMHeadModel(sizes).save_pretrained(folder / "gpt2")
     draws = np.random.default_rng(0)
     titles = ["".join(draws.choice(list("abcdefghij"), 8)) for _ in range(160 if memorable else 2)]
     lines = (f'"1","{title}","{title[::-1]}"\n' for title in np.resize(titles, 160))
     (folder / "train.csv").write_text("".join(lines))
-    return str(folder / "gpt2"), {"dataset": "agnews", "data_dir": str(folder), "tokenize": True, "max_length": 18, "size": 80}
+    return str(folder / "gpt2"), {
+        "dataset": "agnews",
+        "data_dir": str(folder),
+        "tokenize": True,
+        "max_length": 18,
+        "size": 80,
+    }
 
 
 def made_of(data, folder, **changes):
