@@ -28,6 +28,8 @@ NAMES = {**TITLES, **{name: f"BASE + BaVarIA, {name.split('_')[1]}" for name in 
 FPRS = (1e-2, 1e-3, 1e-4)
 ASKED = 1e-3
 RESAMPLES = 200
+FIRST = ("loss", "rmia_offline")  # of a cascade
+KEPT = (0.01, 0.05, 0.2)  # shares of the records that its first attack passes on
 
 
 def main():
@@ -55,12 +57,15 @@ def main():
         raise UserError(f"--queries {args.queries}: there are {len(configuration.QUERIES)}")
     rows = [row for budget in [None, *sorted(set(args.budgets))] for row in of_budget(args, budget)]
     best = [best_of([row for row in rows if row["budget"] in (None, budget)], budget) for budget in args.budgets]
+    last = max(best, key=lambda one: one["budget"])
+    cascades = cascades_of(rows, last, min(args.budgets))
     for row in rows:
         row.pop("file", None)
     hours = trained_hours(args)
     result = {
         "rows": rows,
         "best": best,
+        "cascades": cascades,
         "asked_fpr": ASKED,
         "hours_of_training": hours,
         "settings": {name: value for name, value in vars(args).items() if name not in ("out", "work", "data_root")},
@@ -76,6 +81,14 @@ def main():
     cli.show_rows(
         [
             *((f"best at {one['budget']}", f"{one['title']}; as good: {', '.join(one['as_good'])}") for one in best),
+            *(
+                (
+                    f"first {one['title']}",
+                    f"then {last['title']} for {100 * one['share']:g} %: TPR {100 * one['tpr']:.2f}, "
+                    f"{100 * one['lost'][0]:.2f} to {100 * one['lost'][1]:.2f} less than for all",
+                )
+                for one in cascades
+            ),
             ("hours of training", f"{hours:.2f}"),
         ]
     )
@@ -175,6 +188,32 @@ def best_of(rows, budget):
         and clustered.differences(top, scores[row["attack"]][row["attack"]], inside, ASKED, RESAMPLES)[0] <= 0
     ]
     return {"budget": budget, "attack": best["attack"], "title": best["title"], "as_good": as_good}
+
+
+def cascades_of(rows, last, least):
+    """Does it do to ask the references of the best attack about few records, which a cheaper attack has picked?
+
+    last: an entry of `best_of`; least: the budget of the first attack, where it needs references. A list of dicts: the
+    first attack, the share that it passes on, the cascade's TPR at ASKED and what is lost, a 95 % interval.
+    """
+    found = []
+    file_of = {row["attack"]: row["file"] for row in rows if row["budget"] in (None, last["budget"])}
+    arrays = files.read_arrays(file_of[last["attack"]])
+    top, inside = arrays[last["attack"]], arrays["membership"]
+    for first in (row for row in rows if row["attack"] in FIRST and row["budget"] in (None, least)):
+        cheap = files.read_arrays(first["file"])[first["attack"]]
+        for share in KEPT:
+            scores = cascade(cheap, top, share)
+            tpr = evaluation.evaluate(scores.ravel(), inside.ravel(), (ASKED,), resamples=1)["tpr_at_fpr"][0]["tpr"]
+            lost = clustered.differences(top, scores, inside, ASKED, RESAMPLES)
+            found.append({"first": first["attack"], "title": first["title"], "share": share, "tpr": tpr, "lost": lost})
+    return found
+
+
+def cascade(first, second, share):
+    """Scores (T, N) of `second` for the `share` of each target's records that `first` ranks highest, below them nobody."""
+    ranks = np.argsort(np.argsort(-first, axis=1, kind="stable"), axis=1)
+    return np.where(ranks < round(share * first.shape[1]), second, second.min() - 1)
 
 
 def trained_hours(args):

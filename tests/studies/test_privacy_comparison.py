@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from attacks import clustered
@@ -40,6 +41,9 @@ def test_every_attack_has_a_row_at_every_budget_and_a_second_call_asks_nothing(f
     best = next(one for one in result["best"] if one["budget"] == 2)
     tprs = [study.asked(row)["tpr"] for (budget, _), row in rows.items() if budget in (None, 2)]
     assert study.asked(rows.get((2, best["attack"])) or rows[None, best["attack"]])["tpr"] == max(tprs)
+    assert [(one["first"], one["share"]) for one in result["cascades"]] == [
+        (first, share) for first in study.FIRST for share in study.KEPT
+    ]
     for name in ("train_one", "open_own"):
         monkeypatch.setattr(training, name, lambda *_: pytest.fail("trained or asked again"))
     again = script("studies.privacy_comparison", *flags)
@@ -51,3 +55,10 @@ def test_every_attack_has_a_row_at_every_budget_and_a_second_call_asks_nothing(f
 def test_too_few_models_for_a_budget_are_refused(script, tmp_path):
     done = script("studies.privacy_comparison", *FLAGS, "--out", tmp_path, "--budgets", "3")
     assert done.code == 2 and "at most 2 references" in done.err
+
+
+def test_a_cascade_asks_the_second_attack_about_the_firsts_best_alone():
+    first = np.array([[5.0, 1, 4, 2], [1.0, 2, 3, 4]])
+    second = np.array([[-1.0, 9, 3, 8], [7.0, 6, -2, 5]])
+    assert study.cascade(first, second, 0.5).tolist() == [[-1, -3, 3, -3], [-3, -3, -2, 5]]
+    assert (study.cascade(first, second, 1.0) == second).all()
