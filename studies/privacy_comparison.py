@@ -211,7 +211,7 @@ def cascades_of(rows, last, least):
 
 
 def cascade(first, second, share):
-    """Scores (T, N) of `second` for the `share` of each target's records that `first` ranks highest, below them nobody."""
+    """Scores (T, N): `second` for the `share` of each target's records that `first` ranks highest, the others last."""
     ranks = np.argsort(np.argsort(-first, axis=1, kind="stable"), axis=1)
     return np.where(ranks < round(share * first.shape[1]), second, second.min() - 1)
 
