@@ -2,9 +2,9 @@
 
 Example: python -m studies.private_runs --data_root CIFAR10_FOLDER --runs saved_res --out results/dp-sgd
 --runs holds finished runs of train.py, with --countermeasure dp_sgd:... and without. For each of them: the accountant's
-epsilon; and a lower bound from that one run (`attacks.epsilon`, LOSS). Its canaries are the training images that are no
-target user's, and as many images drawn from those that the same draw left out: which of them were trained on was a
-draw of half of them, as in privacy-audit.py.
+epsilon; and a lower bound from that one run (`attacks.epsilon`, LOSS). Its canaries are training images that are no
+target user's, --canaries at most, and as many drawn from those that the same draw left out: which of them were trained
+on was a draw of half of them, as in privacy-audit.py.
 Public: canaries, rows_of, table_of.
 """
 
@@ -28,7 +28,7 @@ DELTA, ALPHA = 1e-5, 1e-3
 
 
 def main():
-    parser = common.parser(__doc__)
+    parser = common.parser(__doc__, canaries=5000)
     parser.add_argument("--runs", required=True, help="folder of the runs' folders (train.py --res_folder)")
     args = parser.parse_args()
     data, device = common.load(args)
@@ -37,7 +37,7 @@ def main():
         raise UserError(
             f"{args.runs} holds no finished run of train.py", advice="give the folder that --res_folder named"
         )
-    runs = [one_run(folder, data, args.data_root, device) for folder in Progress(folders, "runs")]
+    runs = [one_run(folder, data, args, device) for folder in Progress(folders, "runs")]
     rows = rows_of(runs)
     common.write_study(args.out, {"rows": rows, "runs": runs}, device)
     with files.atomic_path(Path(args.out) / "table.md") as temporary:
@@ -45,14 +45,15 @@ def main():
     print(tables.markdown(*table_of(rows), aligned=True), end="")
 
 
-def one_run(folder, data, data_root, device):
+def one_run(folder, data, args, device):
     """What one finished run says, and the lower bound on its epsilon: a JSON-ready dict."""
     paths = RunPaths.existing(folder)
     query, record = training.load_trained(paths.model, device)
     settings, result = record["settings"], files.read_json(paths.result)
     if settings["dataset"] != data.name:
-        data = load_dataset(settings["dataset"], data_root, settings["image_size"])
-    rows, inside = canaries(setup.prepare(settings, result["settings"]["audit"], data, data_root))
+        data = load_dataset(settings["dataset"], args.data_root, settings["image_size"])
+    experiment = setup.prepare(settings, result["settings"]["audit"], data, args.data_root)
+    rows, inside = canaries(experiment, args.canaries)
     losses = [
         utils.sample_signals(query(data.images[part]).cpu(), data.labels[part])["cross_entropy"]
         for part in torch.from_numpy(rows).split(setup.batch_size_of(data))
@@ -60,6 +61,7 @@ def one_run(folder, data, data_root, device):
     users = result["verdict"]["users"]
     return {
         "countermeasure": settings.get("countermeasure"),
+        "images": len(experiment.splits.train),
         "seed": settings["seed"],
         "accuracy": result["accuracy"]["test"],
         "false_positives": result["audit"]["set"]["false_positives"],
@@ -74,28 +76,32 @@ def one_run(folder, data, data_root, device):
 SIDES = {"target_p": True, "control_p": False}
 
 
-def canaries(experiment):
-    """Rows int64 (2n,) of an Experiment's data and whether the model was trained on each, bool; users' own are none."""
+def canaries(experiment, most):
+    """Rows int64 (2n,) of an Experiment's data, n <= most, and whether the model was trained on each, bool.
+
+    The target users' own are none, because they were not drawn like others.
+    """
     splits, data = experiment.splits, experiment.data
     inside = np.setdiff1d(splits.train.numpy(), experiment.users.samples)
     others = splits.non_member[~data.is_test[splits.non_member]].numpy()
-    count = min(len(inside), len(others))
+    count = min(len(inside), len(others), most)
     draws = utils.key_generator(experiment.settings["seed"], "canaries")
     chosen = [draws.permutation(rows)[:count] for rows in (inside, others)]
     return np.concatenate(chosen), np.arange(2 * count) < count
 
 
 def rows_of(runs):
-    """One row for each countermeasure, over its runs, the unprotected first and then by falling epsilon."""
+    """One row for each number of training images and countermeasure, over its runs, the unprotected first."""
     groups = defaultdict(list)
     for run in runs:
-        groups[run["countermeasure"]].append(run)
+        groups[run["images"], run["countermeasure"]].append(run)
     rows = []
-    for name, group in groups.items():
+    for (images, name), group in groups.items():
         false, others = (sum(run[key] for run in group) for key in ("false_positives", "non_members"))
         found, accused = (np.array([p for run in group for p in run[key]]) for key in SIDES)
         rows.append(
             {
+                "images": images,
                 "countermeasure": name,
                 "runs": len(group),
                 "promised": group[0]["promised"],
@@ -109,12 +115,13 @@ def rows_of(runs):
                 "provable": group[0]["proved"]["provable"],
             }
         )
-    return sorted(rows, key=lambda row: (row["promised"] is not None, -(row["promised"] or 0)))
+    return sorted(rows, key=lambda row: (row["images"], row["promised"] is not None, -(row["promised"] or 0)))
 
 
 def table_of(rows):
     """(head, lines) of the table that is printed and written."""
     head = [
+        "images",
         "countermeasure",
         "runs",
         "epsilon, promised",
@@ -128,6 +135,7 @@ def table_of(rows):
     ]
     return head, [
         [
+            row["images"],
             row["countermeasure"] or "none",
             row["runs"],
             "-" if row["promised"] is None else f"{row['promised']:.4g}",

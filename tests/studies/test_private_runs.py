@@ -51,9 +51,10 @@ def test_canaries_are_halved_by_the_split_and_leave_users_and_test_images_out(sc
         "ood_pattern": "color_stripes",
     }
     experiment = setup.prepare(settings, {"num_of_non_member_user": 5}, data)
-    rows, inside = study.canaries(experiment)
+    rows, inside = study.canaries(experiment, 10_000)
     assert 100 < inside.sum() == len(rows) / 2 and len(set(rows)) == len(rows)
     assert np.isin(rows[inside], experiment.splits.train).all()
     seen = np.concatenate([experiment.splits.train, experiment.splits.val])
     assert not np.isin(rows[~inside], seen).any() and not data.is_test[rows].any()
     assert not np.isin(rows, experiment.users.samples).any()
+    assert [len(part) for part in study.canaries(experiment, 30)] == [60, 60]
