@@ -247,19 +247,23 @@ def figure_of(rows, budgets):
     """TPR at ASKED against the budget, a line for each attack."""
     figure, axes = plots.figure_of(1, 1, (7, 5))
     axis = axes[0, 0]
-    for name in dict.fromkeys(row["attack"] for row in rows):
+    names = list(dict.fromkeys(row["attack"] for row in rows))
+    for place, name in enumerate(names):
+        look = {"color": f"C{place % 10}", "linestyle": "-" if place < 10 else "--"}  # there are ten colours
         mine = [row for row in rows if row["attack"] == name]
         if mine[0]["budget"] is None:
-            axis.axhline(100 * asked(mine[0])["tpr"], linestyle=":", linewidth=1, label=mine[0]["title"])
+            axis.axhline(100 * asked(mine[0])["tpr"], **{**look, "linestyle": ":"}, linewidth=1, label=mine[0]["title"])
         else:
             values = np.array([[asked(row)["tpr"], *asked(row)["interval"]] for row in mine]) * 100
-            line = axis.plot([row["budget"] for row in mine], values[:, 0], "o-", markersize=3, label=mine[0]["title"])
-            axis.fill_between([row["budget"] for row in mine], *values[:, 1:].T, color=line[0].get_color(), alpha=0.08)
+            places = [row["budget"] for row in mine]
+            axis.plot(places, values[:, 0], marker="o", markersize=3, label=mine[0]["title"], **look)
+            axis.fill_between(places, *values[:, 1:].T, color=look["color"], alpha=0.06)
     axis.set(
         xscale="log",
         xlabel="reference models that were not trained on a record",
         ylabel=f"TPR at {100 * ASKED:g} % FPR, %",
     )
+    axis.minorticks_off()
     axis.set_xticks(sorted(budgets), [str(budget) for budget in sorted(budgets)])
     axis.legend(fontsize=6, ncols=2)
     return figure
