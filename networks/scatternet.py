@@ -4,9 +4,9 @@ Nothing but the linear layer is trained, and nothing of the rest was learnt from
 image is spent on the features (Tramer and Boneh, "Differentially Private Learning Needs Better Features (or Much More
 Data)", ICLR'21). The scattering is of order 2 over 4 pixels (Bruna and Mallat 2013): moduli of Morlet wavelets of 2
 scales in 8 directions, and the coarse wavelets of the fine moduli, averaged. Two things differ from Tramer and Boneh,
-for speed: order 2 looks at grey images alone (10,000 CIFAR-10 images, epsilon 8, one try each: 58 % with the moduli of all
-colours, 60 % with those of green), and the filters are convolutions in space, three times as fast on a CPU as kymatio's
-Fourier ones (and kymatio 0.3 can't be imported beside SciPy 1.17).
+for speed: order 2 looks at grey images alone (10,000 CIFAR-10 images, epsilon 8, one try each: 58 % with the moduli of
+all colours, 60 % with those of green), and the filters are convolutions in space, three times as fast on a CPU as
+kymatio's Fourier ones (and kymatio 0.3 can't be imported beside SciPy 1.17).
 """
 
 import math
