@@ -11,7 +11,7 @@ about one just noticeable difference; LPIPS would need weights that its package 
 is a standard (ISO/CIE 11664-6) and is kept up by scikit-image. It compares pixel by pixel, and so overrates fine
 patterns that eyes average.
 
-Public: KINDS, TESTS, shown, survives, looks, audits, summary, draw, parser.
+Public: KINDS, TESTS, shown, survives, looks, audits, summary, draw, parser, SHOWN.
 """
 
 import hashlib
