@@ -37,6 +37,7 @@ from suspects.opened import open_model
 from suspects.suspect import Captioned
 
 MARKS = {"none": common.UNCHANGED, "faint": common.FAINT, "clear": common.SETTINGS}
+WORDS = {"full": "in full", "lora": "LoRA"}
 ALPHAS = (0.01, 0.001)
 SHARES = (1.0, 0.25, 0.05)
 
@@ -327,7 +328,7 @@ def conclude(args, rows, device):
 
     table = [
         [
-            {"full": "in full", "lora": "LoRA"}[row["tuning"]],
+            WORDS[row["tuning"]],
             f"{100 * row['share']:g} %",
             row["mark"],
             row["passes"],
@@ -368,20 +369,24 @@ def draw(rows, path):
     """Share of users found at alpha 0.001 against passes, one line a cell."""
     figure, axes = plots.figure_of(1, 1, (8, 5))
     axis = axes[0, 0]
-    for title in dict.fromkeys((row["tuning"], row["share"], row["mark"]) for row in rows):
+    passes = sorted({row["passes"] for row in rows})
+    # Lines a little apart, so that intervals don't hide each other.
+    for place, title in enumerate(dict.fromkeys((row["tuning"], row["share"], row["mark"]) for row in rows)):
         own = [row for row in rows if (row["tuning"], row["share"], row["mark"]) == title]
         found = [row["less the base"]["found"]["0.001"] for row in own]
         shares = np.array([one["share"] for one in found])
         ends = np.array([one["interval"] for one in found]).T
         axis.errorbar(
-            [row["passes"] for row in own],
+            [row["passes"] * 1.02**place for row in own],
             100 * shares,
             yerr=100 * np.abs(ends - shares),
             marker="o",
             capsize=3,
-            label=f"{title[0]}, {100 * title[1]:g} % of the pictures, mark: {title[2]}",
+            label=f"{WORDS[title[0]]}, {100 * title[1]:g} % of the pictures, mark: {title[2]}",
         )
     axis.set(xscale="log", xlabel="passes over the user's pictures", ylabel="users found at alpha 0.001 (%)")
+    axis.set_xticks(passes, [str(number) for number in passes])
+    axis.minorticks_off()
     axis.set_ylim(-3, 103)
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
