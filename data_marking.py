@@ -145,7 +145,9 @@ def make_parser():
         help="what a LoRA, a generator or an encoder under audit will be said to be made of: a folder, or a file with "
         "--model_config (default: none; one that is named later has to be believed in)",
     )
-    plan.add_argument("--model_config", metavar="FOLDER", help="pipeline's folder that says what a single file is")
+    plan.add_argument(
+        "--model_config", metavar="FOLDER", help="pipeline's folder that says what a single file is (default: none)"
+    )
     plan.add_argument(
         "--signal", choices=SIGNALS, help="what a diffusion model will be asked (default error, its denoising error)"
     )

@@ -89,12 +89,6 @@ def make_parser():
         metavar="TEXT",
         help="what a generator is told that every photo shows (default: as fixed, what the .txt beside each said)",
     )
-    add(
-        "--signal",
-        choices=SIGNALS,
-        help="what a diffusion model is asked: its denoising error, or a signal of the literature (default: as fixed, "
-        "error)",
-    )
     add("--audit_seed", help="a text that the other side adds to the draw of the comparisons (default: none)")
     add("--label_only", action="store_true", help="use its first answer alone (default: as fixed, all it says)")
     add(
@@ -131,6 +125,12 @@ def make_parser():
     add("--checkpoint", help="run folder, file, or address of a server (default: the run that its flags name)")
     add_preprocessing_flags(model)
     add_server_flags(model)
+    model.add_argument(
+        "--signal",
+        choices=SIGNALS,
+        help="what a diffusion model is asked: its denoising error, or a signal of the literature (default: as fixed, "
+        "error)",
+    )
     run = parser.add_argument_group(
         RUN,
         "What a run of train.py gives away, asked again. The settings of its training come from inside\n"
@@ -161,6 +161,8 @@ def check_flags(parser, args):
     if not (args.record or args.replay):
         if others := given_flags(parser, args, RECORD):
             raise UserError(f"{others[0]} is for the audit of a record", advice="give --record, or leave it out")
+        if args.signal:
+            raise UserError("--signal is for diffusion models", advice="leave it out", flag="--signal")
         return
     others = [flag for flag in given_flags(parser, args, RUN) if flag not in SHARED]
     if others:
