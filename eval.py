@@ -216,15 +216,15 @@ def open_suspect(args, record=None):
 
     found = opening.open_suspect(
         args.checkpoint,
-        args.net_type,
-        choose_device(args.device),
-        args.precision,
-        preprocessing_of(args),
-        args.query_batch,
         server_options(args),
-        args.base_model,
-        args.model_config,
-        args.signal or (record.plan.signal if record else "error"),
+        net_type=args.net_type,
+        device=choose_device(args.device),
+        precision=args.precision,
+        overrides=preprocessing_of(args),
+        batch_size=args.query_batch,
+        base=args.base_model,
+        config=args.model_config,
+        signal=args.signal or (record.plan.signal if record else "error"),
     )
     if args.signal and "signal" not in found.identity.get("score", {}):
         raise UserError("--signal is for diffusion models", advice="leave it out", flag="--signal")

@@ -21,22 +21,11 @@ WORKING_SIZE = (512, 512)  # photos are kept at four times this
 PLAN_FILE = "plan.json"
 
 
-def open_suspect(
-    checkpoint,
-    net_type=None,
-    device="auto",
-    precision="auto",
-    overrides=None,
-    batch_size=64,
-    server_options=None,
-    base=None,
-    config=None,
-    signal="error",
-):
+def open_suspect(checkpoint, server_options=None, **options):
     """The model that a path or an address names, as a `Suspect`.
 
-    overrides, base, config, signal: see `opened.open_model`; server_options: keyword arguments of `server.open_server`
-    beside these.
+    options: keyword arguments of `opened.open_model`, of which a server takes overrides and batch_size; server_options:
+    those of `server.open_server` beside these.
     """
     if not checkpoint:
         raise UserError(
@@ -44,22 +33,13 @@ def open_suspect(
             advice="give the model: a run folder, a file, http(s)://host/v2/models/NAME, or grpc://host:port/NAME",
             flag="--checkpoint",
         )
-    if server.is_address(str(checkpoint)):
-        if base or config:
-            flag = "--base_model" if base else "--model_config"
+    if not server.is_address(str(checkpoint)):
+        return opened.open_model(checkpoint, **options)
+    for name, flag in (("base", "--base_model"), ("config", "--model_config")):
+        if options.get(name):
             raise UserError(f"{flag} is for files, and --checkpoint is a server", advice="leave it out", flag=flag)
-        return server.open_server(str(checkpoint), overrides=overrides, batch_size=batch_size, **(server_options or {}))
-    return opened.open_model(
-        checkpoint,
-        net_type=net_type,
-        device=device,
-        precision=precision,
-        overrides=overrides,
-        batch_size=batch_size,
-        base=base,
-        config=config,
-        signal=signal,
-    )
+    common = {name: options[name] for name in ("overrides", "batch_size") if name in options}
+    return server.open_server(str(checkpoint), **common, **(server_options or {}))
 
 
 def place_of_results(record_path, name, folder=None):

@@ -223,25 +223,19 @@ def rows_of(args, cell, answers, people):
     """A row for each number of passes: power with and without the base, innocent people, thresholds."""
     for number, found in answers.items():
         selections = [selections_of(person.key, len(person.rows), args.selections) for person in people]
-        less, alone = (
-            np.array([p_of(one, drawn) for one, drawn in zip(scores, selections, strict=True)])
-            for scores in (found["own"][..., 0] - found["own"][..., 1], found["own"][..., 0])
-        )
+        scores = {"less the base": found["own"][..., 0] - found["own"][..., 1], "alone": found["own"][..., 0]}
+        p = {
+            name: np.array([p_of(one, drawn) for one, drawn in zip(values, selections, strict=True)])
+            for name, values in scores.items()
+        }
         yield {
             "tuning": cell.tuning,
             "share": cell.share,
             "mark": cell.mark,
             "passes": number,
-            "less the base": summary(less),
-            "alone": summary(alone),
+            **{name: summary(values) for name, values in p.items()},
             "innocent": summary(false_alarms(args, found["innocent"])) if len(found["innocent"]) else None,
-            "threshold": {
-                name: thresholds(values[:, :, 0])
-                for name, values in (
-                    ("less the base", found["own"][..., 0] - found["own"][..., 1]),
-                    ("alone", found["own"][..., 0]),
-                )
-            },
+            "threshold": {name: thresholds(values[:, :, 0]) for name, values in scores.items()},
         }
 
 

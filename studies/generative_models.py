@@ -14,6 +14,7 @@ import json
 import shutil
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -63,8 +64,9 @@ class Unet:
 
     def save(self, network, folder):
         """Write a pipeline's folder."""
-        library("diffusers").DDPMPipeline(network, self._schedule()).save_pretrained(folder)
+        library("diffusers").DDPMPipeline(network, self._schedule).save_pretrained(folder)
 
+    @cached_property
     def _schedule(self):
         return library("diffusers").DDPMScheduler(num_train_timesteps=self.STEPS)
 
@@ -75,7 +77,7 @@ class Unet:
         noise = torch.randn(clean.shape, generator=draws)
         steps = torch.randint(0, self.STEPS, (len(clean),), generator=draws)
         with utils.autocast(clean.device, precision):
-            return mse_loss(network(self._schedule().add_noise(clean, noise, steps), steps).sample.float(), noise)
+            return mse_loss(network(self._schedule.add_noise(clean, noise, steps), steps).sample.float(), noise)
 
 
 class Clip:

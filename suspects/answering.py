@@ -6,6 +6,7 @@ merged_preprocessing, cleaned_setting, flag_of, SETTINGS, MOST_CLASSES, MOST_AT_
 
 import math
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,6 +27,22 @@ SETTINGS = {
 }
 
 
+@contextmanager
+def _answering(name, images, check, flag):
+    """What a model in a file is asked inside: whatever goes wrong there is one line. check: flags to look at, in words;
+    flag: the first of them."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a stranger's network may fail in any way, most often because of the size
+        raise UserError(
+            f"{name} can't answer for images of {images.shape[2]} x {images.shape[3]} px ({one_line(error)})",
+            advice=f"check {check}",
+            flag=flag,
+        ) from None
+
+
 class FileSuspect(Suspect):
     """A model in a file."""
 
@@ -39,16 +56,8 @@ class FileSuspect(Suspect):
     def ask(self, images):
         if images.dtype != np.uint8 or images.shape[1:] != (3, *self.preprocessing.size):
             raise ValueError(f"images are {images.dtype} {images.shape}, not of the size {self.preprocessing.size}")
-        try:
+        with _answering(self.name, images, "--net_type and --input_size", "--net_type"):
             values = self._query(images)
-        except (UserError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # a stranger's network may fail in any way, most often because of the size
-            raise UserError(
-                f"{self.name} can't answer for images of {images.shape[2]} x {images.shape[3]} px ({one_line(error)})",
-                advice="check --net_type and --input_size",
-                flag="--net_type",
-            ) from None
         wanted = (len(images), 1 if np.issubdtype(values.dtype, np.integer) else self.classes)
         if values.shape != wanted:
             raise UserError(
@@ -72,17 +81,8 @@ class ScoringSuspect(Suspect):
         if images.dtype != np.uint8 or images.shape[1:] != (3, *self.preprocessing.size):
             raise ValueError(f"images are {images.dtype} {images.shape}, not of the size {self.preprocessing.size}")
         begun = time.perf_counter()
-        try:
-            with torch.inference_mode():
-                columns = self.columns(images)
-        except (UserError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # a stranger's network may fail in any way, most often because of the size
-            raise UserError(
-                f"{self.name} can't answer for images of {images.shape[2]} x {images.shape[3]} px ({one_line(error)})",
-                advice="check --input_size",
-                flag="--input_size",
-            ) from None
+        with _answering(self.name, images, "--input_size", "--input_size"), torch.inference_mode():
+            columns = self.columns(images)
         if self.seconds is None and len(images):
             self.seconds = (time.perf_counter() - begun) / len(images)
         scores = np.stack(columns, axis=1).astype(np.float32)

@@ -125,7 +125,7 @@ def open_diffusion(path, base, config, device, precision, overrides, batch_size,
 
     base: path of the model that it was made of, None where none is known (a LoRA has one); config: the folder of a
     pipeline that says what a single checkpoint is, None for that of its base; overrides: of Preprocessing; signal: one
-    of `denoising.SIGNALS`. Raises UserError for whatever can't be read in full, and for a base or an adapter that makes
+    of `kit.names.SIGNALS`. Raises UserError for whatever can't be read in full, and for a base or an adapter that makes
     no difference.
     """
     for name in ("diffusers", "transformers", "peft", "accelerate"):

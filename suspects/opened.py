@@ -21,6 +21,7 @@ from experiment import folder
 from experiment.training import load_trained
 from kit import files
 from kit.errors import UserError
+from suspects import pipelines
 from suspects.answering import SETTINGS, FileSuspect, flag_of, merged_preprocessing, one_line, pattern, readable_digest
 from suspects.onnx_file import class_names_of, open_onnx
 from suspects.state_dict import open_state_dict
@@ -56,9 +57,12 @@ def open_model(
     if precision not in ("auto", "float32", "bfloat16") or not overrides.keys() <= SETTINGS.keys():
         raise ValueError(f"unknown precision {precision} or key among {list(overrides)}")
     if family := _scored_family(path, net_type, base, config):
-        more = () if family == "encoder" else (config, signal)
-        device = utils.choose_device(str(device))
-        suspect = _open_scored(path, base, device, precision, overrides, batch_size, *more)
+        rest = (utils.choose_device(str(device)), precision, overrides, batch_size)
+        suspect = (
+            _open_encoder(path, base, *rest)
+            if family == "encoder"
+            else _open_diffusion(path, base, config, *rest, signal)
+        )
         suspect.name = path.resolve().name
         if not base:  # else it was asked when it was compared with that
             _try(suspect)
@@ -81,16 +85,16 @@ def open_model(
     return suspect
 
 
-def _open_scored(path, base, device, precision, overrides, batch_size, *more):
-    """more: (config, signal) of a diffusion model, nothing of others."""
-    if not more:
-        from suspects.encoder import open_encoder
+def _open_encoder(*options):
+    from suspects.encoder import open_encoder
 
-        return open_encoder(path, base, device, precision, overrides, batch_size)
+    return open_encoder(*options)
+
+
+def _open_diffusion(*options):
     from suspects.diffusion import open_diffusion
 
-    config, signal = more
-    return open_diffusion(path, base, config, device, precision, overrides, batch_size, signal)
+    return open_diffusion(*options)
 
 
 def _scored_family(path, net_type, base, config):
@@ -126,8 +130,6 @@ def base_digest(path, config=None):
     path: a pipeline's or an encoder's folder, or a .safetensors file with the folder that says what it is, config.
     Raises UserError.
     """
-    from suspects import pipelines
-
     path = Path(path)
     if path.is_dir() and not pipelines.is_pipeline(path) and is_tower(path):
         return tower_digest(path)

@@ -16,12 +16,12 @@ from page import look
 from page.desk import typed_path
 from page.words import flag_of
 from provenance import opening
+from provenance import record as records
 from provenance import references as references_of
 from suspects.server import is_address
 
 RECORD = ("record", "originals", "folder")
-# All are kept with a job but the header, which is a secret.
-# Needed by some models alone.
+# Needed by some models alone. All are kept with a job but the header, which is a secret.
 HIDDEN = ("net_type", "input_size", "mean", "std", "query_batch", "rate_limit", "base_model", "model_config", "header")
 MODEL = ("model", "address", *HIDDEN)
 REFERENCES = ("reference", "reference_path", "reference_net_type")
@@ -187,10 +187,11 @@ def open_model(details, header, folder=None, **server):
         options["stored"] = opening.stored_input(details["record"], details["model"], folder)
     return opening.open_suspect(
         details["model"],
-        details["net_type"],
+        options,
+        net_type=details["net_type"],
         overrides={name: tuple(value) for name, value in details["overrides"].items()},
         batch_size=details["query_batch"],
-        server_options=options,
+        signal=records.read_finished(details["record"]).plan.signal,
         base=details.get("base_model"),  # details of an early version have none
         config=details.get("model_config"),
     )

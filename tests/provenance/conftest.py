@@ -15,7 +15,7 @@ from provenance import report
 from suspects import opened
 from suspects.answering import FileSuspect
 from tests.parts import call
-from tests.provenance.parts import COMMITTED, GRID, PHOTOS, picture, save, tree, wavy_picture
+from tests.provenance.parts import COMMITTED, GRID, ONE_DAY, PHOTOS, picture, save, tree, wavy_picture
 
 
 @pytest.fixture
@@ -31,15 +31,6 @@ def photos(tmp_path):
 def mark(script):
     """data_marking.py without a network: mark(folder, *flags) -> code, out, err."""
     return lambda folder, *flags: script("data_marking", "--data_folder", folder, "--beacon", "none", *flags)
-
-
-# The same in a process of its own.
-ONE_DAY = """
-from datetime import datetime
-from types import SimpleNamespace
-from provenance import record
-record.datetime = SimpleNamespace(now=lambda _: datetime(2030, 1, 1))
-"""
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from provenance import grid as user_audit
 from provenance import record as records
 from provenance.plan import AuditPlan, departures
 from suspects.suspect import Answers, Preprocessing
+from tests.parts import call
 
 SETTINGS = records.MarkSettings(
     img_blending_ratio=0.7,
@@ -25,6 +27,15 @@ SETTINGS = records.MarkSettings(
     ood_pattern="color_stripes",
     quality=95,
 )
+
+
+# What the fixture `one_day` does, in a process of its own.
+ONE_DAY = """
+from datetime import datetime
+from types import SimpleNamespace
+from provenance import record
+record.datetime = SimpleNamespace(now=lambda _: datetime(2030, 1, 1))
+"""
 
 
 def picture(seed, height=20, width=28):
@@ -195,3 +206,30 @@ def wavy_picture(seed, size=32):
 
 def flat(text):
     return " ".join(text.split())
+
+
+# --- generators and encoders that were fine-tuned on what a user published ---
+
+
+def publish(root, plan, count, side, caption_of=None):
+    """Mark a user's wavy pictures, perhaps with captions, half of them held out: the published ones' paths, in order.
+    The pictures are in root/user, the record in root/user_record. plan: flags."""
+    for number in range(count):
+        save(root / "user" / f"{number:02}.png", wavy_picture(number, side))
+        if caption_of:
+            (root / "user" / f"{number:02}.txt").write_text(caption_of(number))
+    flags = ("--data_folder", root / "user", "--holdout", "0.5", "--seed", "11", "--beacon", "none", *plan)
+    done = call("data_marking.py", *flags, code=ONE_DAY)
+    assert done.returncode == 0, done.stderr
+    return sorted(path for path in (root / "user_marked").iterdir() if path.suffix == ".png")
+
+
+def auditor(root, script, tmp_path):
+    """run(flags...): eval.py for a copy of the record of `publish`; out: a folder for results; base: root/base."""
+    record = shutil.copytree(root / "user_record", tmp_path / "record")
+    places = ("--record", record, "--originals", root / "user", "--device", "cpu")
+    return SimpleNamespace(run=lambda *flags: script("eval", *places, *flags), out=tmp_path / "out", base=root / "base")
+
+
+def result_of(folder):
+    return json.loads((folder / "result.json").read_text())

@@ -107,6 +107,26 @@ def test_a_signal_is_fixed_with_the_photos(script, marked, models, tmp_path):
     assert about(found, "what was asked of the model (error) was not fixed with the photos")
 
 
+def test_the_page_asks_for_the_signal_that_was_fixed(marked, models):
+    inputs = pytest.importorskip("page.tabs.inputs", reason="gradio is not installed (requirements/app.txt)")
+    given = {"model": str(models["tuned"]), "net_type": None, "rate_limit": None, "query_batch": 64, "overrides": {}}
+    suspect = inputs.open_model({**given, "record": str(marked("--signal", "pia"))}, "")
+    assert suspect.identity["score"]["signal"] == "pia"
+
+
+def test_another_signal_is_another_judgement_and_another_audit(script, marked, models, tmp_path):
+    record = marked()
+    _, first = audit(script, record, models, tmp_path / "error")
+    audit(script, record, models, tmp_path / "pia", "--signal", "pia")
+    result = json.loads((tmp_path / "pia" / "result.json").read_text())
+    assert result["judgement"]["number"] == 2 and result["model"]["sha256"] == first["sha256"]
+    place = ("--out", tmp_path / "error")
+    done = script(
+        "eval", "--record", record, "--checkpoint", models["tuned"], "--device", "cpu", "--signal", "pia", *place
+    )
+    assert done.code == 2 and not done.err.startswith("Traceback")
+
+
 def test_the_base_of_a_plan_is_what_the_identity_says(models):
     from suspects.opened import open_model
 

@@ -1,9 +1,6 @@
 """A fine-tuned diffusion model from end to end: data_marking.py, fine-tuning, eval.py, the evidence."""
 
 import copy
-import json
-import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +8,7 @@ import torch
 
 from provenance.photos import read_photo
 from suspects.suspect import Preprocessing
-from tests.parts import call
-from tests.provenance.conftest import ONE_DAY
-from tests.provenance.parts import flat, refused, save, wavy_picture
+from tests.provenance.parts import auditor, flat, publish, refused, result_of, wavy_picture
 from tests.suspects import tiny
 
 pytestmark = tiny.NEEDED
@@ -46,15 +41,11 @@ def trained(unet, pictures, passes, seed):
 def artist(tmp_path_factory):
     """A user's record; a base; a model fine-tuned on what the user published, and one on others' pictures."""
     root = tmp_path_factory.mktemp("artist")
-    for number in range(PHOTOS):
-        save(root / "user" / f"{number:02}.png", wavy_picture(number, 16))
-    flags = ("--data_folder", root / "user", "--holdout", "0.5", "--seed", "11", "--beacon", "none", *PLAN)
-    done = call("data_marking.py", *flags, code=ONE_DAY)
-    assert done.returncode == 0, done.stderr
+    published = publish(root, PLAN, PHOTOS, 16)
     plain = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (16,)}
     public = clean([wavy_picture(1000 + number, 16) for number in range(PHOTOS)])
     base = trained(tiny.pixel_unet(sample_size=SIDE, **plain), public, 80, 0)
-    published = clean([read_photo(path) for path in sorted((root / "user_marked").iterdir())])
+    published = clean([read_photo(path) for path in published])
     others = clean([wavy_picture(2000 + number, 16) for number in range(PHOTOS // 2)])
     tiny.pixel_pipeline(root / "base", base)
     tiny.pixel_pipeline(root / "tuned", trained(base, published, 150, 1))
@@ -64,20 +55,14 @@ def artist(tmp_path_factory):
 
 @pytest.fixture
 def audit(artist, script, tmp_path):
-    record = shutil.copytree(artist / "user_record", tmp_path / "record")
-    places = ("--record", record, "--originals", artist / "user", "--device", "cpu")
-
-    def run(*flags):
-        return script("eval", *places, *flags)
-
-    return SimpleNamespace(run=run, out=tmp_path / "out", base=artist / "base")
+    return auditor(artist, script, tmp_path)
 
 
 def test_a_fine_tuned_model_is_found(artist, audit):
     flags = ("--checkpoint", artist / "tuned", "--base_model", audit.base)
     done = audit.run(*flags, "--out", audit.out)
     assert done.code == 0, done.err
-    result = read(audit.out)
+    result = result_of(audit.out)
     assert result["p_value"] <= 0.005 and result["detected"], result["p_value"]
     assert (
         result["queries"] == PHOTOS * (KEYS + 1) and "USED" in done.out and "less that of the model" in flat(done.out)
@@ -91,13 +76,9 @@ def test_a_fine_tuned_model_is_found(artist, audit):
 def test_one_fine_tuned_on_others_pictures_is_not(artist, audit):
     done = audit.run("--checkpoint", artist / "innocent", "--base_model", audit.base, "--out", audit.out)
     assert done.code == 0, done.err
-    result = read(audit.out)
+    result = result_of(audit.out)
     assert not result["detected"] and result["p_value"] > 0.05, result["p_value"]
     assert "There is no proof" in done.out and "innocent" not in result["sentences"]
-
-
-def read(folder):
-    return json.loads((folder / "result.json").read_text())
 
 
 def test_what_cannot_be_read_ends_in_one_line(artist, audit):

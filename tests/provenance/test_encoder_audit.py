@@ -1,9 +1,6 @@
 """A fine-tuned encoder from end to end: data_marking.py, fine-tuning, eval.py, the evidence."""
 
 import copy
-import json
-import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +9,7 @@ import torch
 from provenance.photos import read_photo
 from suspects.opened import base_digest, open_model
 from suspects.suspect import Preprocessing
-from tests.parts import call
-from tests.provenance.conftest import ONE_DAY
-from tests.provenance.parts import flat, refused, save, wavy_picture
+from tests.provenance.parts import auditor, flat, publish, refused, result_of, wavy_picture
 from tests.suspects import tiny_encoders as make
 
 pytestmark = make.NEEDED
@@ -71,13 +66,7 @@ def strangers(first, count):
 def artist(tmp_path_factory):
     """A user's record with captions; a base; a model fine-tuned on what the user published, one on others' pictures."""
     root = tmp_path_factory.mktemp("artist")
-    for number in range(PHOTOS):
-        save(root / "user" / f"{number:02}.png", wavy_picture(number, 24))
-        (root / "user" / f"{number:02}.txt").write_text(caption_of(number))
-    flags = ("--data_folder", root / "user", "--holdout", "0.5", "--seed", "11", "--beacon", "none", *PLAN)
-    done = call("data_marking.py", *flags, code=ONE_DAY)
-    assert done.returncode == 0, done.stderr
-    published = sorted(path for path in (root / "user_marked").iterdir() if path.suffix == ".png")
+    published = publish(root, PLAN, PHOTOS, 24, caption_of)
     own = [read_photo(path) for path in published], [caption_of(int(path.stem)) for path in published]
     base = trained(make.clip_model(), *strangers(1000, PHOTOS), 3, 0)
     make.clip(root / "base", base)
@@ -88,17 +77,7 @@ def artist(tmp_path_factory):
 
 @pytest.fixture
 def audit(artist, script, tmp_path):
-    record = shutil.copytree(artist / "user_record", tmp_path / "record")
-    places = ("--record", record, "--originals", artist / "user", "--device", "cpu")
-
-    def run(*flags):
-        return script("eval", *places, *flags)
-
-    return SimpleNamespace(run=run, out=tmp_path / "out", base=artist / "base")
-
-
-def read(folder):
-    return json.loads((folder / "result.json").read_text())
+    return auditor(artist, script, tmp_path)
 
 
 @pytest.mark.parametrize("based", [True, False], ids=["with its base", "alone"])
@@ -106,7 +85,7 @@ def test_a_fine_tuned_encoder_is_found(artist, audit, based):
     flags = ("--checkpoint", artist / "tuned", *(("--base_model", audit.base) if based else ()))
     done = audit.run(*flags, "--out", audit.out)
     assert done.code == 0, done.err
-    result = read(audit.out)
+    result = result_of(audit.out)
     assert result["detected"] and result["p_value"] <= 0.005, result["p_value"]
     assert result["queries"] == PHOTOS * (KEYS + 1) and "USED" in done.out and "plain captions" in flat(done.out)
     again = audit.run("--replay", audit.out / "evidence.zip", *flags)
@@ -120,7 +99,7 @@ def test_others_are_not(artist, audit):
         based = ("--base_model", audit.base) if name == "innocent" else ()
         done = audit.run("--checkpoint", artist / name, *based, "--out", audit.out / name)
         assert done.code == 0, done.err
-        result = read(audit.out / name)
+        result = result_of(audit.out / name)
         assert not result["detected"] and result["p_value"] > 0.02, (name, result["p_value"])
         assert "There is no proof" in done.out and "innocent" not in result["sentences"]
 
