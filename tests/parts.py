@@ -78,3 +78,20 @@ def user_error(call, *words):
 def assert_close_table(cell, *numbers):
     """A table's "rate (low-high)" has these numbers, to the digits shown."""
     assert [float(text) for text in re.findall(r"[\d.]+", cell)] == [round(number, 2) for number in numbers]
+
+
+# A run's settings as `setup.prepare` takes them, for the data set "photos".
+TRAINING = {
+    "seed": 1,
+    "marked_samples_per_user": 4,
+    "train_size": 500,
+    "val_portion": 0.2,
+    "clean_train": 0,
+    "target_user_cls": [4],
+    "num_of_multiTarget_sameCls": None,
+    "num_of_multiTarget_diffCls": None,
+    "img_blending_ratio": 0.7,
+    "noise_injection_type": "perlin",
+    "noise_norm": 8.0,
+    "ood_pattern": "color_stripes",
+}

@@ -22,7 +22,7 @@ from countermeasures.regularization import Dropout, EarlyStopping
 from experiment import setup
 from kit.errors import UserError
 from networks import build_network
-from tests.parts import SMALL, call
+from tests.parts import SMALL, TRAINING, call
 
 ALL = (
     "dp_sgd",
@@ -373,21 +373,7 @@ def test_clean_images_are_disjoint_from_all_others():
     from dataset import load_dataset
 
     data = load_dataset("photos")
-    settings = {
-        "seed": 1,
-        "marked_samples_per_user": 4,
-        "train_size": 500,
-        "val_portion": 0.2,
-        "clean_train": 0,
-        "target_user_cls": [4],
-        "num_of_multiTarget_sameCls": None,
-        "num_of_multiTarget_diffCls": None,
-        "img_blending_ratio": 0.7,
-        "noise_injection_type": "perlin",
-        "noise_norm": 8.0,
-        "ood_pattern": "color_stripes",
-        "countermeasure": "fine_tuning:share=0.5",
-    }
+    settings = {**TRAINING, "countermeasure": "fine_tuning:share=0.5"}
     made = setup.prepare(settings, {"num_of_non_member_user": 50}, data)
     clean = set(made.clean.tolist())
     assert len(clean) == 200  # half of 400

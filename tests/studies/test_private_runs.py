@@ -8,7 +8,7 @@ import pytest
 from dataset import load_dataset
 from experiment import setup
 from studies import private_runs as study
-from tests.parts import SMALL
+from tests.parts import SMALL, TRAINING
 
 DP = "dp_sgd:noise_multiplier=2.0,clip=0.1,multiplicity=1,delta=1e-05,lr=1.0"
 
@@ -36,20 +36,7 @@ def test_a_row_for_each_countermeasure(script, tmp_path):
 
 def test_canaries_are_halved_by_the_split_and_leave_users_and_test_images_out(script, tmp_path):
     data = load_dataset("photos")
-    settings = {
-        "clean_train": 0,
-        "train_size": 500,
-        "val_portion": 0.1,
-        "seed": 4,
-        "marked_samples_per_user": 4,
-        "target_user_cls": [4, 31],
-        "num_of_multiTarget_sameCls": None,
-        "num_of_multiTarget_diffCls": None,
-        "img_blending_ratio": 0.7,
-        "noise_injection_type": "perlin",
-        "noise_norm": 8.0,
-        "ood_pattern": "color_stripes",
-    }
+    settings = {**TRAINING, "val_portion": 0.1, "seed": 4, "target_user_cls": [4, 31]}
     experiment = setup.prepare(settings, {"num_of_non_member_user": 5}, data)
     rows, inside = study.canaries(experiment, 10_000)
     assert 100 < inside.sum() == len(rows) / 2 and len(set(rows)) == len(rows)
