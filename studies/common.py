@@ -2,13 +2,15 @@
 published, and the answers of a model for a user's whole grid.
 
 Public: Kind, Cohort, make_cohort, make_record, rows_of, published_images, ask_grid, ask_views, ask_strangers,
-exact_p, rate, halves, parser, load, call, write_study, SETTINGS, FAINT, UNCHANGED, MOMENT.
+exact_p, rate, halves, whole, parser, load, call, write_study, SETTINGS, FAINT, UNCHANGED, MOMENT.
 """
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +82,16 @@ class Cohort:
     rows: np.ndarray
     classes: np.ndarray
     train: np.ndarray
+
+
+@contextmanager
+def whole(folder):
+    """A new folder, which gets its name only when it is whole."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    part.rename(folder)
 
 
 def parser(description, **defaults):

@@ -11,8 +11,7 @@ Public: Tuning, Unet, Clip, FAMILIES, make_base, fine_tune.
 """
 
 import json
-import shutil
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -23,6 +22,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import utils
 from kit.progress import Progress
+from studies.common import whole
 from suspects.pipelines import library
 
 RANK = 8
@@ -153,16 +153,6 @@ def _ends(caption):
 FAMILIES = {family.NAME: family for family in (Unet(), Clip())}
 
 
-@contextmanager
-def _whole(folder):
-    """A new folder, which gets its name only when it is whole."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    yield part
-    part.rename(folder)
-
-
 def _trained(family, network, images, captions, passes, tuning, seed, words):
     """Train on images, uint8 (N, 3, 32, 32), with captions; after each number of passes in `passes` it is yielded."""
     precision, draws = utils.choose_precision("auto", torch.device("cpu")), torch.Generator().manual_seed(seed)
@@ -189,7 +179,7 @@ def make_base(family, folder, images, captions, epochs, seed):
     with utils.seeded(family.NAME, seed):
         network = family.new()
     for _ in _trained(family, network, images, captions, (epochs,), family.BASE, seed, "pre-training"):
-        with _whole(folder) as path:
+        with whole(folder) as path:
             family.save(network, path)
 
 
@@ -224,7 +214,7 @@ def fine_tune(family, base, folder, images, captions, tuning, passes, seed):
         config = _adapted(network, tuning.rank) if tuning.rank else None
     for number in _trained(family, network, images, captions, set(passes), tuning, seed, folder.name):
         if not wanted[number].exists():
-            with _whole(wanted[number]) as path:
+            with whole(wanted[number]) as path:
                 if config:
                     _save_lora(network, config, path)
                 else:

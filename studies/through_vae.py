@@ -10,7 +10,7 @@ For each kind of mark, on photographs marked at full size: the correlation of wh
 after that way, in the pixels that the decoder gives back; and how far the latents move, in units of their standard
 deviation over the photo, which is what a trained network gets to see.
 
-Public: BUCKETS, KINDS, bucketed, marked_photos, moved, make_autoencoder, summary.
+Public: BUCKETS, KINDS, bucketed, marked_photos, moved, summary.
 """
 
 from pathlib import Path
@@ -29,51 +29,13 @@ from kit.progress import Progress
 from kit.tables import markdown
 from provenance.protect import shrunk
 from studies import common
+from studies.autoencoder import CROP, make_autoencoder
 from studies.visibility import SHOWN
 from suspects.pipelines import library
 from suspects.suspect import Preprocessing
 
 KINDS = {"clear": common.Kind(common.SETTINGS), "faint": common.Kind(common.FAINT)}
 BUCKETS = {"as it is": None, "cut to a bucket of 7:9": (576, 448), "scaled to 3/4, cut to a square": (384, 384)}
-WIDTHS = (32, 64, 128, 128)  # Stable Diffusion's has 128, 256, 512, 512
-CROP = 128
-
-
-def make_autoencoder(channels, photos, steps, batch, seed):
-    """An AutoencoderKL of 8 times smaller latents, trained on random crops of photos (uint8 (3, H, W) each)."""
-    diffusers, count = library("diffusers"), len(WIDTHS)
-    with utils.seeded("vae", channels, seed):
-        model = diffusers.AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * count,
-            up_block_types=("UpDecoderBlock2D",) * count,
-            block_out_channels=WIDTHS,
-            latent_channels=channels,
-            norm_num_groups=16,
-        )
-        precision, draws = utils.choose_precision("auto", torch.device("cpu")), utils.key_generator("vae", seed)
-        optimizer = torch.optim.AdamW(model.parameters(), 5e-4)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in Progress(range(steps), f"training the autoencoder of {channels} channels"):
-            clean = torch.stack([_crop(photos[draws.integers(len(photos))], draws) for _ in range(batch)])
-            with utils.autocast(clean.device, precision):
-                latents = model.encode(clean).latent_dist
-                given = model.decode(latents.sample()).sample
-            loss = (given.float() - clean).abs().mean() + 1e-6 * latents.kl().mean()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-    return model.eval().requires_grad_(False)
-
-
-def _crop(photo, draws):
-    """A random crop of CROP px, perhaps of the photo at half its size, mirrored or not: float32 from -1 to 1."""
-    if draws.random() < 0.5 and min(photo.shape[1:]) >= 2 * CROP:
-        photo = torch.nn.functional.avg_pool2d(photo.float(), 2)
-    top, left = (draws.integers(side - CROP + 1) for side in photo.shape[1:])
-    part = photo[:, top : top + CROP, left : left + CROP].float() / 127.5 - 1
-    return part.flip(2) if draws.random() < 0.5 else part
 
 
 def bucketed(photo, bucket):
@@ -120,6 +82,16 @@ def _photo(photo, side):
     return torch.from_numpy(np.array(shrunk(open_photo(photo), side, Image.Resampling.LANCZOS))).permute(2, 0, 1)
 
 
+def kept(args, channels, photos):
+    """The autoencoder of these settings, trained on photos unless it is there."""
+    folder = Path(args.work) / f"autoencoder-{channels}-{args.steps}-{args.batch}-{args.seed}"
+    if not folder.exists():
+        with common.whole(folder) as path:
+            make_autoencoder(channels, photos, args.steps, args.batch, args.seed).save_pretrained(path)
+    model = library("diffusers").AutoencoderKL.from_pretrained(folder, use_safetensors=True)
+    return model.eval().requires_grad_(False)
+
+
 def main():
     """Train autoencoders on some photographs, send marked others through."""
     parser = Parser(description=__doc__)
@@ -130,13 +102,14 @@ def main():
     add("--side", type=number(int, CROP), default=512, help="shorter side of the photographs, px (default 512)")
     add("--keys", type=number(int, 1), default=2, help="marks a photograph (default 2)")
     add("--seed", type=number(int, 0), default=1)
+    add("--work", default="runs/studies", help="where autoencoders are kept between calls (default runs/studies)")
     add("--out", required=True, help="folder for result.json and the table")
     args = parser.parse_args()
     seen = [_photo(photo, args.side) for photo in PHOTOS if photo.name not in SHOWN]
     others = {photo.name: _photo(photo, args.side) for photo in PHOTOS if photo.name in SHOWN}
     rows = []
     for channels in args.channels:
-        model = make_autoencoder(channels, seen, args.steps, args.batch, args.seed)
+        model = kept(args, channels, seen)
         for mark, kind in Progress(list(KINDS.items()), f"{channels} channels"):
             for (name, photo), (way, bucket) in ((one, two) for one in others.items() for two in BUCKETS.items()):
                 for place in range(args.keys):
@@ -164,7 +137,7 @@ def conclude(args, rows):
             for row in found.itertuples()
         ],
     )
-    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    settings = {name: value for name, value in vars(args).items() if name not in ("work", "out")}
     rounded = found.round(4).to_dict("records")
     common.write_study(out, {"settings": settings, "means": rounded, "rows": rows}, torch.device("cpu"))
     with files.atomic_path(out / "through-vae.md") as path:

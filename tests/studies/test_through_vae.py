@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from studies import autoencoder as autoencoder_module
 from studies import through_vae
 
 KEY = b"k" * 32
@@ -69,3 +70,37 @@ def test_means_are_over_photos_and_keys():
         for way, name, value in (("a", "x", 0.2), ("a", "y", 0.4), ("b", "x", 0.9))
     ]
     assert through_vae.summary(rows).pixels.tolist() == pytest.approx([0.3, 0.9])
+
+
+@pytest.fixture(scope="module")
+def crops():
+    """Two smooth pictures, uint8 (2, 3, 128, 128)."""
+    coarse = torch.from_numpy(np.random.default_rng(2).uniform(40, 210, (2, 3, 6, 6)))
+    return torch.nn.functional.interpolate(coarse, (128, 128), mode="bicubic").clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_an_untrained_autoencoder_averages_and_interpolates(crops, channels):
+    pytest.importorskip("diffusers")
+    model = autoencoder_module._untrained(channels).eval()
+    clean = crops.float() / 127.5 - 1
+    with torch.no_grad():
+        latents = model.encode(clean).latent_dist
+        given = model.decode(latents.mode()).sample
+    assert latents.mode().shape == (2, channels, 16, 16)
+    means = torch.nn.functional.avg_pool2d(clean, 8)
+    assert np.corrcoef(latents.mode()[:, :3].flatten(), means.flatten())[0, 1] > 0.99
+    assert latents.std.max() < 0.05, "noise must not drown what the latents say"
+    inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))
+    assert (given - clean)[inside].square().mean() < 0.02 * clean.var()
+
+
+def test_training_goes_on_from_there_with_the_same_bits(crops):
+    pytest.importorskip("diffusers")
+    photos = list(crops.repeat_interleave(2, dim=-1))
+    first, second = (autoencoder_module.make_autoencoder(4, photos, 3, 1, 5) for _ in range(2))
+    start = autoencoder_module._untrained(4)
+    moved = [not torch.equal(one, other) for one, other in zip(first.parameters(), start.parameters(), strict=True)]
+    assert all(moved)
+    assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
+    assert not any(one.requires_grad for one in first.parameters())
