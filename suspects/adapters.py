@@ -154,7 +154,10 @@ def attach(adapter, base):
         raise _misfit(adapter, one_line(error)) from None
     loaded = _loaded(base)
     dtype = next(base.network.parameters()).dtype
-    lost = [name for name, value in adapter.weights.items() if not _is_there(value, loaded, dtype)]
+    factors = _factors(adapter) if adapter.layout == "kohya" and base.name == "FluxPipeline" else {}
+    lost = [
+        name for name, value in adapter.weights.items() if not _is_there(value * factors.get(name, 1), loaded, dtype)
+    ]
     if lost:
         raise _misfit(
             adapter, f"{lost[0][:100]!r} finds no place in it ({len(lost)} of {len(adapter.weights)} tensors)"
@@ -221,7 +224,7 @@ def _json(text, where):
 
 
 def _loaded(base):
-    """Digests of all tensors of adapters in a Pipeline, and of their equal pieces' whole."""
+    """Digests of all tensors of adapters in a Pipeline."""
     return {
         _digest(value)
         for module in base.modules.values()
@@ -230,11 +233,45 @@ def _loaded(base):
     }
 
 
+def _factors(adapter):
+    """{name: by what diffusers multiplies a tensor of kohya's for Flux}: alpha / rank, shared out by powers of two."""
+    found = {}
+    for name, alpha in adapter.tensors.items():
+        layer = name.removesuffix(".alpha")
+        down = adapter.tensors.get(f"{layer}.lora_down.weight")
+        if layer == name or down is None:
+            continue
+        first, second = float(alpha) / max(1, len(down)), 1.0
+        while 0 < 2 * first < second:
+            first, second = 2 * first, second / 2
+        found |= {f"{layer}.lora_down.weight": first, f"{layer}.lora_up.weight": second}
+    return found
+
+
 def _is_there(value, loaded, dtype):
-    """Whether a file's tensor is in the model: whole, or cut into equal pieces (queries, keys and values)."""
+    """Whether a file's tensor is in the model: whole, or cut as `_cuts` has it."""
     value = value.to(dtype) if dtype != torch.float32 else value
-    pieces = ([value], *(value.chunk(count) for count in (2, 3) if value.ndim and len(value) % count == 0))
-    return any(all(_digest(piece) in loaded for piece in some) for some in pieces)
+    return any(all(_digest(piece) in loaded for piece in pieces) for pieces in _cuts(value))
+
+
+def _cuts(value):
+    """Ways in which what one program has in one piece are several layers to another: queries, keys and values; gates
+    and values; Flux's queries, keys, values and perceptron, which is four times as wide. The latter are of one LoRA
+    each where a matrix has all else zero."""
+    yield [value]
+    if not value.ndim:
+        return
+    rows = len(value)
+    parts = [[rows // count] * count for count in (2, 3, 4) if rows % count == 0]
+    parts += [[rows // 7] * 3 + [rows // 7 * 4]] if rows % 7 == 0 else []
+    for sizes in parts:
+        pieces = value.split(sizes)
+        yield pieces
+        if value.ndim == 2 and value.shape[1] % len(sizes) == 0:
+            blocks = [piece.chunk(len(sizes), dim=1) for piece in pieces]
+            apart = all(not block.any() for i, row in enumerate(blocks) for j, block in enumerate(row) if i != j)
+            if apart:
+                yield [row[i] for i, row in enumerate(blocks)]
 
 
 def _digest(value):

@@ -6,7 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from kit.errors import UserError
+from suspects import adapters
 from suspects.denoising import FRACTIONS, NOISES
 from suspects.opened import open_model
 from suspects.suspect import Captioned
@@ -241,6 +244,39 @@ def test_a_lora_of_flux(tmp_path):
     scores = opened(file.parent, base=base, overrides=SMALL).ask(images).scores
     expected = opened(tiny.flux(tmp_path / "merged", merged), base=base, overrides=SMALL).ask(images).scores
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["one", "one each"])
+def test_a_lora_of_flux_by_kohya(tmp_path, alone):
+    """Queries, keys and values in one piece; rank 6, alpha 2: a scale that is shared out between the matrices."""
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(6, 16, generator=generator), torch.randn(48, 6, generator=generator)
+    if alone:
+        up *= torch.block_diag(*[torch.ones(16, 2)] * 3)
+    file = tmp_path / "style.safetensors"
+    layer = "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up, f"{layer}.alpha": torch.tensor(2.0)}
+    save_file(tensors, file, metadata={"ss_base_model_version": "flux1"})
+    base, images = tiny.flux(tmp_path / "flux"), Captioned(tiny.pictures(2), ("cat",) * 2)
+    merged = tiny.flux_transformer()
+    for name, change in zip(("to_q", "to_k", "to_v"), (2 / 6 * up @ down).chunk(3), strict=True):
+        merged.get_submodule(f"transformer_blocks.0.attn.{name}").weight.data += change
+    suspect = opened(file, base=base, overrides=SMALL)
+    expected = opened(tiny.flux(tmp_path / "merged", merged), base=base, overrides=SMALL).ask(images).scores
+    np.testing.assert_allclose(suspect.ask(images).scores, expected, rtol=1e-5)
+    assert "kohya layout, rank 6" in suspect.describe()
+    save_file(tensors | {f"{layer}.lora_up.weight": up[:32]}, file)
+    with pytest.raises(UserError, match="does not fit --base_model"):
+        opened(file, base=base, overrides=SMALL)
+
+
+def test_flux_has_a_perceptron_in_the_same_piece():
+    """As in its blocks of one stream, whose widths diffusers knows only from the published model."""
+    up = torch.randn(7 * 8, 2, generator=torch.Generator().manual_seed(0))
+    pieces = up.split([8, 8, 8, 32])
+    loaded = {adapters._digest(piece) for piece in pieces}
+    assert adapters._is_there(up, loaded, torch.float32)
+    assert not adapters._is_there(up, loaded - {adapters._digest(pieces[3])}, torch.float32)
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
