@@ -316,3 +316,46 @@ def test_a_lora_in_pixel_space(tmp_path, layout):
     scores = opened(file.parent, base=base).ask(images).scores
     expected = opened(tiny.pixel_pipeline(tmp_path / "merged", merged), base=base).ask(images).scores
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("metadata", [False, True], ids=["older", "with metadata"])
+def test_a_lora_as_the_scripts_of_diffusers_save_it(diffusion, tmp_path, metadata):
+    """train_text_to_image_lora.py and train_dreambooth_lora.py end with these calls."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    with warnings.catch_warnings(action="ignore"):
+        whole = StableDiffusionPipeline.from_pretrained(diffusion, safety_checker=None)
+    generator = torch.Generator().manual_seed(0)
+    for part, layers in (("unet", "to_k to_q to_v to_out.0"), ("text_encoder", "q_proj k_proj v_proj out_proj")):
+        getattr(whole, part).add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=layers.split()))
+        for name, value in getattr(whole, part).named_parameters():
+            if "lora_" in name:
+                value.data = torch.randn(value.shape, generator=generator) / 4
+    state = {
+        f"{part}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(getattr(whole, part)))
+        for part in ("unet", "text_encoder")
+    }
+    if metadata:
+        from diffusers.training_utils import _collate_lora_metadata
+
+        state |= _collate_lora_metadata({part: getattr(whole, part) for part in ("unet", "text_encoder")})
+    StableDiffusionPipeline.save_lora_weights(tmp_path / "lora", safe_serialization=True, **state)
+    changes = {
+        (part, name): module.get_delta_weight("default").detach()
+        for part in ("unet", "text_encoder")
+        for name, module in getattr(whole, part).named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    with warnings.catch_warnings(action="ignore"):
+        whole = StableDiffusionPipeline.from_pretrained(diffusion, safety_checker=None)
+    for (part, name), change in changes.items():
+        getattr(whole, part).get_submodule(name).weight.data += change
+    whole.save_pretrained(tmp_path / "merged")
+    images = Captioned(tiny.pictures(2), ("cat",) * 2)
+    scores = opened(tmp_path / "lora", base=diffusion).ask(images).scores
+    expected = opened(tmp_path / "merged").ask(images).scores[:, 0]
+    np.testing.assert_allclose(scores[:, 0], expected, rtol=1e-4)
+    assert np.abs(scores[:, 0] - scores[:, 1]).min() > 1e-4
