@@ -11,7 +11,7 @@ import json
 from PIL import Image
 
 from kit.markup import Raw, document, element, join, picture, small_image, table
-from privacy import advice
+from privacy import advice, beyond, cells
 from privacy.folds import TITLES
 
 LEVELS = {"high": "High risk", "moderate": "Moderate risk", "low": "No substantial leak found"}
@@ -31,7 +31,7 @@ def render(results, context, figures, image_of=None):
         ("audited", "What was audited", _audited(results, context)),
         ("attacks", "How well each attack works", _attacks(results, figures)),
         ("certainty", "How sure this is", _certainty(results)),
-        ("beyond", "Beyond single records", _beyond(results)),
+        ("beyond", "Beyond single records", beyond.section(results)),
         ("limits", "What this audit can't say", _limits(results)),
         ("data", "How to repeat it", _repeat(results, context)),
     ]
@@ -57,7 +57,8 @@ def render(results, context, figures, image_of=None):
 
 def title(context):
     """Of the report: what was audited."""
-    return f"Privacy audit: {_plain(context.get('model_name', 'models'))} on {_plain(context.get('dataset', 'data'))}"
+    model, data = (cells.plain(context.get(*pair)) for pair in (("model_name", "models"), ("dataset", "data")))
+    return f"Privacy audit: {model} on {data}"
 
 
 def _verdict(results):
@@ -79,20 +80,20 @@ def sentence(results):
     """The one sentence to remember."""
     head = results["headline"]
     base = 1000 if not head["fpr"] or head["fpr"] >= 1e-3 else round(1 / head["fpr"])
-    found = f"the attack finds {_per(head['tpr'], base)} of {base:,} that were"
+    found = f"the attack finds {cells.per(head['tpr'], base)} of {base:,} that were"
     if not head["fpr"]:
         return f"At a threshold above all {head['non_members']:,} records that were NOT used, {found}."
-    most = _per(head["fpr"], base)
+    most = cells.per(head["fpr"], base)
     return f"Of {base:,} records that were NOT used, at most {most} would be called a member; {found}."
 
 
 def _why(verdict, head):
-    ratio, fpr = f"{verdict['ratio']:.1f}", _percent(verdict["fpr"])
+    ratio, fpr = f"{verdict['ratio']:.1f}", cells.percent(verdict["fpr"])
     if verdict["level"] == "low":
         return (
             f"No attack is certain to call members {verdict['moderate_ratio']:g} times as often as non-members, "
             f"and no AUC is certain to be {verdict['moderate_auc']:g} or more (95 % intervals). These records "
-            f"don't exclude that up to {_per(head['interval'][1], 1000)} of 1,000 members are found at this "
+            f"don't exclude that up to {cells.per(head['interval'][1], 1000)} of 1,000 members are found at this "
             "threshold."
         )
     if verdict["ratio"] >= verdict["moderate_ratio"]:
@@ -100,7 +101,7 @@ def _why(verdict, head):
             f"{verdict['attack']} calls members at least {ratio} times as often as non-members, at a threshold for "
             f"{fpr} false positives, with both 95 % intervals taken at their worse end."
         )
-    sure = _percent(verdict["auc_at_least"])
+    sure = cells.percent(verdict["auc_at_least"])
     return f"The best attack ranks a member above a non-member in at least {sure} of pairs (95 % interval)."
 
 
@@ -112,13 +113,13 @@ def _in_words(results):
         "patient. It is also a warning sign: what a model remembers about single records, it can give away.",
         f"Attacks were tried on models whose training records are known. The strongest of the "
         f"{len(results['attacks'])} tried is {head['title']}. {sentence(results)} Counted: {head['hits']:,} of "
-        f"{head['members']:,} members found ({_interval(head['interval'])} with 95 % confidence), "
+        f"{head['members']:,} members found ({cells.interval(head['interval'])} with 95 % confidence), "
         f"{head['false_positives']:,} of "
-        f"{head['non_members']:,} non-members called members by mistake ({_interval(head['fpr_interval'])}).",
+        f"{head['non_members']:,} non-members called members by mistake ({cells.interval(head['fpr_interval'])}).",
         "A model that gives nothing away would have as many of its members called members as of the others: "
-        f"{_per(head['fpr'], 1000) if head['fpr'] else 0} of 1,000 here. What counts is the left end of the curves "
-        "below, where almost nobody is accused wrongly: an attack that is sure about a few people harms these people, "
-        "even if it knows nothing about all others.",
+        f"{cells.per(head['fpr'], 1000) if head['fpr'] else 0} of 1,000 here. What counts is the left end of the "
+        "curves below, where almost nobody is accused wrongly: an attack that is sure about a few people harms these "
+        "people, even if it knows nothing about all others.",
     ]
     rule = (
         "The verdict follows a fixed rule. For every attack and every rate of false positives, the lower end of "
@@ -159,25 +160,26 @@ def _audited(results, context):
     accuracy = context.get("accuracy") or []
     means = {side: [one[side] for one in accuracy if one.get(side) is not None] for side in ("train", "test")}
     facts = [
-        ("Data set", _plain(context.get("dataset", "not given"))),
-        ("Model", _plain(context.get("model_name", "not given"))),
+        ("Data set", cells.plain(context.get("dataset", "not given"))),
+        ("Model", cells.plain(context.get("model_name", "not given"))),
         ("Models in all", context.get("models", "not given")),
         (
             "Audited as targets",
-            f"{len(results['targets'])}, each attacked with {_range(results['references'])} other models as references",
+            f"{len(results['targets'])}, each attacked with {cells.span(results['references'])} other models as "
+            "references",
         ),
         (
             "Records asked about",
             f"{results['records']:,}, of which each target was trained on "
-            f"{_range([one['members'] for one in results['attacks'][0]['targets']])}",
+            f"{cells.span([one['members'] for one in results['attacks'][0]['targets']])}",
         ),
         ("Further records that no model was trained on", f"{results['population']:,}"),
         ("Questions a record and model", results["queries"]),
     ]
     if all(means.values()):
         facts += [
-            ("Accuracy, training records", _percent(sum(means["train"]) / len(means["train"]))),
-            ("Accuracy, other records", _percent(sum(means["test"]) / len(means["test"]))),
+            ("Accuracy, training records", cells.percent(sum(means["train"]) / len(means["train"]))),
+            ("Accuracy, other records", cells.percent(sum(means["test"]) / len(means["test"]))),
         ]
     text = (
         (
@@ -193,23 +195,23 @@ def _audited(results, context):
 
 def _attacks(results, figures):
     rates = [point["fpr"] for point in results["attacks"][0]["pooled"]["tpr_at_fpr"]]
-    head = ["Attack", "AUC", *(f"Found at {_percent(fpr)} FPR" for fpr in rates), "FPR when all are found"]
+    head = ["Attack", "AUC", *(f"Found at {cells.percent(fpr)} FPR" for fpr in rates), "FPR when all are found"]
     ordered = sorted(results["attacks"], key=lambda one: -one["pooled"]["auc"])
     pooled = [
         [
             one["title"],
-            _auc(one["pooled"]),
-            *(_rate(point["tpr"], point["interval"]) for point in one["pooled"]["tpr_at_fpr"]),
-            _rate(one["pooled"]["fpr_at_100_tpr"], one["pooled"]["fpr_interval"]),
+            cells.auc(one["pooled"]),
+            *(cells.rate(point["tpr"], point["interval"]) for point in one["pooled"]["tpr_at_fpr"]),
+            cells.rate(one["pooled"]["fpr_at_100_tpr"], one["pooled"]["fpr_interval"]),
         ]
         for one in ordered
     ]
     mean = [
         [
             one["title"],
-            _mean(one["average"]["auc"], 1, 4),
-            *(_mean(point) for point in one["average"]["tpr_at_fpr"]),
-            _mean(one["average"]["fpr_at_100_tpr"]),
+            cells.mean(one["average"]["auc"], 1, 4),
+            *(cells.mean(point) for point in one["average"]["tpr_at_fpr"]),
+            cells.mean(one["average"]["fpr_at_100_tpr"]),
         ]
         for one in ordered
     ]
@@ -236,7 +238,7 @@ def _attacks(results, figures):
             element(
                 "p",
                 f"{ordered[0]['pooled']['non_members']:,} non-members are too few for rates of "
-                f"{', '.join(map(_percent, coarse))}: these columns equal that of 0 %.",
+                f"{', '.join(map(cells.percent, coarse))}: these columns equal that of 0 %.",
                 class_="soft",
             )
         )
@@ -281,8 +283,8 @@ def _certainty(results):
     rows = [
         [
             one["title"],
-            _between(one["pooled"]["auc_clustered"], 1, 4),
-            *(f"{_between(point['clustered'])}\N{NO-BREAK SPACE}%" for point in one["pooled"]["tpr_at_fpr"]),
+            cells.between(one["pooled"]["auc_clustered"], 1, 4),
+            *(f"{cells.between(point['clustered'])}\N{NO-BREAK SPACE}%" for point in one["pooled"]["tpr_at_fpr"]),
         ]
         for one in results["attacks"]
     ]
@@ -295,7 +297,9 @@ def _certainty(results):
             "case of its own. At the lowest rates a few records decide, and a bootstrap is rough.",
         ),
         table(
-            "Intervals over records and models", ["Attack", "AUC", *(f"At {_percent(fpr)} FPR" for fpr in rates)], rows
+            "Intervals over records and models",
+            ["Attack", "AUC", *(f"At {cells.percent(fpr)} FPR" for fpr in rates)],
+            rows,
         ),
     ]
     if found["widening"] is not None:
@@ -323,7 +327,7 @@ def _stable(results):
         for point in one["pooled"]["tpr_at_fpr"]:
             if point["resolved"] and abs(point["fpr"] - results["headline"]["fpr"]) < 1e-12:
                 same = point["stability"]
-                share = "-" if same["agreement"] is None else _percent(same["agreement"], 0)
+                share = "-" if same["agreement"] is None else cells.percent(same["agreement"], 0)
                 rows.append([one["title"], same["any"], same["all"], f"{same['by_chance']:.1f}", share])
     if not rows:
         return []
@@ -331,7 +335,7 @@ def _stable(results):
     return [
         element("h3", "The same records in every model?"),
         table(
-            f"Of {count:,} records that two or more targets learnt, at {_percent(results['headline']['fpr'])} FPR",
+            f"Of {count:,} records that two or more targets learnt, at {cells.percent(results['headline']['fpr'])} FPR",
             ["Attack", "Found in one model at least", "In all of them", "In all, by chance", "All / one"],
             rows,
         ),
@@ -342,17 +346,19 @@ def _choice_of_a(found):
     """RMIA's offline a: the curve, and whether it matters."""
     if found is None:
         return []
-    asked = "the AUC" if found["asked"] is None else f"the share of members found at {_percent(found['asked'])} FPR"
+    asked = (
+        "the AUC" if found["asked"] is None else f"the share of members found at {cells.percent(found['asked'])} FPR"
+    )
     matters = (
         f"It matters: only {', '.join(f'{a:g}' for a in found['as_good'])} may be as good as the best."
         if found["matters"]
         else "It does not matter here: no candidate is worse than the best for certain."
     )
     rows = [
-        [f"{row['a']:g}", "-" if row["tpr"] is None else _percent(row["tpr"]), f"{row['auc']:.4f}"]
+        [f"{row['a']:g}", "-" if row["tpr"] is None else cells.percent(row["tpr"]), f"{row['auc']:.4f}"]
         for row in found["curve"]
     ]
-    chosen = _plain(sorted({f"{a:g}" for a in found["chosen"]}))
+    chosen = cells.plain(sorted({f"{a:g}" for a in found["chosen"]}))
     return [
         element("h3", "How RMIA's a was chosen"),
         element("p", f"By {asked}, on reference models as targets and never on the target: {chosen}. {matters}"),
@@ -384,9 +390,9 @@ def _exposed(results, image_of):
                         row["class"],
                         f"{row['found_in']} of {row['models_in']}",
                         f"{row['found_out']} of {row['models_out']}",
-                        _percent(row["false_positive_level"], 3),
-                        _number(row["loss_in"]),
-                        _number(row["loss_out"]),
+                        cells.percent(row["false_positive_level"], 3),
+                        cells.number(row["loss_in"]),
+                        cells.number(row["loss_out"]),
                     ]
                     for row in rows
                 ],
@@ -400,8 +406,8 @@ def _exposed(results, image_of):
             element("span", f"row {row['record']}"),
             element("span", f"found in {row['found_in']} of {row['models_in']}"),
             element("span", f"false alarms {row['found_out']} of {row['models_out']}"),
-            element("span", f"level {_percent(row['false_positive_level'], 3)}"),
-            element("span", f"loss {_number(row['loss_in'])} in, {_number(row['loss_out'])} out"),
+            element("span", f"level {cells.percent(row['false_positive_level'], 3)}"),
+            element("span", f"loss {cells.number(row['loss_in'])} in, {cells.number(row['loss_out'])} out"),
         )
         for row in rows[:SHOWN_IMAGES]
     ]
@@ -417,7 +423,7 @@ def _groups(results):
     parts = [
         element(
             "p",
-            f"{head['title']} at the one threshold for all that lets {_percent(head['fpr'])} of "
+            f"{head['title']} at the one threshold for all that lets {cells.percent(head['fpr'])} of "
             "non-members pass. Groups differ in how many of their members are found, and in how many of "
             "their non-members are called members by mistake. With many groups the highest number is "
             "partly chance: look at the intervals.",
@@ -429,9 +435,9 @@ def _groups(results):
             [
                 f"{row['value']}{' *' if row['small'] else ''}",
                 f"{row['records']:,}",
-                _rate(row["tpr"], row["tpr_interval"]),
-                _rate(row["fpr"], row["fpr_interval"]),
-                _auc(row),
+                cells.rate(row["tpr"], row["tpr_interval"]),
+                cells.rate(row["fpr"], row["fpr_interval"]),
+                cells.auc(row),
             ]
             for row in shown
         ]
@@ -456,215 +462,6 @@ def _groups(results):
     return join(*parts)
 
 
-def _beyond(results):
-    parts = [_epsilon(results["epsilon"]), _ramia(results["ramia"]), _duci(results["duci"]), _users(results["users"])]
-    parts = [part for part in parts if part is not None]
-    return join(*parts) if parts else element("p", "Not asked for in the configuration.")
-
-
-def _epsilon(found):
-    if found is None:
-        return None
-    rows = [
-        [
-            f"Model {row['target']}",
-            f"{row['epsilon']:.2f}",
-            f"{row['provable']:.2f}",
-            f"{best['correct']} of {best['guesses']}",
-        ]
-        for row in found["rows"]
-        for best in [max(row["tests"], key=lambda test: test["epsilon"])]
-    ]
-    sure = _percent(found["confidence"], 0)
-    text = (
-        "Differential privacy limits what any attack can learn by a number epsilon: around 1 is strong, above 10 "
-        "says little. An audit can't show that a model is private, but it can refute claims. "
-    )
-    text += (
-        (
-            f"With {sure} confidence, the training procedure is not differentially private with any epsilon below "
-            f"{found['epsilon']:.2f} (delta {found['delta']:g}). "
-        )
-        if found["epsilon"]
-        else f"At {sure} confidence, this audit refutes no epsilon at all (delta {found['delta']:g}). "
-    )
-    text += (
-        f"Counted are the right guesses of {found['title']} on each target's one run (Steinke, Nasr and "
-        "Jagielski, 2023); the bound is the highest of all targets, corrected for having tried them all."
-    )
-    return join(
-        element("h3", "A lower bound on epsilon"),
-        element("p", text),
-        _folded(
-            len(rows),
-            table(
-                f"Lower bound of each target by itself, at {sure} confidence; provable is "
-                "what would have been shown if every guess had been right",
-                ["Target", "Epsilon is at least", "Provable", "Right guesses"],
-                rows,
-            ),
-        ),
-    )
-
-
-def _ramia(found):
-    if found is None:
-        return None
-    title = element("h3", "Changed copies of a record (range membership)")
-    if "skipped" in found:
-        return join(title, element("p", found["skipped"]))
-    names = {
-        "record": "The record itself",
-        "one_point": "One changed copy",
-        "range": f"{found['points']} changed copies together",
-    }
-    rows = [
-        [name, _auc(found[kind]), *(_rate(point["tpr"], point["interval"]) for point in found[kind]["tpr_at_fpr"])]
-        for kind, name in names.items()
-    ]
-    return join(
-        title,
-        element(
-            "p",
-            "Somebody who holds not the record but a changed copy of it (shifted, mirrored, "
-            "perturbed) can still ask whether anything like it was used. Scores of several "
-            "copies are averaged (RaMIA, Tao and Shokri, 2024).",
-        ),
-        table(
-            f"{found['title']} with what the attacker holds, 95 % intervals",
-            [
-                "Attacker holds",
-                "AUC",
-                *(f"Found at {_percent(point['fpr'])} FPR" for point in found["range"]["tpr_at_fpr"]),
-            ],
-            rows,
-        ),
-    )
-
-
-def _duci(found):
-    if found is None:
-        return None
-    title = element("h3", "How much of a data set was used")
-    if "skipped" in found:
-        return join(title, element("p", found["skipped"]))
-    rows = [
-        [
-            _percent(row["share"], 0),
-            "-" if row["mean"] is None else _percent(row["mean"], 1),
-            "-" if row["error"] is None else f"{100 * row['error']:.1f} points",
-            f"{100 * row['width']:.1f} points",
-            _percent(row["covered"], 1),
-        ]
-        for row in found["rows"]
-    ]
-    parts = [
-        title,
-        element(
-            "p",
-            "From guesses about single records, corrected for their known error rates, one can "
-            "estimate which share of a whole data set a model was trained on (DUCI, Tong and "
-            "others, 2024). Here on data sets for which the share is known, drawn from the "
-            "audited records.",
-        ),
-        table(
-            f"Estimates by {found['title']}: {found['rows'][0]['sets']:,} data sets of "
-            f"{found['rows'][0]['size']:,} records for each share",
-            ["Share used", "Mean estimate", "Mean error", "Width of 95 % interval", "Intervals that hold it"],
-            rows,
-        ),
-    ]
-    if found["models"] < 2:
-        parts.append(
-            element(
-                "p",
-                "The attack's error rates are known from one model only, so that the intervals leave "
-                "out how much models differ.",
-                class_="soft",
-            )
-        )
-    if found["groups"]:
-        parts.append(
-            _folded(
-                len(found["groups"]),
-                table(
-                    "Estimates for the groups of the data",
-                    ["Group", "Target", "Records", "Used", "Estimate", "95 % interval"],
-                    [
-                        [
-                            row["value"],
-                            row["target"],
-                            row["records"],
-                            _percent(row["true"], 1),
-                            "-" if row["share"] is None else _percent(row["share"], 1),
-                            _between(row["interval"]),
-                        ]
-                        for row in found["groups"]
-                    ],
-                ),
-            )
-        )
-    return join(*parts)
-
-
-def _users(found):
-    if found is None:
-        return None
-    audit, parts = found["audit"], [element("h3", "Users with several records")]
-    if audit is None:
-        parts.append(
-            element(
-                "p",
-                f"{found['users']} users are known, but no model was trained on all records of some "
-                "and on none of others; nothing can be compared.",
-            )
-        )
-    else:
-        rates = "; ".join(
-            f"at {_percent(point['fpr'])} false positives {_percent(point['tpr'])} ({_between(point['interval'])})"
-            for point in audit["tpr_at_fpr"]
-        )
-        parts.append(
-            element(
-                "p",
-                f"A user's records together say more than one alone. Judged by their mean loss "
-                f"(set-based membership inference), {audit['members']:,} cases of users whose "
-                f"records were used are told from {audit['non_members']:,} of users whose records "
-                f"were not: AUC {audit['auc']:.4f}; users found {rates}. To find all of them, "
-                f"{_percent(audit['fpr_at_100_tpr'])} of the others "
-                f"({_between(audit['fpr_interval'])}) would be accused.",
-            )
-        )
-    rows = [
-        [
-            row["user"],
-            row["records"],
-            f"{row['models_in']} / {row['models_out']}",
-            _number(row["loss_in"]),
-            _number(row["loss_out"]),
-        ]
-        for row in found["rows"][:SHOWN_GROUPS]
-    ]
-    more = f" The first {SHOWN_GROUPS} of {found['users']} are shown." if found["users"] > SHOWN_GROUPS else ""
-    parts.append(
-        table(
-            f"Users, the largest difference first.{more}",
-            ["User", "Records", "Models in / out", "Mean loss if in", "Mean loss if out"],
-            rows,
-        )
-    )
-    if found["in_part"]:
-        parts.append(
-            element(
-                "p",
-                f"{found['in_part']:,} pairs of user and model were left out because the model was "
-                "trained on part of the user's records.",
-                class_="soft",
-            )
-        )
-    return join(*parts)
-
-
 def _limits(results):
     return element("ul", *(element("li", text) for text in advice.limits(results)))
 
@@ -672,10 +469,14 @@ def _limits(results):
 def _repeat(results, context):
     known = ("dataset", "model_name", "models", "accuracy", "config", "seconds", "versions", "hardware", "outside")
     facts = [
-        (name.capitalize(), _plain(context[name])) for name in ("hardware", "versions", "seconds") if name in context
+        (name.capitalize(), cells.plain(context[name]))
+        for name in ("hardware", "versions", "seconds")
+        if name in context
     ]
     facts += [
-        (name.replace("_", " ").capitalize(), _plain(value)) for name, value in context.items() if name not in known
+        (name.replace("_", " ").capitalize(), cells.plain(value))
+        for name, value in context.items()
+        if name not in known
     ]
     parts = [_facts(facts)] if facts else []
     if "config" in context:
@@ -694,16 +495,16 @@ def _repeat(results, context):
             row["members"],
             row["non_members"],
             f"{row['auc']:.4f}",
-            *(_percent(point["tpr"]) for point in row["tpr_at_fpr"]),
+            *(cells.percent(point["tpr"]) for point in row["tpr_at_fpr"]),
             *(
-                _percent(value) if (value := accuracy.get(row["target"], {}).get(side)) is not None else "-"
+                cells.percent(value) if (value := accuracy.get(row["target"], {}).get(side)) is not None else "-"
                 for side in ("train", "test")
             ),
         ]
         for row in best["targets"]
     ]
     parts.append(
-        _folded(
+        cells.folded(
             len(rows),
             table(
                 f"{best['title']} on each target",
@@ -712,7 +513,7 @@ def _repeat(results, context):
                     "Members",
                     "Non-members",
                     "AUC",
-                    *(f"Found at {_percent(point['fpr'])} FPR" for point in best["pooled"]["tpr_at_fpr"]),
+                    *(f"Found at {cells.percent(point['fpr'])} FPR" for point in best["pooled"]["tpr_at_fpr"]),
                     "Training accuracy",
                     "Test accuracy",
                 ],
@@ -730,10 +531,6 @@ def _repeat(results, context):
     return join(*parts)
 
 
-def _folded(count, content):
-    return content if count <= 8 else element("details", element("summary", f"Show all {count} rows"), content)
-
-
 def _facts(pairs):
     return element("dl", *(Raw(element("dt", name) + element("dd", value)) for name, value in pairs))
 
@@ -745,57 +542,3 @@ def _png(image):
     content = io.BytesIO()
     picture_of.save(content, "png", optimize=True)
     return content.getvalue()
-
-
-def _percent(rate, digits=2):
-    text = f"{100 * rate:.{digits}f}"
-    # No line break between number and sign.
-    text = text.rstrip("0").rstrip(".") if "." in text and rate in (0, 1, 0.1, 0.01, 0.001) else text
-    return f"{text}\N{NO-BREAK SPACE}%"
-
-
-def _between(interval, factor=100, digits=2):
-    return f"{factor * interval[0]:.{digits}f}–{factor * interval[1]:.{digits}f}"
-
-
-def _interval(interval):
-    return f"{_between(interval)} %"
-
-
-def _per(rate, base):
-    count = rate * base
-    return f"{count:.0f}" if count >= 10 or abs(count - round(count)) < 1e-9 else f"{count:.1f}"
-
-
-def _mean(spread, factor=100, digits=2):
-    either_way = "" if spread["std"] is None else f" ± {factor * spread['std']:.{digits}f}"
-    return f"{factor * spread['mean']:.{digits}f}{either_way}{' %' if factor == 100 else ''}"
-
-
-def _rate(rate, interval):
-    """A rate with its interval in a second line, so that tables stay narrow."""
-    return "-" if rate is None else join(_percent(rate), element("small", _between(interval)))
-
-
-def _auc(found):
-    if found["auc"] is None:
-        return "-"
-    return join(f"{found['auc']:.4f}", element("small", _between(found["auc_interval"], 1, 4)))
-
-
-def _number(value):
-    return "-" if value is None else f"{value:.3g}"
-
-
-def _range(values):
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _plain(value):
-    """Nested settings as one line of text."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value))
-    return str(value)

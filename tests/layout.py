@@ -33,7 +33,6 @@ LONGEST = 640
 # Files over LONGEST lines outside tests/, and why.
 LONG = {
     "utils.py": "the method in one file, in three sections, which every script shares",
-    "privacy/html.py": "one page, its sections in the order in which they are read",
 }
 # Code that plays a scene of the tests, and why.
 PLAYS_TESTS = {
