@@ -17,6 +17,7 @@ import utils
 from attacks import (
     base,
     bavaria,
+    ensemble,
     label_only,
     lira,
     loss,
@@ -43,6 +44,8 @@ ATTACKS = {
     "base_online": lambda fold: base.online(fold.losses, fold.reference_losses, fold.membership),
     "bavaria_offline": lambda fold: bavaria.offline(fold.scaled, fold.reference_scaled, fold.membership),
     "bavaria_online": lambda fold: bavaria.online(fold.scaled, fold.reference_scaled, fold.membership),
+    "ensemble_offline": lambda fold: _ensemble(fold, "offline"),
+    "ensemble_online": lambda fold: _ensemble(fold, "online"),
     "quantile": lambda fold: _quantile(fold),
     "label_only": lambda fold: label_only.score(fold.hits),
     "label_only_offline": lambda fold: label_only.offline(fold.hits, fold.reference_hits, fold.membership),
@@ -62,6 +65,8 @@ TITLES = {
     "base_online": "BASE, online",
     "bavaria_offline": "BaVarIA, offline",
     "bavaria_online": "BaVarIA, online",
+    "ensemble_offline": "BASE + BaVarIA, offline",
+    "ensemble_online": "BASE + BaVarIA, online",
     "quantile": "Quantile regression",
     "label_only": "Label-only",
     "label_only_offline": "Label-only, with references",
@@ -236,6 +241,11 @@ def _tpr(scores, truth, fpr):
     return float((-scores[truth] < utils.threshold_at_fpr(-scores[~truth], fpr)).mean())
 
 
+def _ensemble(fold, kind):
+    """The two whose mistakes have least in common: one looks at the mean of the references, one at their spread."""
+    return ensemble.average([ATTACKS[f"{name}_{kind}"](fold) for name in ("base", "bavaria")])
+
+
 def _quantile(fold):
     signals = fold.signals
     if signals.features is None:
@@ -275,6 +285,8 @@ def levels_of(name, fold, seed):
         )
     if name == "quantile":
         raise UserError("quantile has learnt from the population, so that it has no level", advice="choose another")
+    if name.startswith("ensemble"):
+        raise UserError(f"{name} ranks records among themselves, so that it has no level", advice="choose another")
     signals, count = fold.signals, fold.signals.population_losses.shape[-1]
     drawn = utils.key_generator(seed, "stand-ins").integers(0, signals.membership.shape[1], count)
     stand_in = SimpleNamespace(

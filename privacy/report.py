@@ -38,6 +38,8 @@ STYLES = {
     "base_online": ("#008b8b", "-"),
     "bavaria_offline": ("#d1323d", "--"),
     "bavaria_online": ("#d1323d", "-"),
+    "ensemble_offline": ("#5b5fc7", "--"),
+    "ensemble_online": ("#5b5fc7", "-"),
     "quantile": ("#6f7d1c", "-"),
     "label_only": ("#8a6d9b", "--"),
     "label_only_offline": ("#8a6d9b", "-"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attacks import clustered, ensemble, evaluation
+from attacks import clustered, evaluation
 from kit import cli, files, plots, tables
 from kit.errors import UserError, run_script
 from kit.progress import Progress
@@ -23,8 +23,6 @@ from studies import common
 
 ALONE = ("loss", "population", "quantile", "label_only")  # without references: one row serves all budgets
 WITH = [name for name in ATTACKS if name not in ALONE]
-ENSEMBLES = {f"ensemble_{kind}": (f"base_{kind}", f"bavaria_{kind}") for kind in ("offline", "online")}
-NAMES = {**TITLES, **{name: f"BASE + BaVarIA, {name.split('_')[1]}" for name in ENSEMBLES}}
 FPRS = (1e-2, 1e-3, 1e-4)
 ASKED = 1e-3
 RESAMPLES = 200
@@ -132,11 +130,6 @@ def of_budget(args, budget):
     else:
         results, _ = pipeline.run(config, "audit")
         scores, inside = results["arrays"]["scores"], results["arrays"]["membership"]
-        for name, parts in ENSEMBLES.items():
-            if set(parts) <= set(scores):
-                scores[name] = np.stack(
-                    [ensemble.average(each) for each in zip(*(scores[p] for p in parts), strict=True)]
-                )
         rows = [
             row_of(name, values, inside, budget) for name, values in Progress(scores.items(), f"budget {budget or 0}")
         ]
@@ -156,7 +149,7 @@ def row_of(name, scores, inside, budget):
     return {
         "budget": budget,
         "attack": name,
-        "title": NAMES[name],
+        "title": TITLES[name],
         "auc": rates["auc"],
         "auc_interval": found["auc_interval"],
         "tpr_at_fpr": [

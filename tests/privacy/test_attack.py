@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, rankdata
 from sklearn.metrics import roc_auc_score
 
 from attacks import lira, rmia
@@ -27,6 +27,17 @@ def test_every_attack_finds_the_leak_with_the_right_sign(leaking):
     assert found["loss"] == pytest.approx(roc_auc_score(signals.membership.ravel(), -signals.losses[:, 0].ravel()))
     assert found["lira_online_fixed"] > found["reference"] > found["loss"] + 0.05
     assert results["verdict"]["level"] == "high"
+
+
+def test_an_ensemble_is_the_mean_normal_score_of_base_and_bavaria(leaking):
+    signals, results = leaking
+    scores = results["arrays"]["scores"]
+    for kind in ("offline", "online"):
+        ranks = [rankdata(scores[f"{name}_{kind}"][3]) for name in ("base", "bavaria")]
+        expected = np.mean([norm.ppf(rank / (len(rank) + 1)) for rank in ranks], axis=0)
+        assert np.allclose(scores[f"ensemble_{kind}"][3], expected)
+        with pytest.raises(UserError, match=f"ensemble_{kind}"):
+            levels_of(f"ensemble_{kind}", next(folds(signals, SETTINGS)), 1)
 
 
 def test_references_are_all_models_but_the_target_and_its_complement(leaking):
