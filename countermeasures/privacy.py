@@ -1,6 +1,7 @@
 """Privacy defences in training (section 5.2.1): DP-SGD, SELENA and HAMP."""
 
 import math
+import warnings
 from dataclasses import replace
 from typing import ClassVar
 
@@ -88,6 +89,8 @@ class _PrivateSteps(utils.TrainingHooks):
             max_grad_norm=self.defence.clip,
             expected_batch_size=self.batch_size,
         )
+        # Layers behind fixed features have inputs without a gradient; opacus needs none of these.
+        warnings.filterwarnings("ignore", "Full backward hook is firing")
         return opacus.GradSampleModule(model), private
 
     def steps(self, draws, count, batch_size):
