@@ -11,14 +11,15 @@ SHOWN_USERS = 30
 
 def section(results):
     """HTML; results: of `run_attacks`."""
-    parts = [_epsilon(results["epsilon"]), _ramia(results["ramia"]), _duci(results["duci"]), _users(results["users"])]
-    parts = [part for part in parts if part is not None]
+    parts = [
+        join(element("h3", title), element("p", found["skipped"]) if "skipped" in found else content(found))
+        for name, (title, content) in PARTS.items()
+        if (found := results[name]) is not None
+    ]
     return join(*parts) if parts else element("p", "Not asked for in the configuration.")
 
 
 def _epsilon(found):
-    if found is None:
-        return None
     rows = [
         [
             f"Model {row['target']}",
@@ -47,7 +48,6 @@ def _epsilon(found):
         "Jagielski, 2023); the bound is the highest of all targets, corrected for having tried them all."
     )
     return join(
-        element("h3", "A lower bound on epsilon"),
         element("p", text),
         cells.folded(
             len(rows),
@@ -62,11 +62,6 @@ def _epsilon(found):
 
 
 def _ramia(found):
-    if found is None:
-        return None
-    title = element("h3", "Changed copies of a record (range membership)")
-    if "skipped" in found:
-        return join(title, element("p", found["skipped"]))
     names = {
         "record": "The record itself",
         "one_point": "One changed copy",
@@ -81,7 +76,6 @@ def _ramia(found):
         for kind, name in names.items()
     ]
     return join(
-        title,
         element(
             "p",
             "Somebody who holds not the record but a changed copy of it (shifted, mirrored, "
@@ -101,11 +95,6 @@ def _ramia(found):
 
 
 def _duci(found):
-    if found is None:
-        return None
-    title = element("h3", "How much of a data set was used")
-    if "skipped" in found:
-        return join(title, element("p", found["skipped"]))
     rows = [
         [
             cells.percent(row["share"], 0),
@@ -117,7 +106,6 @@ def _duci(found):
         for row in found["rows"]
     ]
     parts = [
-        title,
         element(
             "p",
             "From guesses about single records, corrected for their known error rates, one can "
@@ -166,9 +154,7 @@ def _duci(found):
 
 
 def _users(found):
-    if found is None:
-        return None
-    audit, parts = found["audit"], [element("h3", "Users with several records")]
+    audit, parts = found["audit"], []
     if audit is None:
         parts.append(
             element(
@@ -222,3 +208,11 @@ def _users(found):
             )
         )
     return join(*parts)
+
+
+PARTS = {
+    "epsilon": ("A lower bound on epsilon", _epsilon),
+    "ramia": ("Changed copies of a record (range membership)", _ramia),
+    "duci": ("How much of a data set was used", _duci),
+    "users": ("Users with several records", _users),
+}

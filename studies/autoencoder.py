@@ -27,7 +27,8 @@ QUIET = -8.0  # log variance of the latents at first: with that of random weight
 POINT = torch.tensor([[1.0]])
 CENTRE = torch.nn.functional.pad(POINT, (1, 1, 1, 1))
 MEAN = torch.nn.functional.pad(torch.full((2, 2), 0.25), (0, 1, 0, 1))  # of 2 x 2 pixels, in a kernel of 3 x 3
-TENT = torch.outer(torch.tensor([0.25, 0.5, 0.25]), torch.tensor([0.25, 0.5, 0.25]))  # interpolates doubled pixels
+LINE = torch.tensor([0.25, 0.5, 0.25])
+TENT = torch.outer(LINE, LINE)  # interpolates doubled pixels
 
 
 def make_autoencoder(channels, photos, steps, batch, seed):
@@ -97,23 +98,22 @@ def _untrained(channels):
     return model
 
 
-def _silence(layer):
-    layer.weight.zero_()
-    layer.bias.zero_()
+def _silence(layer, count=None):
+    """The first channels of a layer's output, or all, are 0."""
+    layer.weight[:count] = 0
+    layer.bias[:count] = 0
 
 
 def _carry(layer, taps):
     """The first channels of a convolution's output become those of its input, through taps (k, k)."""
-    layer.weight[:CARRIED] = 0
-    layer.bias[:CARRIED] = 0
+    _silence(layer, CARRIED)
     for place in range(CARRIED):
         layer.weight[place, place] = taps
 
 
 def _spread(layer):
     """The first three channels of the input to all that is carried."""
-    layer.weight[:CARRIED] = 0
-    layer.bias[:CARRIED] = 0
+    _silence(layer, CARRIED)
     for place in range(COLOURS):
         layer.weight[place, place] = CENTRE
         layer.weight[COLOURS + place, place] = -CENTRE
@@ -124,8 +124,7 @@ def _spread(layer):
 def _gather(layer, width):
     """What is carried, normalised over groups of width / GROUPS channels, to the first three channels of the output."""
     spread = (2 * CONSTANT**2 / (width / GROUPS)) ** 0.5
-    layer.weight[:COLOURS] = 0
-    layer.bias[:COLOURS] = 0
+    _silence(layer, COLOURS)
     for place in range(COLOURS):
         layer.weight[place, place] = spread * CENTRE
         layer.weight[place, COLOURS + place] = -spread * CENTRE
