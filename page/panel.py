@@ -54,7 +54,9 @@ class Panel:
         self._listen(resume, [*typed, *self._asked.values()])
 
     def _listen(self, resume, typed):
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        # In the answer of the request itself: gradio's queue opens and closes a stream for each of these questions, and
+        # a tick whose answer got lost between two streams would never be asked again.
+        quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 
         def choose(job_id, request: gr.Request):
             return self.show(job_id, request)

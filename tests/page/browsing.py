@@ -37,6 +37,15 @@ def enter(field, number):
     field.press("Enter")
 
 
+def lay_down(page, paths):
+    """Fill the tab Protect, and wait for all that it says of the photos: what comes late pushes its buttons down, and a
+    button that moves away under the pointer is not pressed."""
+    page.locator("#protect-files input[type=file]").set_input_files(paths)
+    page.get_by_text(f"{len(paths)} photos found").wait_for()
+    expect(page.locator("#protect-preview img")).to_have_count(3)
+    expect(page.locator("#protect-proves")).to_contain_text(re.compile(f"{len(paths)} photos"))
+
+
 def hand_in(page, protected, model):
     """Fill the tab Check with the downloaded record, the originals and a model, a path or an address."""
     go(page, "Check")

@@ -130,11 +130,9 @@ def story_of(browser, site):
     page = context.new_page()
     page.set_default_timeout(browsing.LONG)
     page.goto(site.address)
-    page.locator("#protect-files input[type=file]").set_input_files([*paths, damaged])
-    page.get_by_text(f"{world.PHOTOS + 1} photos found").wait_for()
-    browsing.expect(page.locator("#protect-preview img")).to_have_count(3)  # nothing moves under the pointer any more
+    browsing.lay_down(page, [*paths, damaged])
     page.get_by_role("button", name="Mark the photos").click()
-    page.get_by_text("of the public randomness").wait_for()
+    browsing.expect(page.locator("#protected-view")).to_contain_text("of the public randomness")
     shown = page.locator("#protected-told").inner_text() + page.locator("#protected-view").inner_text()
     copied = browsing.selected_after_a_while(page, "#protected-told code")
     site.clock.pass_by()

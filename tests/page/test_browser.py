@@ -11,7 +11,7 @@ from PIL import Image
 from attacks.exact import one_in
 from provenance import beacon
 from provenance import record as records
-from tests.page.browsing import LONG, choose, count, depart, enter, expect, go, hand_in, start, verdict
+from tests.page.browsing import LONG, choose, count, depart, enter, expect, go, hand_in, lay_down, start, verdict
 from tests.page.world import PHOTOS, pixels_of
 
 
@@ -137,7 +137,7 @@ def test_evidence_is_checked_and_forged_evidence_refused(visit, site, protected,
     forged = site.root / "forged.zip"
     with zipfile.ZipFile(bundle) as good, zipfile.ZipFile(forged, "w") as bad:
         document = json.loads(good.read("bundle.json"))
-        document["result"]["p_value"] = 1e-5
+        document["result"]["p_value"] /= 2  # no fixed number: that may be the very p of an honest audit
         bad.writestr("bundle.json", json.dumps(document))
         bad.writestr("answers.npz", good.read("answers.npz"))
     page.reload()
@@ -184,9 +184,8 @@ def test_nothing_to_mark_is_said(visit, tmp_path):
 
 def test_choices_change_preview_and_figures(visit, protected):
     page = visit()
-    page.locator("#protect-files input[type=file]").set_input_files(protected.originals[:3])
+    lay_down(page, protected.originals[:3])
     pictures = page.locator("#protect-preview img")
-    expect(pictures).to_have_count(3)
     before, marked = (pictures.nth(place).get_attribute("src") for place in (0, 1))
     assert "before" in page.locator("#protect-preview").inner_text() and before != marked
     page.get_by_role("button", name="What these choices cost").click()

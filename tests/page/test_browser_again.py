@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from tests.page.browsing import LONG, count, expect, go, go_more, hand_in, start, verdict
+from tests.page.browsing import LONG, count, expect, go, go_more, hand_in, lay_down, start, verdict
 from tests.page.parts import until
 from tests.page.relay import Clock
 from tests.page.world import PHOTOS, served
@@ -102,10 +102,9 @@ def test_without_a_network_the_round_is_brought_by_hand(browser, site, protected
         page = browser.new_page()
         page.set_default_timeout(LONG)
         page.goto(url)
-        page.locator("#protect-files input[type=file]").set_input_files(protected.originals[:4])
-        expect(page.locator("#protect-preview img")).to_have_count(3)
+        lay_down(page, protected.originals[:4])
         page.get_by_role("button", name="Mark the photos").click()
-        page.get_by_text("of the public randomness").wait_for()
+        expect(page.locator("#protected-view")).to_contain_text("of the public randomness")
         commitment = page.locator("#protected-told code").inner_text()
         page.get_by_role("button", name="Cancel").click()
         view = page.locator("#protected-view")

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import save_file
 
 from networks import build_network
-from tests.page.browsing import count, depart, enter, expect, go, hand_in, more
+from tests.page.browsing import count, depart, enter, expect, go, hand_in, lay_down, more
 
 axe_module = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
@@ -63,8 +63,7 @@ def serious(page):
 @pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 400)])
 def test_nobody_is_left_out(visit, protected, models, finished_run, scheme, width):
     page = visit(scheme, width)
-    page.locator("#protect-files input[type=file]").set_input_files(protected.originals[:2])
-    expect(page.locator("#protect-preview img")).to_have_count(3)
+    lay_down(page, protected.originals[:2])
     expect(page.locator("#protected-view")).to_contain_text("are marked and ready")
     found = {"Protect": serious(page)}
     hand_in(page, protected, str(models.innocent))
@@ -144,9 +143,7 @@ def test_a_field_that_is_needed_is_shown(visit, protected, tmp_path):
 
 def test_keys_alone_are_enough(visit, protected):
     page = visit()
-    page.locator("#protect-files input[type=file]").set_input_files(protected.originals[:4])
-    page.get_by_text("4 photos found").wait_for()
-    expect(page.locator("#protect-preview img")).to_have_count(3)
+    lay_down(page, protected.originals[:4])
     page.get_by_text("None: the proof then holds if you are honest").click()
     page.get_by_role("tab", name="Protect").focus()
     reached = []
