@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
+from scipy.special import betaincinv
 from sklearn.metrics import roc_auc_score
 
 from kit import noise as fields
@@ -689,8 +689,12 @@ def score_users(query, images, users, marking, device, batch_size=512, descripti
 
 def clopper_pearson(successes, trials, confidence=0.95):
     """Exact two-sided binomial interval [low, high] for a rate."""
-    interval = binomtest(int(successes), int(trials)).proportion_ci(confidence, method="exact")
-    return [float(interval.low), float(interval.high)]
+    hits, misses, tail = int(successes), int(trials) - int(successes), (1 - confidence) / 2
+    if hits < 0 or misses < 0:
+        raise ValueError(f"{successes} of {trials} is no rate")
+    # As quantiles of beta distributions, some hundred times as fast as scipy's `binomtest`, which searches for them.
+    low = float(betaincinv(hits, misses + 1, tail)) if hits else 0.0
+    return [low, float(betaincinv(hits + 1, misses, 1 - tail)) if misses else 1.0]
 
 
 def threshold_at_fpr(non_member_scores, fpr):

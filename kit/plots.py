@@ -1,6 +1,6 @@
 """Plots: figures that become PNG files whole or not at all, and what several reports draw.
 
-Public: percent, figure_of, save_figure, png_of, roc_points, draw_shares, MEMBER_COLOR, NON_MEMBER_COLOR.
+Public: percent, figure_of, save_figure, png_of, roc_points, draw_share, draw_shares, MEMBER_COLOR, NON_MEMBER_COLOR.
 """
 
 import io
@@ -51,17 +51,24 @@ def roc_points(member, other):
     return fpr, np.maximum(fpr, 0.5 / len(other)), tpr
 
 
+def draw_share(axis, values, bins, color, name):
+    """One histogram of shares of an array, whatever its shape."""
+    values = np.ravel(values)
+    axis.hist(
+        values,
+        bins,
+        histtype="stepfilled",  # one shape and not one a bin: twice as fast to draw
+        weights=np.full(len(values), 1 / len(values)),
+        color=color,
+        alpha=0.6,
+        label=f"{name} ({len(values)})",
+    )
+
+
 def draw_shares(axis, groups, title, label):
     """Histograms of non-members and members (two arrays) as shares, so that 5 members stand beside 5,000 others."""
     bins = np.histogram_bin_edges(np.concatenate(groups), 60)
     for values, color, name in zip(groups, (NON_MEMBER_COLOR, MEMBER_COLOR), ("non-members", "members"), strict=True):
-        axis.hist(
-            values,
-            bins,
-            weights=np.full(len(values), 1 / len(values)),
-            color=color,
-            alpha=0.6,
-            label=f"{name} ({len(values)})",
-        )
+        draw_share(axis, values, bins, color, name)
     axis.set(title=title, xlabel=label, ylabel="share")
     axis.legend(fontsize=8)

@@ -10,7 +10,7 @@ import numpy as np
 
 from attacks.exact import one_in
 from kit.cli import show_rows
-from kit.plots import MEMBER_COLOR, NON_MEMBER_COLOR, figure_of, percent, save_figure
+from kit.plots import MEMBER_COLOR, NON_MEMBER_COLOR, draw_share, figure_of, percent, save_figure
 
 WIDTH = 118
 
@@ -146,14 +146,7 @@ def draw_grid(grid, result, path):
     bins = np.histogram_bin_edges(grid.ravel(), 60)
     for name, values, color in groups:
         if values.size:
-            axis.hist(
-                values.ravel(),
-                bins,
-                weights=np.full(values.size, 1 / values.size),
-                color=color,
-                alpha=0.6,
-                label=f"{name} ({values.size})",
-            )
+            draw_share(axis, values, bins, color, name)
     axis.axvline(grid[0, 0], color="black", linewidth=1.6, label="the user's own pair")
     exact_p = (
         result["arms"]["marked"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 import utils
@@ -199,12 +199,12 @@ def test_a_model_that_leaks_nothing_scores_one_half():
 
 @settings(max_examples=60)
 @given(trials=st.integers(1, 6000), share=st.floats(0, 1), confidence=st.sampled_from([0.9, 0.95, 0.99]))
-def test_clopper_pearson_equals_quantiles_of_the_beta_distribution(trials, share, confidence):
+def test_clopper_pearson_is_the_interval_that_scipy_searches_for(trials, share, confidence):
     """Wrong: Wald's or Wilson's interval, or a one-sided level."""
-    hits, tail = round(share * trials), (1 - confidence) / 2
+    hits = round(share * trials)
     low, high = clopper_pearson(hits, trials, confidence)
-    assert low == pytest.approx(beta.ppf(tail, hits, trials - hits + 1) if hits else 0, abs=1e-9)
-    assert high == pytest.approx(beta.ppf(1 - tail, hits + 1, trials - hits) if hits < trials else 1, abs=1e-9)
+    searched = binomtest(hits, trials).proportion_ci(confidence, method="exact")
+    assert [low, high] == pytest.approx([searched.low, searched.high], abs=1e-9)
     assert low <= hits / trials <= high
 
 
@@ -218,6 +218,12 @@ def test_intervals_of_zero_false_positives():
     assert clopper_pearson(0, 5000, 0.9)[1] == pytest.approx(0.0006, abs=5e-6)
     assert clopper_pearson(0, 500)[1] > 0.001 > clopper_pearson(0, 5000)[1]
     assert clopper_pearson(7, 7) == pytest.approx([0.025 ** (1 / 7), 1])
+
+
+@pytest.mark.parametrize("hits", [-1, 6])
+def test_more_successes_than_trials_are_refused(hits):
+    with pytest.raises(ValueError, match="is no rate"):
+        clopper_pearson(hits, 5)
 
 
 # --- Algorithm 1 ---
