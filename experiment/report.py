@@ -3,6 +3,7 @@
 Public: show (the table), draw (all plots of a run), draw_roc, draw_losses, draw_marks (the picture of the README).
 """
 
+import numpy as np
 import torch
 
 from kit.cli import show_rows
@@ -163,12 +164,21 @@ def draw_marks(originals, key, users, numbers, marking, path):
         # The budget stretched to the whole range: at its true strength it could hardly be seen.
         rows.append(("noise, stretched", (grey + noise * 127 / marking.noise_norm).clamp(0, 255).to(torch.uint8)))
     rows.append(("marked", mark_images(originals, key, users, numbers, marking)))
-    figure, axes = figure_of(len(rows), count, (1.35 * count + 0.6, 1.4 * len(rows) + 0.2))
-    for line, (name, images) in zip(axes, rows, strict=True):
-        line[0].set_ylabel(name, fontsize=9)
-        for axis, image, user in zip(line, images, users, strict=True):
-            axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            if name == "original":
-                axis.set_title(f"user {user}", fontsize=9)
+    figure, axes = figure_of(1, 1, (1.35 * count + 0.6, 1.4 * len(rows) + 0.2))
+    # One picture in one pair of axes: with a pair for each cell it takes twice as long.
+    gap = max(1, width // 12)
+    sheet = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for line, (_, images) in enumerate(rows):
+        for column, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+            top, left = line * (height + gap), column * (width + gap)
+            sheet[top : top + height, left : left + width] = image
+    axis = axes[0, 0]
+    axis.imshow(sheet, interpolation="nearest")
+    axis.set_xticks([column * (width + gap) + width / 2 for column in range(count)], [f"user {user}" for user in users])
+    axis.set_yticks([line * (height + gap) + height / 2 for line in range(len(rows))], [name for name, _ in rows])
+    axis.tick_params(length=0, labelsize=9, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axis.tick_params(axis="y", rotation=90)
+    for label in axis.get_yticklabels():
+        label.set_verticalalignment("center")
+    axis.spines[:].set_visible(False)
     save_figure(figure, path)
