@@ -690,7 +690,7 @@ def score_users(query, images, users, marking, device, batch_size=512, descripti
 def clopper_pearson(successes, trials, confidence=0.95):
     """Exact two-sided binomial interval [low, high] for a rate."""
     hits, misses, tail = int(successes), int(trials) - int(successes), (1 - confidence) / 2
-    if hits < 0 or misses < 0:
+    if hits < 0 or misses < 0 or not trials:
         raise ValueError(f"{successes} of {trials} is no rate")
     # As quantiles of beta distributions, some hundred times as fast as scipy's `binomtest`, which searches for them.
     low = float(betaincinv(hits, misses + 1, tail)) if hits else 0.0

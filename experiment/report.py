@@ -3,7 +3,6 @@
 Public: show (the table), draw (all plots of a run), draw_roc, draw_losses, draw_marks (the picture of the README).
 """
 
-import numpy as np
 import torch
 
 from kit.cli import show_rows
@@ -167,18 +166,13 @@ def draw_marks(originals, key, users, numbers, marking, path):
     figure, axes = figure_of(1, 1, (1.35 * count + 0.6, 1.4 * len(rows) + 0.2))
     # One picture in one pair of axes: with a pair for each cell it takes twice as long.
     gap = max(1, width // 12)
-    sheet = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, dtype=np.uint8)
-    for line, (_, images) in enumerate(rows):
-        for column, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-            top, left = line * (height + gap), column * (width + gap)
-            sheet[top : top + height, left : left + width] = image
+    cells = torch.nn.functional.pad(torch.stack([images for _, images in rows]), (0, gap, 0, gap), value=255)
+    sheet = cells.permute(0, 3, 1, 4, 2).reshape(len(rows) * (height + gap), -1, 3)[:-gap, :-gap]
     axis = axes[0, 0]
-    axis.imshow(sheet, interpolation="nearest")
+    axis.imshow(sheet.numpy(), interpolation="nearest")
     axis.set_xticks([column * (width + gap) + width / 2 for column in range(count)], [f"user {user}" for user in users])
-    axis.set_yticks([line * (height + gap) + height / 2 for line in range(len(rows))], [name for name, _ in rows])
+    middles = [line * (height + gap) + height / 2 for line in range(len(rows))]
+    axis.set_yticks(middles, [name for name, _ in rows], rotation=90, verticalalignment="center")
     axis.tick_params(length=0, labelsize=9, top=False, labeltop=True, bottom=False, labelbottom=False)
-    axis.tick_params(axis="y", rotation=90)
-    for label in axis.get_yticklabels():
-        label.set_verticalalignment("center")
     axis.spines[:].set_visible(False)
     save_figure(figure, path)

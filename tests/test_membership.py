@@ -220,10 +220,10 @@ def test_intervals_of_zero_false_positives():
     assert clopper_pearson(7, 7) == pytest.approx([0.025 ** (1 / 7), 1])
 
 
-@pytest.mark.parametrize("hits", [-1, 6])
-def test_more_successes_than_trials_are_refused(hits):
+@pytest.mark.parametrize("hits, trials", [(-1, 5), (6, 5), (0, 0)])
+def test_what_is_no_rate_has_no_interval(hits, trials):
     with pytest.raises(ValueError, match="is no rate"):
-        clopper_pearson(hits, 5)
+        clopper_pearson(hits, trials)
 
 
 # --- Algorithm 1 ---
