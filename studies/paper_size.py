@@ -11,7 +11,7 @@ about users of three groups, each with as many photos held out as published:
     innocent    as many users whose photos neither model has seen, marked, and once more unchanged
 
 Every stage is skipped when its output is there; a training that was interrupted goes on. --runs trains some models
-only, so that several can be trained side by side.
+only, so that several can be trained side by side. --clean 0 leaves the unmarked model out, and what is said of it.
 
 Public: make_parser, write_data, make_users, exact_p, RUNS, GROUPS, TESTS.
 """
@@ -90,6 +90,9 @@ def make_parser():
         reference_epoch=40,
     )
     flags.add_argument("--reference_net_type", help="network of the reference (default: --net_type)")
+    flags.add_argument(
+        "--clean", type=int, choices=(0, 1), default=1, help="1: also on unmarked images; 0: not (default %(default)s)"
+    )
     flags.add_argument("--runs", nargs="+", choices=tuple(RUNS), help="train these alone, no audit (default: all)")
     return flags
 
@@ -283,15 +286,16 @@ def pooled(runs, kind):
 def conclude(results):
     """What the runs of train.py and eval.py say, over all seeds (a JSON-ready dict). results: {run: their
     result.json}, one for each seed."""
-    marked, clean, beside = ([seed[name] for seed in results] for name in ("marked", "clean", "calibrated"))
-    found = {}
-    for name, audits in (
-        ("marked", [run["audit"] for run in marked]),
-        ("clean", [run["audit"] for run in clean]),
-        ("calibrated", [run["calibrated"]["audit"] for run in beside]),
-        ("not calibrated, the same non-members", [run["calibrated"]["plain"] for run in beside]),
-    ):
-        found[name] = {kind: pooled(audits, kind) for kind in ("set", "instance")}
+    marked, clean, beside = (
+        [seed[name] for seed in results if name in seed] for name in ("marked", "clean", "calibrated")
+    )
+    audits = {
+        "marked": [run["audit"] for run in marked],
+        "clean": [run["audit"] for run in clean],
+        "calibrated": [run["calibrated"]["audit"] for run in beside],
+        "not calibrated, the same non-members": [run["calibrated"]["plain"] for run in beside],
+    }
+    found = {name: {kind: pooled(runs, kind) for kind in ("set", "instance")} for name, runs in audits.items() if runs}
     verdicts = {}
     for group in ("target", "control"):
         users = [row for run in marked for row in run["verdict"]["users"] if row["user"].startswith(group)]
@@ -304,17 +308,25 @@ def conclude(results):
 
 
 def _accuracies(marked, clean):
-    of = sum(run["accuracy"]["test_images"] for run in marked)
-    hits = [
-        sum(round(run["accuracy"]["test"] * run["accuracy"]["test_images"]) for run in runs) for runs in (marked, clean)
-    ]
+    def tested(runs):
+        of = [run["accuracy"]["test_images"] for run in runs]
+        hits = [round(run["accuracy"]["test"] * count) for run, count in zip(runs, of, strict=True)]
+        return common.rate(sum(hits), sum(of))
+
+    unmarked = (
+        {
+            "clean": tested(clean),
+            "change": [
+                100 * (one["accuracy"]["test"] - other["accuracy"]["test"])
+                for one, other in zip(marked, clean, strict=True)
+            ],
+        }
+        if clean
+        else {}
+    )
     return {
-        "marked": common.rate(hits[0], of),
-        "clean": common.rate(hits[1], of),
-        "change": [
-            100 * (one["accuracy"]["test"] - other["accuracy"]["test"])
-            for one, other in zip(marked, clean, strict=True)
-        ],
+        "marked": tested(marked),
+        **unmarked,
         "train": [run["accuracy"]["train"] for run in marked],
         "target users' marked images": [run["accuracy"]["marked"] for run in marked],
     }
@@ -337,8 +349,22 @@ def audit_table(args, found):
     def each(values, digits=4):
         return ", ".join(f"{value:.{digits}f}" for value in values)
 
+    def auc(name):
+        return "; ".join(each(audit[name][kind]["auc"]) for kind in ("set", "instance"))
+
     instance = reported.COMPONENTS.get((args.samples, True), (None, None))[1]
     unmarked = reported.COMPONENTS.get((args.samples, False), (None, None))[1]
+    without_marks = (
+        [
+            ["unmarked: FPR@100%TPR, set-based", fpr("clean", "set"), ""],
+            ["unmarked: FPR@100%TPR, instance-based (Table 10)", fpr("clean", "instance"), cell(unmarked)],
+            ["unmarked: AUC, set-based; instance-based", auc("clean"), ""],
+            ["test accuracy, unmarked", rate(accuracy["clean"]), ""],
+            ["change of the accuracy by marking, points", each(accuracy["change"], 2), cell(paper_drop[2])],
+        ]
+        if "clean" in audit
+        else []
+    )
     at = [
         [
             f"TPR@{100 * points[0]['fpr']:g}%FPR, set-based; instance-based",
@@ -359,18 +385,8 @@ def audit_table(args, found):
             [f"FPR@100%TPR, set-based, {args.users} users (Table 2)", fpr("marked", "set"), cell(paper_drop[0])],
             ["FPR@100%TPR, instance-based (Table 9)", fpr("marked", "instance"), cell(instance)],
             *at,
-            [
-                "AUC, set-based; instance-based",
-                "; ".join(each(audit["marked"][kind]["auc"]) for kind in ("set", "instance")),
-                "",
-            ],
-            ["unmarked: FPR@100%TPR, set-based", fpr("clean", "set"), ""],
-            ["unmarked: FPR@100%TPR, instance-based (Table 10)", fpr("clean", "instance"), cell(unmarked)],
-            [
-                "unmarked: AUC, set-based; instance-based",
-                "; ".join(each(audit["clean"][kind]["auc"]) for kind in ("set", "instance")),
-                "",
-            ],
+            ["AUC, set-based; instance-based", auc("marked"), ""],
+            *without_marks[:3],
             *(
                 [
                     f"{name}: FPR@100%TPR, set-based; instance-based",
@@ -384,8 +400,7 @@ def audit_table(args, found):
             ["exact p of train.py at most 0.001: target users", rate(verdicts["target"]["exact_p"]["0.001"]), ""],
             ["exact p of train.py at most 0.001: innocent users", rate(verdicts["control"]["exact_p"]["0.001"]), ""],
             ["test accuracy", rate(accuracy["marked"]), cell(reported.MAIN["Table 1"]["cifar100"][1]) + " (Table 1)"],
-            ["test accuracy, unmarked", rate(accuracy["clean"]), ""],
-            ["change of the accuracy by marking, points", each(accuracy["change"], 2), cell(paper_drop[2])],
+            *without_marks[3:],
             ["accuracy on all training images", each(accuracy["train"]), ""],
             ["accuracy on the target users' marked images", each(accuracy["target users' marked images"]), ""],
         ],
@@ -437,13 +452,14 @@ def main():
     rows, results = [], []
     for seed in args.seeds:
         folder = Path(args.work) / f"{args.net_type}-{args.train_size}-{args.epoch}-seed{seed}"
-        for name in args.runs or RUNS:
+        trained = [name for name in RUNS if args.clean or name != "clean"]
+        for name in args.runs or trained:
             train(args, root, folder, seed, name)
         if args.runs:
             continue
         calibrate(args, root, folder)
         rows += p_values(ask(args, root, folder), seed)
-        results.append({name: files.read_json(folder / name / "result.json") for name in (*RUNS, "calibrated")})
+        results.append({name: files.read_json(folder / name / "result.json") for name in (*trained, "calibrated")})
         for plot in ("losses.png", "roc.png", "marks.png"):
             (out / f"seed{seed}").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / "marked" / plot, out / f"seed{seed}" / plot)
@@ -454,7 +470,7 @@ def main():
 def report(args, results, table):
     """Write result.json, paper-size.md and p.png; print the tables."""
     found, verdicts = conclude(results), exact_rows(table)
-    trained = {name: results[0][name]["settings"]["training"] for name in RUNS}
+    runs = {name: run["settings"]["training"] for name, run in results[0].items() if name in RUNS}
     text = (
         f"{args.net_type}, {args.train_size:,} images of {args.classes} classes, {args.epoch} epochs, {args.users} "
         f"users x {args.samples}, {len(results)} model{'s' if len(results) > 1 else ''}\n\n"
@@ -468,9 +484,9 @@ def report(args, results, table):
     common.write_study(
         out,
         {
-            "settings": {"seeds": args.seeds, "runs": trained, "keys": args.keys},
+            "settings": {"seeds": args.seeds, "runs": runs, "keys": args.keys},
             **found,
-            "seconds": [{name: seed[name]["seconds"] for name in RUNS} for seed in results],
+            "seconds": [{name: seed[name]["seconds"] for name in runs} for seed in results],
             "exact": verdicts,
             "users": table.to_dict("records"),
         },

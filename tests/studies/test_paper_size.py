@@ -34,7 +34,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The study, run twice: its folders, and the scripts that either call started."""
+    """The study, run twice, and once without an unmarked model: its folders, and the scripts that the calls started."""
     top = tmp_path_factory.mktemp("paper-size")
     draws = np.random.default_rng(1)
     for label in range(2 * CLASSES):
@@ -52,8 +52,8 @@ def run(tmp_path_factory):
             importlib.import_module(script.removesuffix(".py")).main()
 
         patch.setattr(common, "call", call)
-        for out in ("first", "again"):
-            flags = {**SIZES, "data_root": top / "source", "work": top / "work", "out": top / out}
+        for out, clean in (("first", 1), ("again", 1), ("unclean", 0)):
+            flags = {**SIZES, "clean": clean, "data_root": top / "source", "work": top / "work", "out": top / out}
             patch.setattr(sys, "argv", ["", *(str(word) for name in flags for word in (f"--{name}", flags[name]))])
             paper_size.main()
             found.append(json.loads((top / out / "result.json").read_text()))
@@ -68,8 +68,9 @@ def experiment(run):
 
 
 def test_every_stage_is_there_and_is_taken_up_again(run):
-    first, again = run.found
-    assert run.started == ["train.py"] * 3 + ["eval.py"] + ["train.py"] * 3, "the second call only shows what is there"
+    first, again, _ = run.found
+    expected = ["train.py"] * 3 + ["eval.py"] + ["train.py"] * 3 + ["train.py"] * 2
+    assert run.started == expected, "the later calls only show what is there"
     assert {**first, "settings": 0} == {**again, "settings": 0}
     assert len(first["users"]) == CLASSES * len(paper_size.GROUPS) * len(paper_size.TESTS)
     guilty = {(row["group"], row["test"]) for row in first["users"] if row["trained_on"]}
@@ -78,6 +79,15 @@ def test_every_stage_is_there_and_is_taken_up_again(run):
     }
     assert all((run.top / "first" / name).stat().st_size for name in ("p.png", "paper-size.md", "seed1/losses.png"))
     assert [path.name for path in sorted((run.data / "train").iterdir())] == ["n0", "n2", "n4", "n6"]
+
+
+def test_without_an_unmarked_model_all_else_is_said(run):
+    first, _, found = run.found
+    assert "clean" in first["audit"] and "clean" not in found["audit"] and "clean" not in found["settings"]["runs"]
+    assert found["exact"] == first["exact"] and found["accuracy"]["marked"] == first["accuracy"]["marked"]
+    texts = [(run.top / name / "paper-size.md").read_text() for name in ("first", "unclean")]
+    left_out = [line.split("|")[1].strip() for line in texts[0].splitlines() if line not in texts[1]]
+    assert len(left_out) == 5 and all("unmarked" in name or "by marking" in name for name in left_out)
 
 
 def test_the_figures_are_those_of_the_runs(run):
