@@ -13,14 +13,17 @@ from tests.suspects.test_diffusion import opened
 
 pytestmark = tiny.NEEDED
 ATTENTION = "transformer_blocks.0.attn1"
-WORDS = "encoder.layers.0.self_attn.q_proj"
+WORDS = "encoder.layers.0.self_attn"
 # {module of the pipeline: its name in the file}. Stable Diffusion XL, by kohya, is named as its authors' code has it.
 KOHYA_XL = {
     f"unet.down_blocks.0.attentions.0.{ATTENTION}.to_q": "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q",
     f"unet.mid_block.attentions.0.{ATTENTION}.to_k": "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_k",
     f"unet.up_blocks.1.attentions.1.{ATTENTION}.to_v": "lora_unet_output_blocks_3_1_transformer_blocks_0_attn1_to_v",
-    f"text_encoder.{WORDS}": "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
-    f"text_encoder_2.{WORDS}": "lora_te2_text_model_encoder_layers_0_self_attn_q_proj",
+    **{
+        f"text_encoder{second}.{WORDS}.{part}_proj": f"lora_te{number}_text_model_{WORDS.replace('.', '_')}_{part}_proj"
+        for number, second in ((1, ""), (2, "_2"))
+        for part in ("q", "out")
+    },
 }
 LYCORIS = {  # with convolutions, "LoCon"
     "unet.conv_in": "lora_unet_conv_in",
@@ -37,7 +40,7 @@ DIFFUSERS_0_21 = {
     f"unet.up_blocks.1.attentions.0.{ATTENTION}.to_out.0": (
         f"unet.up_blocks.1.attentions.0.{ATTENTION}.processor.to_out_lora"
     ),
-    f"text_encoder.{WORDS}": f"text_encoder.text_model.{WORDS}.lora_linear_layer",
+    f"text_encoder.{WORDS}.q_proj": f"text_encoder.text_model.{WORDS}.q_proj.lora_linear_layer",
 }
 
 
