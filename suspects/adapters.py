@@ -138,7 +138,7 @@ def attach(adapter, base):
     """Put a LoRA into a Pipeline, switched on. Raises UserError where any of it finds no place there."""
     try:
         with seeded("adapter"), warnings.catch_warnings(action="ignore"):
-            if base.whole is None or adapter.layout == "peft":
+            if adapter.layout == "peft" or not hasattr(base.whole, "load_lora_weights"):
                 _inject(adapter, base)
             else:
                 base.whole.load_lora_weights(
@@ -179,7 +179,7 @@ def _inject(adapter, base):
     peft = library("peft")
     prefix = f"{base.part}." if adapter.layout == "diffusers" else "base_model.model."
     if adapter.layout == "kohya":
-        raise _misfit(adapter, "kohya's layout is for latent models")
+        raise _misfit(adapter, f"kohya's layout is not known for a {base.name}")
     names = {name: name.removeprefix(prefix) for name in adapter.tensors}
     if same := [name for name in names if names[name] == name]:
         raise _misfit(adapter, f"{same[0][:80]!r} is no part of its {base.part}")

@@ -18,6 +18,7 @@ ELEMENTS.
 import numpy as np
 import torch
 
+from kit.errors import UserError
 from utils import key_generator
 
 # Of the schedule's timesteps, and noises at each: chosen by studies/generative_choice.py.
@@ -77,9 +78,7 @@ def denoised(model, noisy, step, told):
     if model.name == "FluxPipeline":
         return _denoised_in_pieces(model, inputs, step / model.schedule["timesteps"], told)
     if model.part == "transformer":
-        return network(inputs, timestep=steps, encoder_hidden_states=told["words"], pooled_projections=told["pooled"])[
-            0
-        ]
+        return network(inputs, timestep=steps, **_told_transformer(model, noisy, told))[0][:, : noisy.shape[1]]
     steps = steps.long() if model.schedule["prediction"] != "flow" else steps
     if model.whole is None:
         return network(inputs, steps).sample
@@ -89,6 +88,25 @@ def denoised(model, noisy, step, told):
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=noisy.device).expand(len(noisy), -1)
         added = {"added_cond_kwargs": {"text_embeds": told["pooled"], "time_ids": sizes.to(inputs)}}
     return network(inputs, steps, encoder_hidden_states=told["words"], **added).sample
+
+
+def _told_transformer(model, noisy, told):
+    """What a transformer is told beside noise and timestep: arguments of its call. DiT is told no class, which the last
+    of its embeddings stands for; PixArt is told size and form of the picture where it was trained to be."""
+    network = model.network
+    if model.name == "DiTPipeline":
+        if noisy.shape[2] != noisy.shape[3]:
+            raise UserError("a DiT takes square pictures", advice="give one number of pixels", flag="--input_size")
+        return {"class_labels": torch.full((len(noisy),), network.config.num_embeds_ada_norm, device=noisy.device)}
+    if model.name == "StableDiffusion3Pipeline":
+        return {"encoder_hidden_states": told["words"], "pooled_projections": told["pooled"]}
+    added = {"resolution": None, "aspect_ratio": None}
+    if network.use_additional_conditions:
+        height, width = (float(side * latent_scale(model)) for side in noisy.shape[2:])
+        added["resolution"] = noisy.new_tensor([[height, width]]).expand(len(noisy), -1)
+        added["aspect_ratio"] = noisy.new_tensor([[height / width]]).expand(len(noisy), -1)
+    words = {"encoder_hidden_states": told["words"], "encoder_attention_mask": told["mask"]}
+    return {**words, "added_cond_kwargs": added}
 
 
 def _denoised_in_pieces(model, noisy, share, told):

@@ -35,8 +35,8 @@ class _Captions:
         self._model, self._kept = model, OrderedDict()
 
     def of(self, captions, key):
-        """{"words": (N, tokens, width), "pooled": (N, width)}, what the denoiser is told; {} in pixel space. key: of
-        the state of the encoders, as an adapter may change them."""
+        """{"words": (N, tokens, width), "pooled": (N, width), "mask": (N, tokens)}, or those of them that the denoiser
+        is told; {} where it is told no caption. key: of the state of the encoders, as an adapter may change them."""
         if self._model.whole is None:
             return {}
         found = [self._one(caption, key) for caption in captions]
@@ -57,6 +57,9 @@ class _Captions:
         if name == "FluxPipeline":
             words, pooled, _ = whole.encode_prompt(prompt_2=None, **options)
             return {"words": words, "pooled": pooled}
+        if name.startswith("PixArt"):
+            words, mask, *_ = whole.encode_prompt(do_classifier_free_guidance=False, **options)
+            return {"words": words, "mask": mask}
         more = {"prompt_3": None} if name == "StableDiffusion3Pipeline" else {}
         words, _, pooled, _ = whole.encode_prompt(prompt_2=None, do_classifier_free_guidance=False, **more, **options)
         return {"words": words, "pooled": pooled}

@@ -27,6 +27,8 @@ INDEX = "model_index.json"
 CLIP, TEXT = ("CLIPTextModel", "CLIPTextModelWithProjection"), ("CLIPTextModelWithProjection",)
 CLIP_WORDS, T5_WORDS = ("CLIPTokenizer", "CLIPTokenizerFast"), ("T5Tokenizer", "T5TokenizerFast")
 PIXELS = {"unet": ("UNet2DModel",)}
+# Its first name, in index files of the time: which of its kinds it is says the pipeline's class.
+OLD_TRANSFORMER = "Transformer2DModel"
 _LATENT = {"vae": ("AutoencoderKL",), "text_encoder": CLIP, "tokenizer": CLIP_WORDS}
 # Parts of the pipelines that are known, and their classes; "?" behind a name: it may be absent.
 KNOWN = {
@@ -54,7 +56,22 @@ KNOWN = {
         "text_encoder_2": ("T5EncoderModel",),
         "tokenizer_2": T5_WORDS,
     },
+    **{
+        name: {
+            "transformer": ("PixArtTransformer2DModel", OLD_TRANSFORMER),
+            "vae": ("AutoencoderKL",),
+            "text_encoder": ("T5EncoderModel",),
+            "tokenizer": T5_WORDS,
+        }
+        for name in ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
+    },
+    "DiTPipeline": {"transformer": ("DiTTransformer2DModel", OLD_TRANSFORMER), "vae": ("AutoencoderKL",)},
 }
+WITH_VARIANCES = (
+    "DiTPipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+)  # behind the noise, in as many channels
 # Those that are trained with one schedule of noise: only the steps of their sampling differ.
 SCHEDULES = ("DDPM", "DDIM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete")
 SCHEDULES += ("DPMSolverMultistep", "DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "KDPM2Discrete", "LCM")
@@ -74,8 +91,8 @@ MOST_DEPTH = 20  # of parts inside each other
 class Pipeline:
     """A diffusion model. name: of its class; network: the denoiser, called unet or transformer (see part); vae, None in
     pixel space; schedule: what the training added noise by, {"prediction", "timesteps", "scheduler"}, scheduler None
-    for flow matching; whole: the library's object, which encodes captions, None in pixel space; digest: SHA-256 of all
-    that was read.
+    for flow matching; whole: the library's object, which encodes captions, None where the denoiser is told none;
+    digest: SHA-256 of all that was read.
     """
 
     name: str
@@ -185,7 +202,7 @@ def _assembled(folder, name, parts, device, digest):
     else:
         wanted = vae.config.latent_channels * (4 if name == "FluxPipeline" else 1)  # which takes 2 x 2 at a time
         has = network.config.out_channels or channels
-    if (channels, has) != (wanted, wanted):
+    if channels != wanted or has not in (wanted, 2 * wanted if name in WITH_VARIANCES else wanted):
         raise UserError(
             f"{folder}: its {part} takes {channels} and gives {has} channels, and its pictures have {wanted}",
             advice="models for filling in or with learned variances can't be audited here",
@@ -194,7 +211,7 @@ def _assembled(folder, name, parts, device, digest):
         if isinstance(module, torch.nn.Module):
             module.to(device).eval().requires_grad_(False)
     whole = None
-    if vae is not None:
+    if vae is not None and "text_encoder" in parts:
         kind = getattr(diffusers, name)
         whole = kind(**parts, scheduler=schedule["own"], **_beside(kind))
     return Pipeline(name, part, network, vae, schedule, whole, digest)
@@ -234,6 +251,7 @@ def _read_part(folder, index, part, kinds, dtype):
     kind = str(named[1])
     if kind not in kinds:
         raise UserError(f"{folder}: its {name} is a {kind[:60]!r}", advice=f"known here is {' or '.join(kinds)}")
+    kind = kinds[0] if kind == OLD_TRANSFORMER else kind
     if name.startswith("tokenizer"):
         return read_tokenizer(place, kind)
     return load_part(

@@ -189,6 +189,44 @@ def flux(folder, network=None):
     return folder
 
 
+def pixart_transformer(seed=8, conditions=True):
+    from diffusers import PixArtTransformer2DModel
+
+    sizes = {"num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 3, "sample_size": SIDE // 2}
+    widths = {"cross_attention_dim": 24, "caption_channels": 32, "in_channels": 4, "out_channels": 8}
+    return seeded(PixArtTransformer2DModel, seed, use_additional_conditions=conditions, **sizes, **widths)
+
+
+def pixart(folder, network=None, kind="PixArtAlphaPipeline"):
+    import diffusers
+
+    quiet(
+        getattr(diffusers, kind),
+        transformer=network or pixart_transformer(),
+        vae=vae(),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(beta_schedule="linear"),
+    ).save_pretrained(folder)
+    return folder
+
+
+def dit_transformer(seed=9, classes=10):
+    from diffusers import DiTTransformer2DModel
+
+    sizes = {"num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2, "sample_size": SIDE // 2}
+    return seeded(DiTTransformer2DModel, seed, num_embeds_ada_norm=classes, in_channels=4, out_channels=8, **sizes)
+
+
+def dit(folder, network=None):
+    from diffusers import DDIMScheduler, DiTPipeline
+
+    quiet(DiTPipeline, transformer=network or dit_transformer(), vae=vae(), scheduler=DDIMScheduler()).save_pretrained(
+        folder
+    )
+    return folder
+
+
 # --- LoRAs ---
 
 UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
