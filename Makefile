@@ -42,6 +42,7 @@ bench: $(VENV)/ready-dev
 	$(RUN) -m benchmarks.training --net_type smallnet --images 4096 --out results/bench-training-smallnet.json
 	$(RUN) -m benchmarks.training --images 512 --rounds 3 --out results/bench-training.json
 	$(RUN) -m benchmarks.audit --out results/bench-audit.json
+	$(RUN) -m benchmarks.query --out results/bench-query.json
 	$(RUN) -m benchmarks.tree --files 50000 --out results/bench-tree.json
 	$(RUN) -m benchmarks.rmia --out results/bench-rmia.json
 	$(RUN) -m benchmarks.help --out results/bench-help.json

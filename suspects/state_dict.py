@@ -59,7 +59,7 @@ def _torch_query(model, preprocessing, device, precision):
     def query(images):
         inputs = torch.from_numpy(preprocessing.normalize(images)).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            return model(inputs).float().cpu().numpy()
+            return torch.cat([model(part).float() for part in utils.in_pieces(inputs, device)]).cpu().numpy()
 
     return query
 

@@ -332,6 +332,21 @@ def test_queries_keep_no_gradients_and_change_nothing(device):
     assert first.shape == (12, 3)
 
 
+def test_a_cpu_is_asked_a_few_images_at_a_time():
+    """Wrong: pieces left out, in another order, or as large as the batch."""
+    model, sizes = tiny_net(), []
+    model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output)))
+    images = torch.cat([data(60, size=16)[0]] * 20)
+    together = make_query(model, quick(), CPU)(images)
+    assert sum(sizes) == len(images) == 1200 and max(sizes) == utils.CACHED_PIXELS // images[0, 0].numel() < 1200
+    apart = torch.cat([make_query(model, quick(), CPU)(images[[row]]) for row in range(0, 1200, 97)])
+    torch.testing.assert_close(together[::97], apart, rtol=0, atol=1e-4)
+    large, none = torch.zeros(20, 3, 300, 200), images[:0]
+    assert [len(part) for part in utils.in_pieces(large, CPU)] == [8, 8, 4], "never fewer than eight"
+    assert [len(part) for part in utils.in_pieces(images, torch.device("meta"))] == [1200]
+    assert make_query(model, quick(), CPU)(none).shape == (0, 3)
+
+
 def test_queries_run_in_inference_mode():
     """Defect 14: the network itself must not build a graph while it answers."""
     model, modes = tiny_net(), []
