@@ -10,8 +10,8 @@ this module seeds nothing, and no function here touches the caller's generators.
 Public, marking: derive_key, key_generator, key_words, Marking, UNMARKED, mark_images, outlier_features, noise_fields,
 perlin_draws, perlin_signs, perlin_octaves, gabor_signs, STRIPE_COLORS, STRIPES, REFERENCE_SIZE, NOISE_TYPES.
 Public, training: TrainingSettings, TrainingHooks, PLAIN_TRAINING, train_model, train_epoch, epoch_draws, make_query,
-in_pieces, accuracy, choose_device, choose_precision, autocast, deterministic, seeded, normalize, augment,
-channel_statistics.
+in_pieces, images_at_once, accuracy, choose_device, choose_precision, autocast, deterministic, seeded, normalize,
+augment, channel_statistics.
 Public, inference: Users, draw_target_users, draw_non_member_users, sample_signals, score_users, SIGNALS,
 membership_inference, verify_provenance, threshold_at_fpr, clopper_pearson.
 """
@@ -433,10 +433,14 @@ def make_query(model, recipe, device):
 
 
 def in_pieces(images, device):
-    """A batch (n, C, H, W) in as many images at a time as a network is asked about fastest: on a CPU some few, so that
-    what it makes of them stays in the cache (benchmarks/query.py); elsewhere all."""
-    few = max(8, CACHED_PIXELS // max(1, images.shape[-1] * images.shape[-2]))
-    return images.split(few if device.type == "cpu" else max(1, len(images)))
+    """A batch (n, C, H, W) in as many images at a time as a network is asked about fastest: on a CPU `images_at_once`,
+    elsewhere all."""
+    return images.split(images_at_once(*images.shape[-2:]) if device.type == "cpu" else max(1, len(images)))
+
+
+def images_at_once(height, width):
+    """Of how many images what a network makes of them stays in a CPU's cache (benchmarks/query.py)."""
+    return max(8, CACHED_PIXELS // max(1, height * width))
 
 
 def train_model(

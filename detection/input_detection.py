@@ -137,12 +137,15 @@ class FeatureNetwork:
             answers = self._suspect.ask(images).values
         finally:
             hook.remove()
-        return seen.get("features"), seen.get("layer"), answers
+        features = seen.get("features")
+        if features is not None and len(features) != len(images):
+            raise RuntimeError(f"{len(features)} features of {len(images)} images: the network was asked in pieces")
+        return features, seen.get("layer"), answers
 
     def features(self, images):
         """Input of the last layer for uint8 images (N, 3, H, W), which are scaled to its size: float32 (N, D), CPU."""
         fit, found = self._suspect.preprocessing, []
-        for part in Progress(images.split(64), "features"):
+        for part in Progress(images.split(min(64, utils.images_at_once(*fit.size))), "features"):
             pixels = part.numpy()
             if pixels.shape[2:] != tuple(fit.size):
                 pixels = np.stack([fit.fit(image.transpose(1, 2, 0)) for image in pixels])

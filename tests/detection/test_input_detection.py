@@ -223,9 +223,11 @@ def test_pictures_take_the_place_of_the_stripes(data):
     assert max(nearest) < 0.7 * 8 / 0.3 + 2  # the user's picture, but for the noise
 
 
-def test_features_are_what_the_last_layer_sees(folder):
+@pytest.mark.parametrize("cached", [1 << 17, 1], ids=["one piece", "pieces of eight"])
+def test_features_are_what_the_last_layer_sees(folder, cached, monkeypatch):
     from suspects.opened import open_model
 
+    monkeypatch.setattr(utils, "CACHED_PIXELS", cached)
     network = script.FeatureNetwork(open_model(folder / "model.safetensors", None, "cpu", "float32"))
     images = photos(70)[0]
     features = network.features(images)
