@@ -283,8 +283,8 @@ def gabor_signs(key, users, indices, height, width, device="cpu"):
 # Training loop (appendix A)
 # ======================================================================================================================
 
+CACHED_PIXELS = 1 << 17  # of images that a CPU is asked about at once, see `images_at_once`
 # Seldom enough not to slow down short epochs; what a kill loses is computed again with the same result.
-CACHED_PIXELS = 1 << 17
 PROGRESS_SECONDS = 15
 
 

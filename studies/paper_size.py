@@ -354,17 +354,17 @@ def audit_table(args, found):
 
     instance = reported.COMPONENTS.get((args.samples, True), (None, None))[1]
     unmarked = reported.COMPONENTS.get((args.samples, False), (None, None))[1]
-    without_marks = (
-        [
+    audit_without_marks, accuracy_without_marks = [], []
+    if "clean" in audit:
+        audit_without_marks = [
             ["unmarked: FPR@100%TPR, set-based", fpr("clean", "set"), ""],
             ["unmarked: FPR@100%TPR, instance-based (Table 10)", fpr("clean", "instance"), cell(unmarked)],
             ["unmarked: AUC, set-based; instance-based", auc("clean"), ""],
+        ]
+        accuracy_without_marks = [
             ["test accuracy, unmarked", rate(accuracy["clean"]), ""],
             ["change of the accuracy by marking, points", each(accuracy["change"], 2), cell(paper_drop[2])],
         ]
-        if "clean" in audit
-        else []
-    )
     at = [
         [
             f"TPR@{100 * points[0]['fpr']:g}%FPR, set-based; instance-based",
@@ -386,7 +386,7 @@ def audit_table(args, found):
             ["FPR@100%TPR, instance-based (Table 9)", fpr("marked", "instance"), cell(instance)],
             *at,
             ["AUC, set-based; instance-based", auc("marked"), ""],
-            *without_marks[:3],
+            *audit_without_marks,
             *(
                 [
                     f"{name}: FPR@100%TPR, set-based; instance-based",
@@ -400,7 +400,7 @@ def audit_table(args, found):
             ["exact p of train.py at most 0.001: target users", rate(verdicts["target"]["exact_p"]["0.001"]), ""],
             ["exact p of train.py at most 0.001: innocent users", rate(verdicts["control"]["exact_p"]["0.001"]), ""],
             ["test accuracy", rate(accuracy["marked"]), cell(reported.MAIN["Table 1"]["cifar100"][1]) + " (Table 1)"],
-            *without_marks[3:],
+            *accuracy_without_marks,
             ["accuracy on all training images", each(accuracy["train"]), ""],
             ["accuracy on the target users' marked images", each(accuracy["target users' marked images"]), ""],
         ],
