@@ -23,7 +23,7 @@ from provenance import references as references_of
 from provenance import sequential as one_by_one
 from provenance import strangers as strangers_of
 from provenance.legacy import LegacyRecord
-from provenance.plan import KEY_CHOICES, SELECTION_CHOICES, STATISTIC, VIEW_CHOICES, AuditPlan, departures
+from provenance.plan import KEY_CHOICES, SELECTION_CHOICES, STATISTIC, STATISTICS, VIEW_CHOICES, AuditPlan, departures
 from suspects.suspect import Suspect
 from utils import Users
 
@@ -66,8 +66,8 @@ class Options:
         # A sequential audit may end anywhere, so that a budget changes nothing of its plan.
         if self.max_queries is not None and not changes.get("sequential", committed.sequential):
             changes |= self._within(committed, changes, photos, self.max_queries - aside)
-        if {"views", "references"} & changes.keys():
-            changes["statistic"] = STATISTIC
+        if committed.statistic == STATISTICS[0] and {"views", "references"} & changes.keys():
+            changes["statistic"] = STATISTIC  # that of then knows neither
         try:
             return AuditPlan.model_validate({**committed.model_dump(), **changes})
         except ValidationError as error:

@@ -27,7 +27,7 @@ from attacks.exact import AUTO, LARGEST
 from kit.errors import UserError
 from kit.files import atomic_path, check_same_settings, read_json, write_json
 from provenance import disclosed, judgements
-from provenance.plan import STATISTIC, STATISTICS, AuditPlan, departures, unpriced
+from provenance.plan import STATISTICS, AuditPlan, departures, same_statistic, unpriced
 from provenance.record import first_problem
 from suspects.suspect import Answers, Preprocessing, joined
 
@@ -408,8 +408,7 @@ def check_document(document, answers, where, roots=None, chain=None, references=
         "how photos became the model's input": record.early or judgement.preprocessing == preprocessing.describe(),
         "alpha": judgement.alpha == judgements.share_of_alpha(plan, committed, judgement.number, factor)
         and judgement.departures == departs,
-        "its statistic": plan.statistic == STATISTIC
-        or (plan.statistic in STATISTICS and (plan.references, plan.views) == ([], 1)),
+        "its statistic": same_statistic(committed, plan),
         "its references": [entry.digest for entry in checked.references] == plan.references
         and all(entry.model.get("sha256", entry.digest) == entry.digest for entry in checked.references)
         and _are_scores(references, asked, photos),

@@ -338,8 +338,8 @@ def judge(record, plan, label, alpha, order, answers, classes, left_out=(), pric
     answers = in_order(answers, order).limited(plan.answers == "label only", plan.top_k)
     scores, top, missing = scores_of(answers, selections.shape[1], classes, label, plan.views)
     arms = [
-        _test(scores[:, own], [one[:, own] for one in references], selections, label, top[:, own], missing[:, own])
-        for own in (slice(plan.keys + 1), slice(plan.keys + 1, None))[: 1 + plan.plain_arm]
+        _test(plan, selections, label, *(one[:, arm] for one in (scores, top, missing, *references)))
+        for arm in (slice(plan.keys + 1), slice(plan.keys + 1, None))[: 1 + plan.plain_arm]
     ]
     (marked_p, grid, labels), missing_marked = arms[0], missing[:, : plan.keys + 1]
     p, key_p = min(1.0, len(arms) * min(arm[0] for arm in arms)), exact.key_p_value(grid)
@@ -370,9 +370,10 @@ def judge(record, plan, label, alpha, order, answers, classes, left_out=(), pric
     return result, grid, labels
 
 
-def _test(scores, references, selections, label, top, missing):
+def _test(plan, selections, label, scores, top, missing, *references):
     """(p, grid T, labels of the pairs) of one arm. Where nothing was answered, nothing can be said: 1."""
-    grid, labels = exact.statistic_grid(taken_out(scores, references), selections, label, top)
+    left = taken_out(scores, references, plan.by_key)
+    grid, labels = exact.statistic_grid(left, selections, label, top)
     return 1.0 if missing.all() else exact.p_value(grid), grid, labels
 
 

@@ -4,8 +4,8 @@ A plan is committed with the photos, before the beacon's round is out. Whatever 
 tried on innocent stand-ins of the model, offline, until it pleases. So an audit that keeps to the committed plan is
 judged at its alpha, and one that departs from it at alpha divided by the number of choices that were open.
 
-Public: AuditPlan, departures, unpriced, STATISTIC, STATISTICS, KEY_CHOICES, VIEW_CHOICES, SELECTION_CHOICES,
-SHARE_OF_SETS, PARTS, VIEWS, MOST_REFERENCES.
+Public: AuditPlan, departures, unpriced, same_statistic, STATISTIC, STATISTICS, KEY_CHOICES, VIEW_CHOICES,
+SELECTION_CHOICES, SHARE_OF_SETS, PARTS, VIEWS, MOST_REFERENCES.
 """
 
 import math
@@ -16,10 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_valid
 from attacks import exact
 from kit.names import MOST_VIEWS, SIGNALS
 
-# What is judged by: the first of them neither averages over views nor knows references.
+# What is judged by: the first of them neither averages over views nor knows references, the second takes the same share
+# of a reference out under all keys. A plan keeps the one that it was committed with.
 STATISTICS = (
     "square root of the loss, mean over the photos; version 1",
     "square root of the loss, mean over views and photos, less what references explain; version 2",
+    "square root of the loss, mean over views and photos, less what references explain under each key; version 3",
 )
 STATISTIC = STATISTICS[-1]
 VIEWS = 2  # of a marked photo: itself and its mirror image, nearly all of the gain of 18 (results/statistic)
@@ -86,6 +88,11 @@ class AuditPlan(BaseModel):
         return self.keys + 1 + self.plain_arm
 
     @property
+    def by_key(self):
+        """Whether what references explain is worked out for each key by itself (see attacks/difficulty.py)."""
+        return self.statistic not in STATISTICS[:2]
+
+    @property
     def tests(self):
         """How many tests share alpha: p is the smallest of theirs times this."""
         return 2 if self.sequential or self.plain_arm else 1
@@ -145,6 +152,15 @@ def departures(committed, used, classes):
     if others:
         found.append((f"{used.selections} selections instead of {committed.selections}", 1))
     return [what for what, _ in found], factor
+
+
+def same_statistic(committed, used):
+    """Whether an audit is judged by the statistic of the committed plan: by that, by one that makes no difference here,
+    or by today's, where that of then knows neither views nor references. It is no choice, so that it costs nothing."""
+    early = STATISTICS[0] in (committed.statistic, used.statistic)
+    plain = not used.references and not (early and used.views > 1)
+    needed = committed.statistic == STATISTICS[0] and used.statistic == STATISTIC
+    return used.statistic in STATISTICS and (used.statistic == committed.statistic or plain or needed)
 
 
 def _named(references):

@@ -160,7 +160,7 @@ def calibrated(case, own, others, own_queries):
     answers = (some.limited(only, plan.top_k) for some in (own, others))
     losses = _losses(*answers, [case.label], _labels(users, case.label), case.suspect.classes, only)
     beside = [_roots(*_asked(case, reference, own_queries)) for reference in case.references]
-    left = taken_out(_roots(*losses)[:, :, None], np.stack(beside))[:, :, 0]
+    left = taken_out(_roots(*losses)[:, :, None], np.stack(beside), by_key=False)[:, :, 0]
     return {"mean_score": float(left[0].mean()), **_verdict(left[:1], left[1:], case.options.verdict_fpr)}
 
 

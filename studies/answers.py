@@ -195,15 +195,15 @@ def p_of(left, user, count):
     return exact.p_value(exact.statistic_grid(left[:, :, None], _selections(user, count), 0)[0])
 
 
-def audit_p(user, views, references, count, label_alone=False, photos=None):
+def audit_p(user, views, references, count, label_alone=False, photos=None, by_key=True):
     """p of one user's audit with `count` selections. views: how many; references: names; photos: how many, None for
-    all."""
+    all; by_key: of `taken_out`."""
     scores = (user.wrong if label_alone else user.scores)("suspect")[:, :, :views].mean(axis=2)
     beside = [user.scores(name)[:, :, :views].mean(axis=2) for name in references]
     if photos is not None:
         user, kept = user.with_fewer(photos)
         scores, beside = scores[kept], [one[kept] for one in beside]
-    left = taken_out(scores[:, :, None], np.stack(beside) if beside else ())[:, :, 0]
+    left = taken_out(scores[:, :, None], np.stack(beside) if beside else (), by_key)[:, :, 0]
     return p_of(left, user, count)
 
 

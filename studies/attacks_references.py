@@ -79,13 +79,13 @@ def made_up(scores, published):
         np.clip(np.where(own, scores + height * np.std(scores), scores), 0, exact.LARGEST).astype(np.float32)
         for height in HEIGHTS
     ]
-    return min(tried, key=lambda invented: _left_of_own(scores, invented, own))
+    return min(tried, key=lambda invented: _left_of_own(scores, invented, published))
 
 
-def _left_of_own(scores, invented, own):
-    """How far the published photos under the own key are below all others, in standard deviations of what is left."""
-    left = taken_out(np.asarray(scores, dtype=np.float64)[:, :, None], invented[None])[:, :, 0]
-    return (left[own].mean() - left[~own].mean()) / max(left.std(), 1e-12)
+def _left_of_own(scores, invented, published):
+    """How far the published photos are below the others under the own key, in standard deviations of what is left."""
+    left = taken_out(np.asarray(scores, dtype=np.float64)[:, :, None], invented[None])[:, 0, 0]
+    return (left[published].mean() - left[~published].mean()) / max(left.std(), 1e-12)
 
 
 # --- audits ---

@@ -21,7 +21,7 @@ from studies import answers, common
 ALPHAS = (1e-3, 1e-4)
 SELECTIONS = {"marked": exact.SELECTIONS, "faint": exact.SELECTIONS, "unchanged": 99_999}
 GOOD, FIFTH = ("as many, 40 epochs", "as many, 100 epochs"), ("a fifth, 100 epochs",)
-# (name, views, references, label alone); None: the usual number of views of such photos.
+# (name, views, references, label alone, by key); None: the usual number of views of such photos.
 TESTS = (
     ("as before: one view, no reference", 1, (), False),
     ("usual views, no reference", None, (), False),
@@ -30,6 +30,9 @@ TESTS = (
     ("usual views, reference of as many images", None, GOOD[:1], False),
     ("18 views, reference of as many images", 18, GOOD[:1], False),
     ("18 views, two references of as many images", 18, GOOD, False),
+    # Version 2 of the statistic, which took the same share of a reference out under all keys.
+    ("usual views, reference of as many images, alike for all keys", None, GOOD[:1], False, False),
+    ("18 views, reference of as many images, alike for all keys", 18, GOOD[:1], False, False),
     ("label alone, one view, no reference", 1, (), True),
     ("label alone, 18 views, no reference", 18, (), True),
     ("label alone, 18 views, reference of as many images", 18, GOOD[:1], True),
@@ -41,10 +44,10 @@ PHOTOS = (10, 20, 30, 40, 50)
 CURVES = (("no reference", ()), ("reference", GOOD[:1]))
 
 
-def p_of(user, views, references, label_alone, photos=None):
+def p_of(user, views, references, label_alone, by_key=True, photos=None):
     """p of one user's audit. photos: how many, None for all."""
     views = views or (VIEWS if user.kind != "unchanged" else 18)
-    return answers.audit_p(user, views, references, SELECTIONS[user.kind], label_alone, photos)
+    return answers.audit_p(user, views, references, SELECTIONS[user.kind], label_alone, photos, by_key)
 
 
 def rows(args, data, device):
@@ -67,7 +70,7 @@ def curve(args, data, device):
     for seed in args.seeds:
         for user in answers.users_of(answers.answers_of(args, data, device, seed)):
             for (name, references), photos in itertools.product(CURVES, PHOTOS):
-                p = p_of(user, None, references, False, photos)
+                p = p_of(user, None, references, False, photos=photos)
                 found.append({"kind": user.kind, "test": name, "photos": photos, "p": p})
     groups = pd.DataFrame(found).groupby(["kind", "test", "photos"], sort=False).p
     return [

@@ -64,13 +64,15 @@ GROUPS = {
     "innocent, marked": Group("innocent", False, True, VIEWS, exact.SELECTIONS),
     "innocent, unchanged": Group("innocent", False, False, MOST_VIEWS, 99_999),
 }
-# (name, the model judged, views, the model taken out); None: all views that were asked.
+# (name, the model judged, views, the model taken out, by_key of `taken_out`); None: all views that were asked.
 TESTS = (
-    ("one view, no reference", "suspect", 1, None),
-    ("views, no reference", "suspect", None, None),
-    ("views, reference", "suspect", None, "reference"),
+    ("one view, no reference", "suspect", 1, None, True),
+    ("views, no reference", "suspect", None, None, True),
+    ("views, reference", "suspect", None, "reference", True),
+    # Version 2 of the statistic.
+    ("views, reference, alike for all keys", "suspect", None, "reference", False),
     # It has seen nobody's photos, so that everybody is innocent.
-    ("the reference in the model's place", "reference", None, None),
+    ("the reference in the model's place", "reference", None, None, True),
 )
 
 
@@ -226,17 +228,17 @@ def ask_group(queries, data, users, group, keys, name="users"):
     return {model: np.stack(losses) for model, losses in found.items()}
 
 
-def exact_p(losses, reference, views, selections):
+def exact_p(losses, reference, views, selections, by_key=True):
     """p of each user: float64 (users,). losses: (users, photos, keys + 1, views), the first half of the photos
     published; reference: the same of a model that explains difficulty, or None; views: how many count, None for all;
-    selections: bool (m + 1, photos)."""
+    selections: bool (m + 1, photos); by_key: of `taken_out`."""
     scores, beside = (
         None if values is None else exact.score(-values[..., :views].astype(np.float64)).mean(axis=3)
         for values in (losses, reference)
     )
     found = []
     for user, own in enumerate(scores):
-        left = taken_out(own[:, :, None], () if beside is None else beside[user : user + 1])
+        left = taken_out(own[:, :, None], () if beside is None else beside[user : user + 1], by_key)
         found.append(exact.p_value(exact.statistic_grid(left, selections, 0)[0]))
     return np.array(found)
 
@@ -247,9 +249,9 @@ def p_values(losses, seed):
         photos = losses[name, "suspect"].shape[1]
         draws = utils.key_generator("paper size", "selections", seed, name)
         selections = exact.random_selections(draws, photos, photos // 2, group.selections)
-        for test, model, views, reference in TESTS:
+        for test, model, views, reference, by_key in TESTS:
             beside = losses[name, reference] if reference else None
-            found = exact_p(losses[name, model], beside, views, selections)
+            found = exact_p(losses[name, model], beside, views, selections, by_key)
             guilty = group.trained_on and model == "suspect"
             for user, p in enumerate(found):
                 yield {"seed": seed, "group": name, "test": test, "trained_on": guilty, "user": user, "p": float(p)}
@@ -442,7 +444,7 @@ def draw_p(table, path):
             xscale="log", xlim=(lowest / 2, 1), ylim=(0, 1.02), title=name, xlabel="exact p", ylabel="share of users"
         )
         axis.grid(alpha=0.3)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
     plots.save_figure(figure, path)
 
 

@@ -11,10 +11,11 @@ from PIL import Image
 from scipy.stats import binom
 
 from attacks import exact
+from attacks.difficulty import taken_out
 from kit.errors import UserError
 from provenance import grid
 from provenance import record as records
-from provenance.plan import AuditPlan
+from provenance.plan import STATISTIC, STATISTICS, AuditPlan
 from suspects.suspect import Answers, Preprocessing
 from suspects.views import view_of
 from tests.parts import call
@@ -111,6 +112,20 @@ def test_references_are_taken_out_of_each_arm_by_itself():
         answers = Answers(values[:, pictures].reshape(-1, 4)[alone])
         part = grid.judge(record, plan, 2, 0.1, alone, answers, 4, references=reference[:, :, pictures])[0]
         assert part["p_value"] == whole["arms"][arm]
+
+
+def test_an_audit_is_judged_by_the_statistic_of_its_plan():
+    """The second version takes the same share of a reference out under all keys, today's one share under each."""
+    record, rng = make_record((COUNT, 0.5), plan=PLAN), np.random.default_rng(8)
+    values = rng.normal(size=(COUNT, 5, 2, 4)).astype(np.float32)
+    order, reference = grid.query_order(record, COUNT * 5, "", 2), rng.random((1, COUNT, 5)).astype(np.float32)
+    answers, selections = Answers(values.reshape(-1, 4)[order]), record.selections(PLAN.selections)
+    scores = np.sqrt(-(values - np.log(np.exp(values).sum(axis=3, keepdims=True)))[..., 2]).mean(axis=2)
+    for by_key, statistic in ((True, STATISTIC), (False, STATISTICS[1])):
+        plan = PLAN.model_copy(update={"plain_arm": False, "statistic": statistic})
+        found = grid.judge(record, plan, 2, 0.1, order, answers, 4, references=reference)[1]
+        left = taken_out(scores[..., None].astype(float), reference, by_key)
+        np.testing.assert_allclose(found, exact.statistic_grid(left, selections, 0)[0], atol=1e-6)
 
 
 def test_an_innocent_model_is_accused_at_most_as_often_as_alpha():

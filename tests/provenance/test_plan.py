@@ -15,9 +15,11 @@ from provenance.plan import (
     SELECTION_CHOICES,
     SHARE_OF_SETS,
     STATISTIC,
+    STATISTICS,
     VIEW_CHOICES,
     AuditPlan,
     departures,
+    same_statistic,
     unpriced,
 )
 from tests.parts import user_error
@@ -25,6 +27,7 @@ from tests.provenance.parts import flat, loaded, picture, refused, save
 
 pytestmark = pytest.mark.usefixtures("without_plots")
 
+ONE = "1" * 64
 COMMITTED = AuditPlan(label="2", keys=4, selections=999, views=1, alpha=0.5)
 
 
@@ -120,6 +123,40 @@ def test_alpha_is_shared_and_never_raised():
     assert judgements.share_of_alpha(plan, COMMITTED, 2, 330) == 0.01 / 4 / 330
     assert sum(judgements.share_of_alpha(plan, COMMITTED, k, 1) for k in range(1, 2000)) <= 0.01
     assert judgements.share_of_alpha(plan, COMMITTED, 10**9, 1) == 0, "and no overflow"
+
+
+# --- the statistic ---
+
+
+@pytest.mark.parametrize(
+    "committed,used,allowed",
+    [
+        ({}, {}, True),
+        ({"statistic": STATISTICS[1]}, {"statistic": STATISTICS[1]}, True),
+        ({"statistic": STATISTICS[1]}, {}, True),  # without references they say the same
+        ({"statistic": STATISTICS[1], "references": [ONE]}, {"references": [ONE]}, False),
+        ({"references": [ONE]}, {"statistic": STATISTICS[1], "references": [ONE]}, False),
+        ({"statistic": STATISTICS[1], "references": [ONE]}, {"references": [ONE], "views": 4}, False),
+        ({"statistic": STATISTICS[1]}, {"references": [ONE], "statistic": STATISTICS[1]}, True),
+        ({}, {"references": [ONE], "statistic": STATISTICS[1]}, False),
+        ({"statistic": STATISTICS[0], "views": 1}, {"views": 1}, True),
+        ({"statistic": STATISTICS[0], "views": 1}, {"references": [ONE]}, True),
+        ({"statistic": STATISTICS[0], "views": 1}, {"references": [ONE], "statistic": STATISTICS[1]}, False),
+        ({}, {"statistic": STATISTICS[0]}, False),
+        ({}, {"statistic": "the mean; version 9"}, False),
+    ],
+)
+def test_the_statistic_is_no_choice(committed, used, allowed):
+    assert same_statistic(AuditPlan(**committed), AuditPlan(**used)) == allowed
+
+
+def test_a_plan_keeps_its_statistic_unless_that_knows_no_references():
+    committed = AuditPlan(statistic=STATISTICS[1], references=[ONE], views=2)
+    assert Options(query_augmentations=4).plan(committed, 50, 0, []).statistic == STATISTICS[1]
+    early = AuditPlan(statistic=STATISTICS[0], views=1)
+    assert Options(keys=4).plan(early, 50, 0).statistic == STATISTICS[0]
+    assert Options().plan(early, 50, 0, [ONE]).statistic == STATISTIC
+    assert not committed.by_key and AuditPlan().by_key
 
 
 # --- the plan that is committed ---

@@ -161,8 +161,9 @@ def invented(audited, honest):
 def a_few(audited, honest):
     """All but one answer of a hundred are honest: too few to be many, and enough to move p."""
     _, order, _, answers, _ = honest
-    values = answers.values.copy()
-    values[np.flatnonzero(own_pairs(audited, order))[0]] = [0, 0, 50, 0]
+    values, own = answers.values.copy(), np.flatnonzero(own_pairs(audited, order))
+    # The surest of them, so that the verdict stays what it is, whatever the draw.
+    values[own[values[own, 2].argmax()]] = [0, 0, 50, 0]
     return values
 
 
