@@ -78,8 +78,8 @@ def owner(world, monkeypatch):
 
 
 def some(digest):
-    """About a tenth of all images, by nothing but their content; by this byte hardly one of the 8 published ones under the
-    own key, each of which would count as the worst."""
+    """About a tenth of all images, by nothing but their content; by this byte hardly one of the 8 published ones under
+    the own key, each of which would count as the worst."""
     return digest[3] < 26
 
 
