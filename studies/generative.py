@@ -156,7 +156,7 @@ def selections_of(key, photos, count, draw=0):
     return found if draw == 0 else found[1:]
 
 
-def answers_of(args, data, cell, work):
+def answers_of(args, data, cell, work, device):
     """{passes: {"own": float32 (users, n, keys + 1, 2), "innocent": float32 (others, n, 2)}} of a cell; fine-tunes and
     asks where that has not been done."""
     base, keys = work / "base", 0 if cell.mark == "none" else args.keys
@@ -180,11 +180,12 @@ def answers_of(args, data, cell, work):
                 family.TUNINGS[cell.tuning],
                 args.passes,
                 args.seed,
+                device,
             )
             asked = others[first : first + cell.company] if cell.mark == "none" and cell.share == 1 else []
             for number, path in tuned.items():
                 asking = partial(ask, data=data, words=words)
-                ask_model(path, base, asking, inside, asked, cell.mark, keys, files_of[number])
+                ask_model(path, base, asking, inside, asked, cell.mark, keys, files_of[number], device)
         for number, path in files_of.items():
             for name, values in files.read_arrays(path).items():
                 found[number][name].extend(values)
@@ -205,11 +206,11 @@ def innocents(args, data, people, taken):
     return people_of(data, len(people), args.photos, f"{args.seed} innocent", taken, same)
 
 
-def ask_model(path, base, asking, inside, others, mark, keys, out):
+def ask_model(path, base, asking, inside, others, mark, keys, out, device):
     """Ask one saved model about everybody, and write the answers."""
     if out.exists():
         return
-    suspect = open_model(path, device="cpu", base=str(base))
+    suspect = open_model(path, device=device.type, base=str(base))
     suspect.settle(b"studies/generative.py")
     own = [
         asking(suspect, person=person, mark=mark, keys=keys)
@@ -298,19 +299,19 @@ def main():
         )
     data, device = common.load(args)
     work, rows = Path(args.work), []
-    pre_train(args, data, work)
+    pre_train(args, data, work, device)
     for cell in cells if args.cells is None else [cell for cell in cells if cell.title in args.cells]:
-        answers, people = answers_of(args, data, cell, work)
+        answers, people = answers_of(args, data, cell, work, device)
         rows += rows_of(args, cell, answers, people)
         conclude(args, rows, device)
 
 
-def pre_train(args, data, work):
+def pre_train(args, data, work, device):
     """The base, unless it is there."""
     public = base_rows(data, args.base_size)
     captions = captions_of(data, public, words_of(data, args.data_root))
     pictures = data.images[torch.from_numpy(public)]
-    make_base(FAMILIES[args.family], work / "base", pictures, captions, args.base_epochs, args.seed)
+    make_base(FAMILIES[args.family], work / "base", pictures, captions, args.base_epochs, args.seed, device)
 
 
 def conclude(args, rows, device):

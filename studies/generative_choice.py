@@ -70,7 +70,7 @@ CANDIDATES = _candidates()  # {name: (signal, function (2, n, fractions, noises)
 
 def signals_of(model, pictures):
     """{signal: float64 (n, fractions, noises)} of one Pipeline, as it stands, for uint8 pictures (n, 3, h, w)."""
-    clean = pictures.float() / 127.5 - 1
+    clean = pictures.to(model.network.device).float() / 127.5 - 1
     draws = denoising.draws_of(SEED, tuple(clean.shape[1:]), FRACTIONS, NOISES)
     with torch.inference_mode():
         errors = [denoising.scores_of(model, clean, {}, [draw]) for draw in draws]
@@ -82,12 +82,12 @@ def signals_of(model, pictures):
     return found
 
 
-def asked(path, base, pictures):
+def asked(path, base, pictures, device):
     """{signal: float64 (2, n, fractions, noises)}: of a fine-tuned model and of its base."""
     file = adapters.adapter_file(path)
-    model = pipelines.read_pipeline(base if file else path, torch.device("cpu"))
+    model = pipelines.read_pipeline(base if file else path, device)
     if file is None:
-        both = [signals_of(one, pictures) for one in (model, pipelines.read_pipeline(base, torch.device("cpu")))]
+        both = [signals_of(one, pictures) for one in (model, pipelines.read_pipeline(base, device))]
     else:
         adapters.attach(adapters.read_adapter(file), model)
         both = []
@@ -97,7 +97,7 @@ def asked(path, base, pictures):
     return {name: np.stack([one[name] for one in both]) for name in both[0]}
 
 
-def answers_of(args, data, tuning, work):
+def answers_of(args, data, tuning, work, device):
     """({passes: [asked(...) of each user]}, people)."""
     taken = generative.base_rows(data, args.base_size)
     people = generative.people_of(data, args.users, args.photos, "choice", taken)
@@ -106,12 +106,13 @@ def answers_of(args, data, tuning, work):
         folder = work / "choice" / tuning / f"{user}"
         pictures, rows = generative.published(data, [person], "none")
         captions, family = ("",) * len(rows), FAMILIES[args.family]
-        tuned = fine_tune(family, work / "base", folder, pictures, captions, family.TUNINGS[tuning], args.passes, user)
+        how = (family.TUNINGS[tuning], args.passes, user, device)
+        tuned = fine_tune(family, work / "base", folder, pictures, captions, *how)
         for number, path in tuned.items():
             kept = folder / f"signals-{number}.npz"
             if not kept.exists():
                 shown = data.images[torch.from_numpy(person.rows)]
-                files.write_arrays(kept, **asked(path, work / "base", shown))
+                files.write_arrays(kept, **asked(path, work / "base", shown, device))
             found[number].append(files.read_arrays(kept))
     return found, people
 
@@ -133,8 +134,8 @@ def main():
     data, device = common.load(args)
     work, rows = Path(args.work), []
     args.family = "unet"
-    generative.pre_train(args, data, work)
-    answers = {tuning: answers_of(args, data, tuning, work) for tuning in FAMILIES["unet"].TUNINGS}
+    generative.pre_train(args, data, work, device)
+    answers = {tuning: answers_of(args, data, tuning, work, device) for tuning in FAMILIES["unet"].TUNINGS}
     people = next(iter(answers.values()))[1]
     selections = [generative.selections_of(person.key, args.photos, 99_999) for person in people]
     for candidate in Progress(list(CANDIDATES), "comparing"):

@@ -72,10 +72,10 @@ class Unet:
 
     def loss(self, network, images, captions, draws, precision):
         """What a step makes smaller. images: uint8 (n, 3, 32, 32); captions: n texts, which it is not told; draws: a
-        torch Generator."""
-        clean = images.float() / 127.5 - 1
-        noise = torch.randn(clean.shape, generator=draws)
-        steps = torch.randint(0, self.STEPS, (len(clean),), generator=draws)
+        torch Generator, of the CPU, so that every device is given the same noise."""
+        clean = images.to(network.device).float() / 127.5 - 1
+        noise = torch.randn(clean.shape, generator=draws).to(clean.device)
+        steps = torch.randint(0, self.STEPS, (len(clean),), generator=draws).to(clean.device)
         with utils.autocast(clean.device, precision):
             return mse_loss(network(self._schedule.add_noise(clean, noise, steps), steps).sample.float(), noise)
 
@@ -124,14 +124,14 @@ class Clip:
 
     def loss(self, network, images, captions, draws, precision):
         """What a step makes smaller. images: uint8 (n, 3, 32, 32); captions: n texts; draws: not used."""
-        kinds = list(dict.fromkeys(captions))
-        right = torch.tensor([kinds.index(caption) for caption in captions])
+        kinds, device = list(dict.fromkeys(captions)), network.device
+        right = torch.tensor([kinds.index(caption) for caption in captions], device=device)
         tokens = [[54, *map(self._letter, _ends(caption)), 55][: self.LONGEST] for caption in kinds]
         longest = max(map(len, tokens))
-        ids = torch.tensor([one + [55] * (longest - len(one)) for one in tokens])
-        there = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in tokens])
-        pixels = (images.float() / 255 - 0.5) / 0.25
-        with utils.autocast(pixels.device, precision):
+        ids = torch.tensor([one + [55] * (longest - len(one)) for one in tokens], device=device)
+        there = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in tokens], device=device)
+        pixels = (images.to(device).float() / 255 - 0.5) / 0.25
+        with utils.autocast(device, precision):
             found = network(input_ids=ids, attention_mask=there, pixel_values=pixels)
         logits = found.logits_per_image.float()
         # From a caption to its pictures: the mean over all of these.
@@ -153,9 +153,10 @@ def _ends(caption):
 FAMILIES = {family.NAME: family for family in (Unet(), Clip())}
 
 
-def _trained(family, network, images, captions, passes, tuning, seed, words):
+def _trained(family, network, images, captions, passes, tuning, seed, words, device):
     """Train on images, uint8 (N, 3, 32, 32), with captions; after each number of passes in `passes` it is yielded."""
-    precision, draws = utils.choose_precision("auto", torch.device("cpu")), torch.Generator().manual_seed(seed)
+    precision, draws = utils.choose_precision("auto", device), torch.Generator().manual_seed(seed)
+    network.to(device)
     optimizer = torch.optim.AdamW([value for value in network.parameters() if value.requires_grad], tuning.rate)
     network.train()
     for number in Progress(range(1, max(passes) + 1), words):
@@ -171,14 +172,14 @@ def _trained(family, network, images, captions, passes, tuning, seed, words):
             network.train()
 
 
-def make_base(family, folder, images, captions, epochs, seed):
+def make_base(family, folder, images, captions, epochs, seed, device):
     """Pre-train a network of a family on images, uint8 (N, 3, 32, 32), with captions, and save it, unless it is
     there."""
     if folder.exists():
         return
     with utils.seeded(family.NAME, seed):
         network = family.new()
-    for _ in _trained(family, network, images, captions, (epochs,), family.BASE, seed, "pre-training"):
+    for _ in _trained(family, network, images, captions, (epochs,), family.BASE, seed, "pre-training", device):
         with whole(folder) as path:
             family.save(network, path)
 
@@ -202,7 +203,7 @@ def _save_lora(network, config, folder):
     (folder / "adapter_config.json").write_text(json.dumps(says), encoding="utf-8")
 
 
-def fine_tune(family, base, folder, images, captions, tuning, passes, seed):
+def fine_tune(family, base, folder, images, captions, tuning, passes, seed, device):
     """Fine-tune the base in a folder on images, uint8 (N, 3, 32, 32), with captions, and save the model after each
     number of passes over them, as folder/NUMBER; returns these folders by the number. What is there is kept."""
     wanted = {number: folder / f"{number}" for number in passes}
@@ -212,7 +213,7 @@ def fine_tune(family, base, folder, images, captions, tuning, passes, seed):
     network = family.load(base)
     with utils.seeded("lora", seed) if tuning.rank else nullcontext():
         config = _adapted(network, tuning.rank) if tuning.rank else None
-    for number in _trained(family, network, images, captions, set(passes), tuning, seed, folder.name):
+    for number in _trained(family, network, images, captions, set(passes), tuning, seed, folder.name, device):
         if not wanted[number].exists():
             with whole(wanted[number]) as path:
                 if config:
