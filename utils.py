@@ -31,6 +31,7 @@ from scipy.special import betaincinv
 from sklearn.metrics import roc_auc_score
 
 from kit import noise as fields
+from kit.cores import Cores
 from kit.distributed import ALONE
 from kit.errors import UserError
 from kit.files import check_same_settings, load_model, save_model
@@ -462,7 +463,7 @@ def train_model(
     )
     attached, optimizer = hooks.attach(model, optimizer)
     history, best = _load_progress(progress_path, model, optimizer, settings)
-    saved_at = time.monotonic()
+    saved_at, cores = time.monotonic(), Cores(torch.get_num_threads() if device.type == "cpu" else 1)
     epochs = min(recipe.epoch, hooks.stop_after or recipe.epoch)
     bar = Progress(
         range(len(history), epochs), "training", epochs, initial=len(history), disable=not team.leader, leave=True
@@ -479,6 +480,7 @@ def train_model(
                 (past["val_accuracy"] for past in history[:-1]), default=-1
             ):
                 best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            cores.look()
             bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
             if team.leader and time.monotonic() - saved_at > PROGRESS_SECONDS:
                 _save_progress(progress_path, model, optimizer, settings, history, best)
