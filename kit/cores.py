@@ -12,10 +12,11 @@ import time
 
 SECONDS = 60  # so that the load average speaks of this training
 LEAST = 0.65  # share of the threads' time that was worked; 0.9 and more on an idle machine
+OTHERS = 0.7  # programs beside this one
 
 
 class Cores:
-    """Looks once, some time into a training, at whether its threads get to work."""
+    """Looks, some time into a training, at whether its threads get to work."""
 
     def __init__(self, threads):
         """threads: of each step; one thread waits for nobody."""
@@ -23,13 +24,13 @@ class Cores:
         self._began, self._worked = time.monotonic(), time.process_time()
 
     def look(self):
-        """Print a note where the threads mostly waited while more programs ran than there are cores."""
+        """Print a note, once, where the threads mostly waited while others ran."""
         seconds = time.monotonic() - self._began
         if self._said or seconds < SECONDS:
             return
-        self._said = True
-        worked = (time.process_time() - self._worked) / (seconds * self._threads)
-        if worked < LEAST and os.getloadavg()[0] > (os.cpu_count() or 1) + 0.5:
+        busy = (time.process_time() - self._worked) / seconds
+        if busy < LEAST * self._threads and os.getloadavg()[0] - busy >= OTHERS:
+            self._said = True
             print(
                 f"note: other programs use the cores of this machine, and the {self._threads} threads of each step wait"
                 " for the slowest; stop them, or start this again with OMP_NUM_THREADS=1, which is many times as fast "
