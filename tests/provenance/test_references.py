@@ -11,7 +11,7 @@ from attacks import exact
 from experiment import training
 from kit.files import file_digest
 from provenance import evidence, references
-from provenance.plan import AuditPlan
+from provenance.plan import STATISTIC, STATISTICS, AuditPlan
 from suspects.opened import open_model
 from tests.provenance.parts import COMMITTED, KEYS, PHOTOS, flat, loaded, picture, refused, save, wavy_picture
 from tests.provenance.test_replay import written
@@ -235,6 +235,15 @@ def test_scores_that_do_not_fit_the_plan_are_refused(audited, script, tmp_path, 
     }[wrong]
     path = written(tmp_path / "e.zip", document, order, digests, answers, made)
     refused(script("eval", "--replay", path), "its references does not fit its plan")
+
+
+def test_another_version_of_the_statistic_than_was_committed_is_refused(audited, script, tmp_path):
+    """Two ways of taking references out would be two chances."""
+    document, *arrays = evidence.read_bundle(audited.bundle)
+    for entry in (document["judgement"], *document["log"]):
+        assert entry["plan"]["references"] and entry["plan"]["statistic"] == STATISTIC
+        entry["plan"]["statistic"] = STATISTICS[1]
+    refused(script("eval", "--replay", written(tmp_path / "e.zip", document, *arrays)), "its statistic does not fit")
 
 
 def test_a_witness_signs_the_scores_of_references_too(audit, committed, models, script, tmp_path):
