@@ -463,7 +463,8 @@ def train_model(
     )
     attached, optimizer = hooks.attach(model, optimizer)
     history, best = _load_progress(progress_path, model, optimizer, settings)
-    saved_at, cores = time.monotonic(), Cores(torch.get_num_threads() if device.type == "cpu" else 1)
+    saved_at = time.monotonic()
+    cores = Cores(torch.get_num_threads() if device.type == "cpu" else 1)
     epochs = min(recipe.epoch, hooks.stop_after or recipe.epoch)
     bar = Progress(
         range(len(history), epochs), "training", epochs, initial=len(history), disable=not team.leader, leave=True
@@ -476,11 +477,11 @@ def train_model(
             history.append(record)
             if team.leader:
                 hooks.trained(model, epoch)
+                cores.look()
             if validation is None or record["val_accuracy"] > max(
                 (past["val_accuracy"] for past in history[:-1]), default=-1
             ):
                 best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            cores.look()
             bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
             if team.leader and time.monotonic() - saved_at > PROGRESS_SECONDS:
                 _save_progress(progress_path, model, optimizer, settings, history, best)

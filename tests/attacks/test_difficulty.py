@@ -112,12 +112,12 @@ def test_missing_scores_stay_missing_and_decide_nothing():
     holes[3, 1], gaps[0, 7, 2] = np.nan, np.nan
     left = taken_out(holes[..., None], gaps)[..., 0]
     assert np.isnan(left).sum() == 1 and np.isnan(left[3, 1])
-    np.testing.assert_allclose(left[7, 2], scores[7, 2], err_msg="taken as the mean, of which nothing is left out")
+    np.testing.assert_allclose(left[7, 2], scores[7, 2], err_msg="taken as the mean, which says nothing")
     alike = taken_out(holes[..., None], gaps, by_key=False)[..., 0]
     assert np.isnan(alike).sum() == 1
     share = shares(holes, np.where(np.isnan(gaps), np.nanmean(gaps), gaps))
     np.testing.assert_allclose(alike[7, 2], scores[7, 2] - share[0] * np.nanmean(gaps))
-    # A photo less: the key without an answer has the share that the others give it.
+    # What the reference did not say leaves no hole where the suspect answered everything.
     rest, beside = np.delete(holes, 3, axis=0), np.delete(gaps, 3, axis=1)
     assert np.isfinite(taken_out(rest[..., None], beside)).all()
 
