@@ -1,7 +1,7 @@
 """Words and colours of the page: how states, verdicts, lists and downloads look.
 
 Public: CSS, HEAD, theme, shown, notice, failed, problems, weaknesses, facts, folded, download_link, data_uri, jpeg,
-figure, STATES.
+figure, STATES, ASKED, QUIETLY.
 """
 
 import base64
@@ -14,6 +14,11 @@ from PIL import Image
 from kit.errors import UserError
 from kit.markup import Raw, base_style, element, join
 from page.words import of_error, plain
+
+# How the page asks its server: in the answer of the request itself. Gradio's queue opens and closes a stream for each
+# question, and an answer that comes between two streams is lost: a click that waits for ever, a tick that is the last.
+ASKED = {"api_visibility": "private", "queue": False}
+QUIETLY = {**ASKED, "show_progress": "hidden"}
 
 STATES = {
     "waiting": "Waiting for its turn",

@@ -54,10 +54,6 @@ class Panel:
         self._listen(resume, [*typed, *self._asked.values()])
 
     def _listen(self, resume, typed):
-        # In the answer of the request itself: gradio's queue opens and closes a stream for each of these questions, and
-        # a tick whose answer got lost between two streams would never be asked again.
-        quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-
         def choose(job_id, request: gr.Request):
             return self.show(job_id, request)
 
@@ -79,13 +75,15 @@ class Panel:
         def ask():
             return gr.update(visible=False), gr.update(visible=True)
 
-        self.drop.click(ask, None, [self.drop, self.sure], **quiet)
-        self.sure.click(delete, self.chosen, self.outputs, **quiet)
-        self.chosen.input(choose, self.chosen, self.outputs, **quiet)
-        self.stop.click(cancel, self.chosen, None, **quiet)
-        self.again.click(begin_again, [self.chosen, *typed], self.outputs, **quiet)
+        self.drop.click(ask, None, [self.drop, self.sure], **look.QUIETLY)
+        self.sure.click(delete, self.chosen, self.outputs, **look.QUIETLY)
+        self.chosen.input(choose, self.chosen, self.outputs, **look.QUIETLY)
+        self.stop.click(cancel, self.chosen, None, **look.QUIETLY)
+        self.again.click(begin_again, [self.chosen, *typed], self.outputs, **look.QUIETLY)
         # Slow answers must not pile up behind each other.
-        gr.Timer(POLL_SECONDS).tick(self._tick, [self.chosen, self._seen], self.outputs, trigger_mode="once", **quiet)
+        gr.Timer(POLL_SECONDS).tick(
+            self._tick, [self.chosen, self._seen], self.outputs, trigger_mode="once", **look.QUIETLY
+        )
 
     def first(self, request):
         """What a freshly loaded page shows: the job that runs, else the newest."""

@@ -140,7 +140,6 @@ def make_app(desk, found, token, max_upload=4.0):
         )
 
     blocks = build.build(desk, found)
-    blocks.queue(default_concurrency_limit=8)
     gr.mount_gradio_app(
         app,
         blocks,

@@ -21,11 +21,14 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, mse_loss
 
 import utils
+from kit import files
 from kit.progress import Progress
 from studies.common import whole
 from suspects.pipelines import library
 
 RANK = 8
+KEPT_EVERY = 20
+KEPT = ("passes", "network", "optimizer", "draws")
 
 
 @dataclass(frozen=True)
@@ -153,13 +156,15 @@ def _ends(caption):
 FAMILIES = {family.NAME: family for family in (Unet(), Clip())}
 
 
-def _trained(family, network, images, captions, passes, tuning, seed, words, device):
-    """Train on images, uint8 (N, 3, 32, 32), with captions; after each number of passes in `passes` it is yielded."""
+def _trained(family, network, images, captions, passes, tuning, seed, words, device, state=None):
+    """Train on images, uint8 (N, 3, 32, 32), with captions; after each number of passes in `passes` it is yielded.
+    state: a file to go on from, and to which is written how far it is."""
     precision, draws = utils.choose_precision("auto", device), torch.Generator().manual_seed(seed)
     network.to(device)
     optimizer = torch.optim.AdamW([value for value in network.parameters() if value.requires_grad], tuning.rate)
+    done = _go_on(state, network, optimizer, draws, min(passes)) if state else 0
     network.train()
-    for number in Progress(range(1, max(passes) + 1), words):
+    for number in Progress(range(done + 1, max(passes) + 1), words):
         for part in torch.randperm(len(images), generator=draws).split(tuning.batch):
             shown, flipped = images[part], torch.rand(len(part), generator=draws) < 0.5
             shown[flipped] = shown[flipped].flip(-1)
@@ -170,6 +175,22 @@ def _trained(family, network, images, captions, passes, tuning, seed, words, dev
             network.eval()
             yield number
             network.train()
+        if state and (number in passes or number % KEPT_EVERY == 0):
+            kept = network.state_dict(), optimizer.state_dict(), draws.get_state()
+            with files.atomic_path(state) as path:
+                torch.save(dict(zip(KEPT, (number, *kept), strict=True)), path)
+
+
+def _go_on(state, network, optimizer, draws, least):
+    """Take up a training where `state`, a file, has left it, unless that is at `least` passes or beyond; returns how
+    many passes are done."""
+    kept = torch.load(state, weights_only=True) if state.exists() else {"passes": least}
+    if kept["passes"] >= least:
+        return 0
+    network.load_state_dict(kept["network"])
+    optimizer.load_state_dict(kept["optimizer"])
+    draws.set_state(kept["draws"])
+    return kept["passes"]
 
 
 def make_base(family, folder, images, captions, epochs, seed, device):
@@ -205,19 +226,21 @@ def _save_lora(network, config, folder):
 
 def fine_tune(family, base, folder, images, captions, tuning, passes, seed, device):
     """Fine-tune the base in a folder on images, uint8 (N, 3, 32, 32), with captions, and save the model after each
-    number of passes over them, as folder/NUMBER; returns these folders by the number. What is there is kept."""
+    number of passes over them, as folder/NUMBER; returns these folders by the number. What is there is kept, and a
+    training that was interrupted, or ended after fewer passes, goes on."""
     wanted = {number: folder / f"{number}" for number in passes}
-    if all(path.exists() for path in wanted.values()):
+    missing = {number for number, path in wanted.items() if not path.exists()}
+    if not missing:
         return wanted
     folder.mkdir(parents=True, exist_ok=True)
     network = family.load(base)
     with utils.seeded("lora", seed) if tuning.rank else nullcontext():
         config = _adapted(network, tuning.rank) if tuning.rank else None
-    for number in _trained(family, network, images, captions, set(passes), tuning, seed, folder.name, device):
-        if not wanted[number].exists():
-            with whole(wanted[number]) as path:
-                if config:
-                    _save_lora(network, config, path)
-                else:
-                    family.save(network, path)
+    how = tuning, seed, folder.name, device, folder / "state.pt"
+    for number in _trained(family, network, images, captions, missing, *how):
+        with whole(wanted[number]) as path:
+            if config:
+                _save_lora(network, config, path)
+            else:
+                family.save(network, path)
     return wanted

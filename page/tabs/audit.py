@@ -104,12 +104,14 @@ def build(found):
         )
     at_rate, exposed = gr.HTML(elem_id="audit-rates"), gr.HTML(elem_id="audit-exposed")
     path = gr.State(None)
-    quiet = {"api_visibility": "private"}
     shown = opened.click(
-        lambda choice, folder: _open(found, choice, folder), [choice, folder], [view, controls, exposed, path], **quiet
+        lambda choice, folder: _open(found, choice, folder),
+        [choice, folder],
+        [view, controls, exposed, path],
+        **look.ASKED,
     )
-    shown.then(_at_rate, [path, rate], at_rate, show_progress="hidden", **quiet)
-    rate.change(_at_rate, [path, rate], at_rate, show_progress="hidden", trigger_mode="always_last", **quiet)
+    shown.then(_at_rate, [path, rate], at_rate, **look.QUIETLY)
+    rate.change(_at_rate, [path, rate], at_rate, trigger_mode="always_last", **look.QUIETLY)
     return choice
 
 

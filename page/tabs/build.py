@@ -35,9 +35,8 @@ def build(desk, found):
                 gr.update(choices=found.choices()),
             )
 
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
         # A reload finds everything again: the state of the page is on the disk, not in the tab.
-        blocks.load(first, None, [*marked.outputs, *checked.outputs, *replayed.outputs, known, choice], **quiet)
-        check_tab.select(records, known, known, **quiet)
-        audit_tab.select(lambda: gr.update(choices=found.choices()), None, choice, **quiet)
+        blocks.load(first, None, [*marked.outputs, *checked.outputs, *replayed.outputs, known, choice], **look.QUIETLY)
+        check_tab.select(records, known, known, **look.QUIETLY)
+        audit_tab.select(lambda: gr.update(choices=found.choices()), None, choice, **look.QUIETLY)
     return blocks

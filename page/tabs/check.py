@@ -74,10 +74,8 @@ def build(desk):
     def begin(request: gr.Request, ready, *values):
         return _begin(desk, panel, request, ready, _filled_in(values))
 
-    count.click(plan_it, [ready, *values], [plan, ready, start, *folded], api_visibility="private")
-    start.click(
-        begin, [ready, *values], [plan, ready, start, *panel.outputs], show_progress="hidden", api_visibility="private"
-    )
+    count.click(plan_it, [ready, *values], [plan, ready, start, *folded], **look.ASKED)
+    start.click(begin, [ready, *values], [plan, ready, start, *panel.outputs], **look.QUIETLY)
     return panel, fields["known"], lambda chosen: _offered(desk, chosen)
 
 

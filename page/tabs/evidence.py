@@ -57,13 +57,7 @@ def build(desk):
     def begin(request: gr.Request, *values):
         return _begin(desk, panel, request, dict(zip(INPUTS, values, strict=True)))
 
-    start.click(
-        begin,
-        [fields[name] for name in INPUTS],
-        [refused, *panel.outputs],
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    start.click(begin, [fields[name] for name in INPUTS], [refused, *panel.outputs], **look.QUIETLY)
     return panel
 
 

@@ -113,21 +113,20 @@ def build(desk):
     def begin(request: gr.Request, draft, files, folder, *values):
         return _begin(desk, panel, request, draft, _source(files, folder), dict(zip(chosen, values, strict=True)))
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
     look_again = {
         "fn": marking.preview,
         "outputs": preview,
         "inputs": [draft, photo, *(chosen[name] for name in marking.VISIBLE)],
-        **quiet,
+        **look.QUIETLY,
     }
     weigh = {
         "fn": _proves,
         "inputs": [draft, chosen["holdout"], chosen["visibility"]],
         "outputs": proves,
-        **quiet,
+        **look.QUIETLY,
     }
     for event in (files.change, folder.submit, folder.blur):
-        taken = event(take, [files, folder, draft], [draft, found, photo], api_visibility="private")
+        taken = event(take, [files, folder, draft], [draft, found, photo], **look.ASKED)
         taken.then(**look_again)
         taken.then(**weigh)
     for control in (chosen["holdout"], chosen["visibility"]):
@@ -136,7 +135,7 @@ def build(desk):
         lambda visibility: (*marking.following(visibility), gr.update(value=marking.BUTTON[visibility != "none"])),
         chosen["visibility"],
         [*(chosen[name] for name in marking.FOLLOWING), start],
-        **quiet,
+        **look.QUIETLY,
     )
     for control in (photo, *(chosen[name] for name in marking.VISIBLE)):
         control.change(trigger_mode="always_last", **look_again)
@@ -147,9 +146,9 @@ def build(desk):
         strength,
         [cost, figures],
         trigger_mode="always_last",
-        **quiet,
+        **look.QUIETLY,
     )
-    start.click(begin, [draft, files, folder, *chosen.values()], [refused, *panel.outputs], **quiet)
+    start.click(begin, [draft, files, folder, *chosen.values()], [refused, *panel.outputs], **look.QUIETLY)
     return panel
 
 

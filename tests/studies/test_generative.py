@@ -9,7 +9,7 @@ from PIL import Image
 
 from dataset import load_dataset
 from studies import generative
-from studies.generative_models import FAMILIES, Unet
+from studies.generative_models import FAMILIES, Tuning, Unet, fine_tune, make_base
 from tests.suspects import tiny
 
 pytestmark = tiny.NEEDED
@@ -146,3 +146,29 @@ def test_letters_are_numbered_as_the_saved_tokenizer_numbers_them(tmp_path):
     from studies.generative_models import _ends
 
     assert told[0] == 54 and told[-1] == 55 and told[1:5] == [family._letter(one) for one in _ends("a photo")][:4]
+
+
+@pytest.mark.parametrize("tuning", [Tuning(None, 1e-3, 2), Tuning(2, 1e-3, 2)])
+def test_fine_tuning_that_was_interrupted_goes_on_to_the_same_bits(monkeypatch, tmp_path, tuning):
+    for name, value in {"CHANNELS": (8, 8), "GROUPS": 4, "HEAD": 8}.items():
+        monkeypatch.setattr(Unet, name, value)
+    family, images = (
+        FAMILIES["unet"],
+        torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), "uint8")),
+    )
+    make_base(family, tmp_path / "base", images, [""] * 4, 1, 1, torch.device("cpu"))
+
+    def tune(folder, *passes):
+        how = images, [""] * 4, tuning, passes, 1, torch.device("cpu")
+        return {
+            number: next(path.rglob("*.safetensors")).read_bytes()
+            for number, path in fine_tune(family, tmp_path / "base", tmp_path / folder, *how).items()
+        }
+
+    whole = tune("whole", 1, 3)
+    assert tune("parts", 1) == {1: whole[1]} != {1: whole[3]}
+    steps = []
+    plain = Unet.loss
+    monkeypatch.setattr(Unet, "loss", lambda *given: steps.append(1) or plain(*given))
+    assert tune("parts", 3)[3] == whole[3] and len(steps) == 2 * 2, "the first pass is not made again"
+    assert tune("parts", 2, 3)[2] not in whole.values() and len(steps) == 4 + 2 * 2, "from the start, as it is beyond 2"
