@@ -294,8 +294,12 @@ def show(folder, job, rows, args, record=None):
     from kit.cli import show_rows
     from provenance import disclosed
     from provenance import record as records
+    from provenance.folder import half_captioned
     from provenance.report import show_weaknesses
 
+    told = [photo.get("caption") for photo in folder.photos]
+    if some := half_captioned(told):
+        print(f"captions: {some}", file=sys.stderr)
     for name, reason in folder.skipped:
         print(f"skipped: {name}: {reason}", file=sys.stderr)
     count, published = len(job.numbers), job.published
@@ -311,7 +315,7 @@ def show(folder, job, rows, args, record=None):
         table.append(("skipped, same file twice", f"{len(folder.duplicates)}, such as {folder.duplicates[0][0]}"))
     if folder.ignored:
         table.append(("ignored, no photos", named(folder.ignored)))
-    if captions := sum("caption" in photo for photo in folder.photos):
+    if captions := sum(one is not None for one in told):
         table.append(("captions beside them", captions))
     if folder.alike:
         together = ", drawn together" if job.record.batches[-1].grouped else ""

@@ -18,6 +18,7 @@ RECORD, CHECK, MODEL, RUN = "audit of a record", "check of evidence", "model und
 # Of the flags of a run, those that mean something for a record as well; and what others are called there.
 SHARED = ("--dataset", "--data_root", "--image_size", "--num_of_non_member_user", "--verdict_fpr", "--out")
 SHARED += ("--base_model",)
+REPLAYED = ("--record", "--originals", "--reference", "--reference_net_type", "--model_config")
 INSTEAD = {
     "--batch_size": "--query_batch",
     "--exact_keys": "--keys",
@@ -164,6 +165,9 @@ def check_flags(parser, args):
         if args.signal:
             raise UserError("--signal is for diffusion models", advice="leave it out", flag="--signal")
         return
+    said = [flag for flag in given_flags(parser, args, RECORD) if flag not in REPLAYED] if args.replay else []
+    if said:
+        raise UserError(f"{said[0]} is for an audit", advice="leave it out: the evidence says what was asked")
     others = [flag for flag in given_flags(parser, args, RUN) if flag not in SHARED]
     if others:
         instead = INSTEAD.get(others[0])

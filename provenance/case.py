@@ -22,6 +22,7 @@ from provenance import record as records
 from provenance import references as references_of
 from provenance import sequential as one_by_one
 from provenance import strangers as strangers_of
+from provenance.folder import half_captioned
 from provenance.legacy import LegacyRecord
 from provenance.plan import KEY_CHOICES, SELECTION_CHOICES, STATISTIC, STATISTICS, VIEW_CHOICES, AuditPlan, departures
 from suspects.suspect import Suspect
@@ -200,8 +201,9 @@ class Case:
         if (each := suspect.pictures_a_query) > 1:
             asked += f"\neach query shows it {each} crops of a picture: {self.queries * each} pictures"
         if suspect.seconds is not None:
-            span = _span((self.queries - self.aside) * suspect.seconds)
-            asked += f"\ntime: about {span} ({suspect.passes} passes through a network a query, measured on the first)"
+            asked += f"\ntime: {self._time()}"
+        if suspect.captioned and (some := half_captioned(self._told)):
+            asked += f"\ncaptions: {some}"
         if plan.sequential:
             asked += (
                 f"\nphoto by photo: that is the most; it stops as soon as the evidence is there, after {plan.views} "
@@ -217,6 +219,20 @@ class Case:
             f"{asked}\nplan: {judgement.digest}\njudgement {judgement.number} of this model: p is compared with "
             f"{judgement.alpha:.2g}{departs}{gone}"
         )
+
+    @property
+    def _told(self):
+        """What a model that is told so hears that each photo shows."""
+        if self.plan.caption is not None:
+            return [self.plan.caption] * len(self.record.photos)
+        return [getattr(photo, "caption", None) or "" for photo in self.record.photos]
+
+    def _time(self):
+        """How long the queries take, in words."""
+        passes, each = [self.suspect.passes_of(caption) for caption in self._told], self.suspect.seconds
+        mean = sum(passes) / len(passes)
+        span = _span((self.queries - self.aside) * mean * each)
+        return f"about {span} ({mean:.3g} passes through a network a query, {each:.2g} s each: measured on the first)"
 
     def run(self, witness_key=None):
         """Fix the plan, ask what is not answered yet, judge, write all files: the dict of result.json. Resumes.

@@ -1,6 +1,6 @@
 """What is in a user's folder of photos, read once, and the names of marked files.
 
-Public: Folder, inspect_folder, caption_name, read_caption, output_names, each, workers.
+Public: Folder, inspect_folder, caption_name, read_caption, half_captioned, output_names, each, workers.
 """
 
 import hashlib
@@ -59,6 +59,17 @@ def each(function, items, label):
         return list(Progress(pool.map(function, items), label, len(items), unit="photo"))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def half_captioned(captions):
+    """A sentence where some photos have a caption and others none, whose scores are no likes; None elsewhere."""
+    without = sum(not caption for caption in captions)
+    if not 0 < without < len(captions):
+        return None
+    return (
+        f"{without} of {len(captions)} photos have none; a model answers on another scale about those, which hides "
+        "what it remembers: caption all, or none"
+    )
 
 
 def inspect_folder(path, format="png"):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from kit.errors import UserError
 from suspects.answering import one_line, readable_digest
 from suspects.opened import read_metadata
-from suspects.pipelines import headers_of, library
+from suspects.pipelines import headers_of, is_pipeline, library
 from utils import seeded
 
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # in a folder, of diffusers and of peft
@@ -33,10 +33,14 @@ LAYOUTS = {
     "diffusers": re.compile(r"(unet|transformer|text_encoder|text_encoder_2)\.").match,
 }
 MARK = re.compile(r"lora[._](A|B|down|up)\b|\.lora_(A|B|down|up)\.|^lora_(unet|te)")
+HALF = re.compile(r"(lora(?:_linear_layer)?[._])(A|B|down|up)\b")
+OTHER_HALF = {"A": "B", "B": "A", "down": "up", "up": "down"}
 UNREAD = re.compile(r"hada_|lokr_|oft_|\.diff(_b)?$|dora_scale|lora_magnitude|lora_mid|bundle_emb")
 # What trainers say of a LoRA, the first that are there being shown.
 SAYS = ("ss_sd_model_name", "ss_base_model_version", "modelspec.architecture", "ss_output_name", "modelspec.title")
+SAYS += ("modelspec.prediction_type", "ss_v_parameterization", "ss_new_sd_model_hash")
 SAYS += ("ss_num_train_images", "ss_num_epochs", "ss_steps", "ss_tag_frequency")
+PREDICTIONS = {"epsilon", "v_prediction"}  # which shapes don't tell apart
 # Words of `ss_base_model_version` and `modelspec.architecture`, and the pipelines that they are not of.
 FAMILIES = {
     "StableDiffusionXLPipeline": re.compile(r"sdxl|stable-diffusion-xl"),
@@ -81,10 +85,19 @@ class Adapter:
 
 
 def adapter_file(path):
-    """The LoRA's file that a path names, be it the file or its folder; None where it names none."""
+    """The LoRA's file that a path names, be it the file or its folder; None where it names none. Raises UserError where
+    a folder holds several."""
     path = Path(path)
     if path.is_dir():
-        return next((path / name for name in NAMES if (path / name).is_file()), None)
+        named = [path / name for name in NAMES if (path / name).is_file()]
+        others = [] if is_pipeline(path) else sorted(path.glob("*.safetensors"))
+        found = named or [one for one in others if is_adapter(one)]
+        if len(found) > 1:
+            raise UserError(
+                f"{path} holds {len(found)} LoRAs, {found[0].name} and {found[1].name} among them",
+                advice="give the file that is meant",
+            )
+        return found[0] if found else None
     return path if path.suffix.lower() == ".safetensors" and is_adapter(path) else None
 
 
@@ -110,6 +123,13 @@ def read_adapter(path):
             f"{path}: {strange[0][:80]!r} is of no known layout ({len(strange)} of {len(names)} keys)",
             advice=f"known are those of {', '.join(LAYOUTS)}",
         )
+    every = set(names)
+    for name in names:
+        half = HALF.sub(lambda found: found[1] + OTHER_HALF[found[2]], name)
+        if half not in every:  # libraries leave such a layer out, or fill it with anything
+            raise UserError(
+                f"{path}: {half[:100]!r} is missing, the other half of {name[:100]!r}", "get the whole file"
+            )
     return Adapter(path, load_file(path), layout, read_metadata(path), readable_digest(path))
 
 
@@ -121,6 +141,17 @@ def parts_of_base(adapter, base, base_file):
     if families and base.name in FAMILIES and base.name not in families[:1]:
         raise UserError(
             f"{adapter.path} says that it was trained on {_printable(said.strip())}, and --base_model is a {base.name}",
+            advice="give the model that it was trained on",
+            flag="--base_model",
+        )
+    predicts = {"epsilon": "epsilon", "v": "v_prediction"}.get(
+        str(adapter.says.get("modelspec.prediction_type")).lower()
+    )
+    predicts = "v_prediction" if str(adapter.says.get("ss_v_parameterization")).lower() == "true" else predicts
+    if predicts and base.schedule["prediction"] in PREDICTIONS - {predicts}:
+        raise UserError(
+            f"{adapter.path} says that it was trained to predict {predicts}, and --base_model predicts "
+            f"{base.schedule['prediction']}",
             advice="give the model that it was trained on",
             flag="--base_model",
         )
@@ -136,6 +167,8 @@ def parts_of_base(adapter, base, base_file):
 
 def attach(adapter, base):
     """Put a LoRA into a Pipeline, switched on. Raises UserError where any of it finds no place there."""
+    if adapter.path.suffix != ".safetensors":  # as the library wants it
+        raise UserError(f"{adapter.path} does not end in .safetensors", advice="rename it")
     try:
         with seeded("adapter"), warnings.catch_warnings(action="ignore"):
             if adapter.layout == "peft" or not hasattr(base.whole, "load_lora_weights"):
@@ -148,11 +181,11 @@ def attach(adapter, base):
                     local_files_only=True,
                     use_safetensors=True,
                 )
+            loaded = _loaded(base)
     except UserError:
         raise
     except Exception as error:  # shapes that don't fit, keys that belong nowhere
         raise _misfit(adapter, one_line(error)) from None
-    loaded = _loaded(base)
     dtype = next(base.network.parameters()).dtype
     factors = _factors(adapter) if adapter.layout == "kohya" and base.name == "FluxPipeline" else {}
     lost = [

@@ -84,7 +84,7 @@ class ScoringSuspect(Suspect):
         with _answering(self.name, images, "--input_size", "--input_size"), torch.inference_mode():
             columns = self.columns(images)
         if self.seconds is None and len(images):
-            self.seconds = (time.perf_counter() - begun) / len(images)
+            self.seconds = (time.perf_counter() - begun) / sum(map(self.passes_of, images.captions))
         scores = np.stack(columns, axis=1).astype(np.float32)
         wrong = ~np.isfinite(scores).all(axis=1)
         if wrong.all() and len(scores):

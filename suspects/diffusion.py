@@ -75,7 +75,6 @@ class DiffusionSuspect(ScoringSuspect):
         self.preprocessing, self.identity, self.name = preprocessing, identity, identity["file"]
         self.captioned, self.batch_size = model.whole is not None, batch_size
         self._seed, self._draws, self._signal = b"", {}, signal
-        self.passes = denoising.passes_of(signal) * (2 if base or adapter else 1)
         self.scores = self._in_words()
 
     def _in_words(self):
@@ -86,6 +85,9 @@ class DiffusionSuspect(ScoringSuspect):
             count = len(denoising.FRACTIONS) * denoising.NOISES
             what = f"how wrong it is about {WORDS[self._model.schedule['prediction']]}, the mean over {count} draws"
         return f"a {self._model.name} that answers with a score: {what}{made_of}{shown}"
+
+    def passes_of(self, caption):
+        return denoising.passes_of(self._signal) * (2 if self._base or self._adapter else 1)
 
     def settle(self, seed):
         self._seed, self._draws = seed, {}
@@ -222,7 +224,23 @@ def _base_of(model, base, config, device, dtype):
             advice="give the model that it was fine-tuned from",
             flag="--base_model",
         )
+    if _same(model, other):
+        raise UserError(
+            f"--base_model {base} has the same {model.part}, to the bit, as the model under audit",
+            advice="give the model that it was fine-tuned from",
+            flag="--base_model",
+        )
     return other
+
+
+def _same(model, other):
+    """Whether all that learns pictures and their captions has the same weights: what differs is the autoencoder."""
+    ours, theirs = ({name: one for name, one in each.modules.items() if name != "vae"} for each in (model, other))
+    return ours.keys() == theirs.keys() and all(
+        len(mine := module.state_dict()) == len(their := theirs[name].state_dict())
+        and all(key in their and torch.equal(value, their[key]) for key, value in mine.items())
+        for name, module in ours.items()
+    )
 
 
 def _size_of(model):

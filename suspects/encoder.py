@@ -111,6 +111,9 @@ class EncoderSuspect(ScoringSuspect):
     def settle(self, seed):
         self._distractors, self._crops = distractors_of(seed), crops_of(seed)
 
+    def passes_of(self, caption):
+        return len(self._models) * (1 if caption and self.captioned else VIEWS)
+
     def columns(self, images):
         told = np.array([bool(caption) and self.captioned for caption in images.captions], dtype=bool)
         found = np.empty((len(self._models), len(images)))

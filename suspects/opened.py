@@ -25,11 +25,13 @@ from suspects import pipelines
 from suspects.answering import SETTINGS, FileSuspect, flag_of, merged_preprocessing, one_line, pattern, readable_digest
 from suspects.onnx_file import class_names_of, open_onnx
 from suspects.state_dict import open_state_dict
-from suspects.towers import is_tower, tower_digest
+from suspects.towers import is_tower, refuse_unreadable, tower_digest
 
 PIPELINE_FILES = ("model_index.json", "pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 # Names of tensors in LoRAs (and what is taken for one), and in checkpoints of diffusion models.
-GENERATIVE = re.compile(r"lora[._](A|B|down|up|te|unet)|hada_|lokr_|^model\.diffusion_model\.|^first_stage_model\.")
+LORA = re.compile(r"lora[._](A|B|down|up|te|unet)|hada_|lokr_")
+GENERATIVE = re.compile(LORA.pattern + r"|^model\.diffusion_model\.|^first_stage_model\.")
 
 
 def open_model(
@@ -101,19 +103,46 @@ def _scored_family(path, net_type, base, config):
     """ "diffusion" or "encoder" for what is opened as one, None for others. UserError where flags of one were given and
     it is none."""
     single = path.is_file() and path.suffix.lower() == ".safetensors"
-    inside = [(path / name).is_file() for name in PIPELINE_FILES] if path.is_dir() else []
     kind = single and _kind_of_weights(path)
     family = None
-    if any(inside) or kind == "diffusion" or (single and kind != "run" and (base or config)):
+    if kind == "diffusion" or (single and kind != "run" and (base or config)) or _holds_diffusion(path):
         family = "diffusion"
     elif path.is_dir() and is_tower(path):
         family = "encoder"
     if family and net_type is not None:
         raise UserError(f"{path} says what it is", advice="leave --net_type out", flag="--net_type")
     if (base and not family) or (config and family != "diffusion"):
-        flag, kinds = ("--model_config", "diffusion models") if config else ("--base_model", "generators and encoders")
-        raise UserError(f"{flag} is for {kinds}, and {path} is none", advice="leave it out", flag=flag)
+        _refuse_base(path, family, "--model_config" if config else "--base_model")
     return family
+
+
+def _holds_diffusion(path):
+    """Whether a folder is a pipeline's, or holds a LoRA."""
+    if not path.is_dir() or is_tower(path):
+        return False
+    if any((path / name).is_file() for name in PIPELINE_FILES):
+        return True
+    there = [one for one in path.glob("*.safetensors") if read_metadata(one).get("format") != files.MODEL_FORMAT]
+    return any(_kind_of_weights(one) == "diffusion" for one in there)
+
+
+def _refuse_base(path, family, flag):
+    """Raise UserError: a base, or what says how one is read, was given beside what has none."""
+    pickles = [path] if path.is_file() else sorted(path.glob("*"))
+    if not family and (pickles := [one for one in pickles if one.suffix.lower() in PICKLES]):
+        raise UserError(
+            f"{pickles[0]} could run code of whoever made it, and is not read as a generator or encoder",
+            advice=f"ask for the weights as .safetensors; for a classifier leave {flag} out",
+            flag=flag,
+        )
+    if not family and path.is_dir():
+        raise UserError(
+            f"{path} holds no model: neither {pipelines.INDEX}, config.json nor a LoRA as .safetensors",
+            advice="give a pipeline's or an encoder's folder, or a LoRA",
+            flag="--checkpoint",
+        )
+    kinds = "diffusion models" if flag == "--model_config" else "generators and encoders"
+    raise UserError(f"{flag} is for {kinds}, and {path} is none", advice="leave it out", flag=flag)
 
 
 def _kind_of_weights(path):
@@ -128,12 +157,14 @@ def base_digest(path, config=None):
     """SHA-256 by which a base model is known (`identity` of what was made of it), which is not opened for it.
 
     path: a pipeline's or an encoder's folder, or a .safetensors file with the folder that says what it is, config.
-    Raises UserError.
+    Raises UserError, also for one that no audit could open: it is fixed before anything is marked.
     """
     path = Path(path)
     if path.is_dir() and not pipelines.is_pipeline(path) and is_tower(path):
+        refuse_unreadable(path)
         return tower_digest(path)
     if pipelines.is_pipeline(path):
+        pipelines.refuse_unreadable(path)
         return pipelines.folder_digest(path)
     if not path.is_file() or config is None or not pipelines.is_pipeline(config):
         raise UserError(
@@ -141,6 +172,8 @@ def base_digest(path, config=None):
             advice="give the folder, or the .safetensors file and a folder of its kind as --model_config",
             flag="--base_model",
         )
+    if LORA.search(" ".join(pipelines.headers_of(path))):
+        raise UserError(f"--base_model {path} is a LoRA", advice="give the model that one changes", flag="--base_model")
     return pipelines.file_digest(path, config)
 
 

@@ -4,14 +4,16 @@ Folders and files come from strangers. Every part is of a class that is named he
 safetensors; no code of theirs runs, nothing is downloaded, and a part of which anything is missing, left over or of
 another shape is refused, since a library would fill it with random numbers.
 
-Public: Pipeline, read_pipeline, read_single_file, is_pipeline, folder_digest, file_digest, digest_of_files, headers_of,
-library, load_part, read_tokenizer, read_config, refuse_absurd, shards_of, INDEX, NEEDS, COUNTERS.
+Public: Pipeline, read_pipeline, read_single_file, is_pipeline, refuse_unreadable, folder_digest, file_digest,
+digest_of_files, headers_of, library, load_part, read_tokenizer, refuse_other_words, read_config, refuse_absurd,
+shards_of, INDEX, NEEDS, COUNTERS, READ.
 """
 
 import json
 import re
 import warnings
 from dataclasses import dataclass
+from logging import CRITICAL
 from pathlib import Path
 
 import torch
@@ -81,6 +83,11 @@ INSIDE = {
     "vae": ("first_stage_model.", "vae."),
     "text": ("cond_stage_model.", "conditioner.", "text_encoders."),
 }
+READ = (".json", ".safetensors", ".txt", ".model")  # endings of all that a library may read in a folder
+# What libraries call the weights of a part, in several files or half as exact, too.
+NAMES_OF_WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|model)(\.[a-z0-9_]+)?(-\d+-of-\d+)?(\.[a-z0-9_]+)?\.safetensors"
+)
 WHOLE = {"F16", "BF16", "F32", "F64"}
 COUNTERS = re.compile(r"(^|\.)position_ids$|num_batches_tracked$")  # of earlier versions; nothing reads them
 MOST_BYTES, MOST_LAYERS, MOST_SIDE, MOST = 1 << 20, 1000, 4096, 10_000_000  # of a configuration, and of numbers in it
@@ -121,7 +128,7 @@ def library(name):
     module = optional(name, "a model of this kind", NEEDS)
     if name in ("diffusers", "transformers"):
         logging = module.utils.logging
-        logging.set_verbosity_error()  # what they would warn of is refused here
+        logging.set_verbosity(CRITICAL)  # what they would warn of is refused here, in one line
         logging.disable_progress_bar()
     return module
 
@@ -210,6 +217,9 @@ def _assembled(folder, name, parts, device, digest):
     for module in parts.values():
         if isinstance(module, torch.nn.Module):
             module.to(device).eval().requires_grad_(False)
+    for name_of_text in [one for one in parts if one.startswith("text_encoder") and parts[one] is not None]:
+        words = parts[name_of_text.replace("text_encoder", "tokenizer")]
+        refuse_other_words(folder, len(words), parts[name_of_text].config.vocab_size)
     whole = None
     if vae is not None and "text_encoder" in parts:
         kind = getattr(diffusers, name)
@@ -241,6 +251,19 @@ def _kinds(name):
 
 def _read_part(folder, index, part, kinds, dtype):
     """One part of a pipeline's folder, None for one that may be absent."""
+    found = _place_of(folder, index, part, kinds)
+    if found is None:
+        return None
+    name, (place, kind) = part.removesuffix("?"), found
+    if name.startswith("tokenizer"):
+        return read_tokenizer(place, kind)
+    return load_part(
+        getattr(library("transformers" if name.startswith("text_encoder") else "diffusers"), kind), place, dtype
+    )
+
+
+def _place_of(folder, index, part, kinds):
+    """(folder, class) of one part of a pipeline's folder, None for one that may be absent."""
     name, place = part.removesuffix("?"), folder / part.removesuffix("?")
     named = index.get(name)
     absent = not isinstance(named, list) or len(named) != 2 or named == [None, None]
@@ -251,12 +274,20 @@ def _read_part(folder, index, part, kinds, dtype):
     kind = str(named[1])
     if kind not in kinds:
         raise UserError(f"{folder}: its {name} is a {kind[:60]!r}", advice=f"known here is {' or '.join(kinds)}")
-    kind = kinds[0] if kind == OLD_TRANSFORMER else kind
-    if name.startswith("tokenizer"):
-        return read_tokenizer(place, kind)
-    return load_part(
-        getattr(library("transformers" if name.startswith("text_encoder") else "diffusers"), kind), place, dtype
-    )
+    return place, kinds[0] if kind == OLD_TRANSFORMER else kind
+
+
+def refuse_unreadable(folder):
+    """Raise UserError for a pipeline's folder of which a part is missing, or damaged as far as can be told without a
+    library."""
+    folder = Path(folder)
+    name, index = _index_of(folder)
+    read_config(folder / "scheduler" / "scheduler_config.json")
+    for part, kinds in _kinds(name):
+        found = _place_of(folder, index, part, kinds)
+        if found and not part.startswith("tokenizer"):
+            refuse_absurd(found[0])
+            _variant(found[0])
 
 
 def load_part(kind, place, dtype, **options):
@@ -282,6 +313,16 @@ def _name_of(key):
     return str(key[0] if isinstance(key, tuple | list) else key)  # mismatched ones come with their shapes
 
 
+def refuse_other_words(place, has, most):
+    """Raise UserError for a tokenizer of `has` words beside a network that knows `most`: libraries make one of a few
+    words out of nothing."""
+    if not most / 2 <= has <= most:
+        raise UserError(
+            f"{place}: its tokenizer has {has:,} words and its network {most:,}",
+            advice="give the folder with the tokenizer of its training",
+        )
+
+
 def read_tokenizer(place, kind):
     """A tokenizer of a class of transformers' out of a folder. Raises UserError."""
     transformers = library("transformers")
@@ -301,7 +342,9 @@ def _variant(place):
         others = [path.name for path in place.iterdir() if path.suffix in (".bin", ".ckpt", ".pt", ".gguf", ".onnx")]
         there = f" ({others[0]} is not read: it could run code, or is quantised)" if others else ""
         raise UserError(f"{place} has no weights as .safetensors{there}", advice="save it with safe_serialization=True")
-    shards_of(place, weights)
+    shards = shards_of(place, weights)
+    if other := [name for name in weights if name not in shards and not NAMES_OF_WEIGHTS.fullmatch(name)]:
+        raise UserError(f"{place}: {other[0]} would not be read", advice="give a folder with one model's weights")
     for name in weights:
         headers_of(place / name)
     half = [name for name in weights if ".fp16" in name]
@@ -417,8 +460,12 @@ def folder_digest(folder):
     name, _ = _index_of(folder)
     for part in (INDEX, "scheduler", *(part.removesuffix("?") for part in KNOWN[name])):
         place = folder / part
-        found += [place] if place.is_file() else sorted(path for path in place.glob("*") if path.is_file())
+        found += [place] if place.is_file() else sorted(path for path in place.glob("*") if _is_read(path))
     return digest_of_files(folder, found)
+
+
+def _is_read(path):
+    return path.is_file() and path.suffix in READ and not path.name.startswith(".")
 
 
 def file_digest(path, folder):

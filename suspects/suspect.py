@@ -297,8 +297,8 @@ class Suspect:
     calibration: how mean and std were found, JSON-ready (see suspects/calibration.py), or None;
     scores: what its scores are, in words, where it answers with scores and not of classes; None elsewhere;
     pictures_a_query: how many pictures one query shows it, which budgets count;
-    passes: how often one query goes through its network, or that of its base; seconds: how long the first query took,
-    of a model whose queries take their time, None elsewhere;
+    seconds: how long a pass through its network took on the first query, of a model whose queries take their time,
+    None elsewhere;
     captioned: whether it is told what an image shows, and so asked with Captioned images;
     training_settings: what a run of train.py was trained with, which tells what it has not seen; None elsewhere.
     """
@@ -313,7 +313,6 @@ class Suspect:
     calibration: dict | None = None
     scores: str | None = None
     pictures_a_query: int = 1
-    passes: int = 1
     seconds: float | None = None
     captioned: bool = False
     training_settings: dict | None = None
@@ -332,6 +331,10 @@ class Suspect:
     def settle(self, seed):
         """Hear the seed, bytes, from which all that it draws for its answers follows: of an audit, fixed before the
         first query, and one for all photos and keys, so that an answer hangs on the image and its caption alone."""
+
+    def passes_of(self, caption):
+        """How often a query with a caption goes through its network, or that of its base."""
+        return 1
 
     def describe(self):
         """What it answers with, in words."""

@@ -20,6 +20,7 @@ from suspects.answering import one_line
 from suspects.pipelines import (
     COUNTERS,
     NEEDS,
+    READ,
     digest_of_files,
     headers_of,
     library,
@@ -27,13 +28,13 @@ from suspects.pipelines import (
     read_config,
     read_tokenizer,
     refuse_absurd,
+    refuse_other_words,
     shards_of,
 )
 from utils import seeded
 
 CONFIG, OPEN_CLIP, OPEN_CLIP_WEIGHTS = "config.json", "open_clip_config.json", "open_clip_model.safetensors"
 WEIGHTS, FEEDING = "model.safetensors", ("preprocessor_config.json", "processor_config.json")
-READ = (".json", ".safetensors", ".txt", ".model")  # endings of all that a library may read in a folder
 # How a class was trained, and so what its score with a caption is; without one all are asked as "pictures" are.
 FAMILIES = {
     "CLIPModel": "softmax",
@@ -251,12 +252,7 @@ def _tokenizer_of(folder, family, network):
     elif kind not in WORDS:
         raise UserError(f"{folder}: its tokenizer is a {said[:60]!r}", advice=f"known here are {', '.join(WORDS)}")
     tokenizer = read_tokenizer(folder, said)
-    most, has = network.config.text_config.vocab_size, len(tokenizer)
-    if not most / 2 <= has <= most:  # libraries make one of a few words out of nothing
-        raise UserError(
-            f"{folder}: its tokenizer has {has:,} words and its network {most:,}",
-            advice="give the folder with the tokenizer of its training",
-        )
+    refuse_other_words(folder, len(tokenizer), network.config.text_config.vocab_size)
     return tokenizer
 
 
@@ -390,6 +386,15 @@ def _open_clip_facts(folder, whole, size):
         {"resize": min(size) if isinstance(size, tuple | list) else size} if mode == "shortest" else {"squash": True}
     )
     return {"size": size, "interpolation": said.get("interpolation", "bicubic"), **sides, **facts}
+
+
+def refuse_unreadable(folder):
+    """Raise UserError for a folder whose weights are missing or damaged, as far as can be told without a library."""
+    weights = sorted(Path(folder).glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"{folder} has no weights as .safetensors", advice="save it with safe_serialization=True")
+    for path in weights:
+        headers_of(path)
 
 
 def tower_digest(folder):

@@ -47,6 +47,8 @@ RECORD = ("--record", "record.json", "--checkpoint", "model.onnx")
         ((*RECORD, "--noise_norm", 4), ("--noise_norm", "the record knows how its photos were marked")),
         ((*RECORD, "--save_tag", "mine"), ("--save_tag is for runs",)),
         (("--replay", "evidence.zip", "--batch_size", 16), ("use --query_batch",)),
+        (("--replay", "evidence.zip", "--caption", "dog"), ("--caption is for an audit", "the evidence says")),
+        (("--replay", "evidence.zip", "--dry_run"), ("--dry_run is for an audit",)),
         (("--checkpoint", "run", "--label", 3), ("--label is for the audit of a record", "--record")),
         (("--checkpoint", "run", "--originals", "photos"), ("--originals", "--record")),
     ],

@@ -32,6 +32,7 @@ def test_kohyas_layout(told, mark):
     flags = ("--holdout", "0.25", "--seed", "3", "--layout", "kohya", "--repeats", "7", "--concept", "sks style/2")
     done = mark(told, *flags)
     assert done.code == 0, done.err
+    assert "captions: 2 of 4 photos have none" in done.err
     place = told.with_name("user_kohya") / "7_sks-style-2"
     images = sorted(place.glob("*.png"))
     assert {path.read_bytes(): path.with_suffix(".txt").read_text("utf-8") for path in images} == published(told)

@@ -1,6 +1,7 @@
 """Diffusion models and LoRAs that can't be read in full, or change nothing, are refused by name: no false comfort."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -132,6 +133,21 @@ def inpainting(pipe):
     reweighted(pipe / "unet" / WEIGHTS, lambda tensors: tensors.update(wide))
 
 
+def no_words(pipe):
+    """Each caption would be the same to it."""
+    for path in (pipe / "tokenizer").iterdir():
+        path.name == "tokenizer_config.json" or path.unlink()
+
+
+def no_tokenizer_files(pipe):
+    for path in (pipe / "tokenizer").iterdir():
+        path.unlink()
+
+
+def weights_beside(pipe):
+    shutil.copy(pipe / "unet" / WEIGHTS, pipe / "unet" / "mine-finetuned.safetensors")
+
+
 HOSTILE = {
     without_vae: ("vae is missing",),
     null_vae: ("vae is missing",),
@@ -153,6 +169,9 @@ HOSTILE = {
     unknown_prediction: ("schedule", "guess"),
     unknown_schedule: ("EDMEulerScheduler",),
     inpainting: ("9", "channels"),
+    no_words: ("tokenizer has", "words and its network 54"),
+    no_tokenizer_files: ("tokenizer",),
+    weights_beside: ("mine-finetuned.safetensors would not be read",),
 }
 
 
@@ -171,16 +190,23 @@ def test_a_base_of_another_kind(pipe, saved, tmp_path):
     refused(pipe, "the model under audit itself", base=saved)
     other = tiny.stable_diffusion(tmp_path / "v", prediction="v_prediction")
     refused(pipe, "--base_model", "v_prediction", base=other)
-    reweighted(tiny_copy := shutil.copytree(saved, tmp_path / "same") / "unet" / WEIGHTS, lambda tensors: None)
-    (tiny_copy.parent / "NOTES.md").write_text("other files, the same weights")
-    refused(pipe, "changes nothing", base=tmp_path / "same")
+    same = shutil.copytree(saved, tmp_path / "same")
+    (same / "unet" / "NOTES.md").write_text("what no library reads")
+    (same / "vae" / ".DS_Store").write_text("nor this")
+    refused(pipe, "the model under audit itself", base=same)
+    reweighted(same / "vae" / WEIGHTS, lambda tensors: tensors["quant_conv.bias"].add_(1))
+    refused(pipe, "has the same unet, to the bit", base=same)
+    reweighted(
+        same / "text_encoder" / "model.safetensors", lambda tensors: [value.mul_(2) for value in tensors.values()]
+    )
+    open_model(pipe, device="cpu", base=str(same))
     refused(pipe, "--base_model", "index", base=tmp_path)
 
 
 def test_a_base_is_for_what_is_made_of_one(tmp_path, saved):
     save_file({"weight": torch.zeros(3)}, tmp_path / "net.safetensors")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "net.pt")
-    refused(tmp_path / "net.pt", "--base_model", "leave it out", base=saved)
+    refused(tmp_path / "net.pt", "could run code", "leave --base_model out", base=saved)
     refused(tmp_path / "net.safetensors", "does not fit", base=saved)
 
 
@@ -230,6 +256,63 @@ def test_shapes_of_another_base(tmp_path, saved):
 def test_a_lora_that_names_another_base(tmp_path, saved):
     for key, value in (("ss_base_model_version", "sdxl_base_v1-0"), ("modelspec.architecture", "Flux.1-dev/lora")):
         refused(lora(tmp_path, "kohya", metadata={key: value}), "says that it was trained on", base=saved)
+    # Shapes are the same, and what it learnt would be asked for in vain.
+    for key, value in (("ss_v_parameterization", "True"), ("modelspec.prediction_type", "v")):
+        refused(lora(tmp_path, "kohya", metadata={key: value}), "trained to predict v_prediction", base=saved)
+    as_said = lora(
+        tmp_path, "kohya", metadata={"modelspec.prediction_type": "epsilon", "ss_v_parameterization": "False"}
+    )
+    assert "prediction_type epsilon" in open_model(as_said, device="cpu", base=str(saved)).describe()
+
+
+@pytest.mark.parametrize("half", ["A|down", "B|up"])
+@pytest.mark.parametrize(
+    "layout, part",
+    [("diffusers", "unet"), ("diffusers", "text_encoder"), ("kohya", "unet"), ("kohya", "te_"), ("peft", "")],
+)
+def test_half_a_layer(tmp_path, saved, layout, part, half):
+    """A library leaves the layer out, fills it with anything, or fails on its own."""
+
+    def torn(tensors):
+        tensors.pop(next(name for name in tensors if re.search(rf"lora[._]({half})\b", name) and part in name))
+
+    refused(lora(tmp_path, layout, torn, **({} if part else {"text": 0})), "the other half of", base=saved)
+
+
+def test_the_file_itself(tmp_path, saved):
+    """What is truncated is no pickle, though it may begin as one; two LoRAs in a folder are no choice of ours."""
+    path = lora(tmp_path, "kohya")
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    longer = -(-size // 256) * 256 + 0x80
+    torn = longer.to_bytes(8, "little") + content[8 : 8 + size].ljust(longer) + content[8 + size :]
+    path.write_bytes(torn)
+    assert torn[:1] == b"\x80" and open_model(path, device="cpu", base=str(saved)).name == path.name
+    path.write_bytes(torn[:-20])
+    refused(path, "truncated", base=saved)
+    path.rename(tmp_path / "kohya.SAFETENSORS")
+    (tmp_path / "kohya.SAFETENSORS").write_bytes(content)
+    refused(tmp_path / "kohya.SAFETENSORS", "rename it", base=saved)
+    folder = tmp_path / "output"
+    folder.mkdir()
+    refused(folder, "holds no model", base=saved)
+    (folder / "mystyle.safetensors").write_bytes(content)
+    assert open_model(folder, device="cpu", base=str(saved)).identity["adapter"]["layout"] == "kohya"
+    (folder / "mystyle-000002.safetensors").write_bytes(content)
+    refused(folder, "holds 2 LoRAs", base=saved)
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "pytorch_lora_weights.bin").write_bytes(b"\x80\x02")
+    refused(pickled, "could run code", base=saved)
+
+
+def test_libraries_do_not_speak_beside_the_one_line(tmp_path, saved, capfd):
+    def misnamed(tensors):
+        for name in list(tensors):
+            tensors[name.replace("to_q", "to_x")] = tensors.pop(name)
+
+    refused(lora(tmp_path, "diffusers", misnamed, text=0), "does not fit --base_model", base=saved)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

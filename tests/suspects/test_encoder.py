@@ -13,6 +13,7 @@ from suspects.crops import AREA, SHAPE, VIEWS, crops, crops_of, disagreement
 from suspects.encoder import CAPTIONS, DISTRACTORS, contrastive_loss, distractors_of
 from suspects.opened import open_model
 from suspects.suspect import Captioned, Preprocessing
+from suspects.towers import Tower
 from tests.suspects import tiny
 from tests.suspects import tiny_encoders as make
 
@@ -299,6 +300,19 @@ def test_what_a_model_was_made_of_is_asked_the_same(saved, tmp_path, name):
     assert suspect.identity["base"] == {"file": name, "sha256": base["sha256"]} and base["sha256"]
     assert suspect.identity["sha256"] != base["sha256"] and "less that of the model" in suspect.describe()
     assert suspect.identity["score"]["views"] == VIEWS and "version 1" in suspect.identity["score"]["of"]
+
+
+@make.NEEDED
+@pytest.mark.parametrize("name", [CLIP, EYE])
+@pytest.mark.parametrize("based", [False, True])
+def test_as_many_pictures_go_through_it_as_it_says(saved, tmp_path, monkeypatch, name, based):
+    tuned = getattr(make, name)(tmp_path / "tuned", getattr(make, f"{name}_model")(seed=1))
+    suspect, shown, plain = opened(tuned, base=saved[name] if based else None), [], Tower.pictures
+    monkeypatch.setattr(Tower, "pictures", lambda tower, pixels: shown.extend(pixels) or plain(tower, pixels))
+    for caption in ("cat", ""):
+        shown.clear()
+        suspect.ask(Captioned(tiny.pictures(1), (caption,)))
+        assert len(shown) == suspect.passes_of(caption) in ((1, 2) if caption and name == CLIP else (VIEWS, 2 * VIEWS))
 
 
 @make.NEEDED
