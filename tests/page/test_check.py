@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from attacks.exact import one_in
 from kit.errors import UserError
@@ -501,13 +502,23 @@ def test_sizes_that_are_none_are_refused(text):
         inputs.size(text)
 
 
+def lora(path):
+    """The file of a LoRA of the tiny pixel models below."""
+    draws = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 3, 3, 3, generator=draws), torch.randn(8, 2, 1, 1, generator=draws)
+    layer = {"unet.conv_in": (down, up)}
+    return tiny.save_lora(path, layer, "diffusers")
+
+
 @tiny.NEEDED
-def test_a_generator_is_asked_beside_what_it_was_made_of(desk, album, tmp_path):
+@pytest.mark.parametrize("kind", ["in full", "LoRA"])
+def test_a_generator_is_asked_beside_what_it_was_made_of(desk, album, tmp_path, kind):
     narrow = {"block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2}
     narrow |= {"up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
     base, tuned = (
         tiny.pixel_pipeline(tmp_path / name, tiny.pixel_unet(seed, **narrow)) for seed, name in enumerate("bt")
     )
+    tuned = lora(tmp_path / "style.safetensors") if kind == "LoRA" else tuned
     empty = dict.fromkeys(("net_type", "input_size", "mean", "std"), "")
     few = {"query_augmentations": "1", **STRONG}
     fields = {**FIELDS, **empty, **few, "known": album[0].id, "address": str(tuned), "base_model": str(base)}
@@ -515,7 +526,7 @@ def test_a_generator_is_asked_beside_what_it_was_made_of(desk, album, tmp_path):
     assert "400 queries" in shown and "answers with a score" in shown and "That takes about" in shown
     result = results(job)
     assert result["queries"] == 400 and any("is said to be made of it" in text for text in result["weaknesses"])
-    assert job.details["base_model"] == str(base)
+    assert job.details["base_model"] == str(base) and (kind in shown) == (kind == "LoRA")
     shown, ready, *_ = check._plan(desk, None, {**fields, "base_model": str(tuned)})
     assert ready is None and "“Base model”" in shown
 
