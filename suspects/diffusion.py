@@ -199,6 +199,8 @@ def _read(path, config, device, dtype, flag):
         raise UserError(
             f"{flag} {path} is neither a pipeline's folder nor a .safetensors file", advice="check it", flag=flag
         )
+    if adapters.is_adapter(path):
+        raise UserError(f"{flag} {path} is a LoRA", advice="give the model that one changes", flag=flag)
     if config is None or not pipelines.is_pipeline(config):
         raise UserError(
             f"{path} does not say what it is a checkpoint of",

@@ -223,8 +223,9 @@ def lora(tmp_path, layout="diffusers", change=None, metadata=None, **options):
     return path
 
 
-def test_a_lora_without_its_base(tmp_path):
+def test_a_lora_without_its_base(tmp_path, saved):
     refused(lora(tmp_path), "LoRA", "--base_model")
+    refused(lora(tmp_path, "kohya"), "--base_model", "is a LoRA", base=lora(tmp_path), config=str(saved))
 
 
 def test_a_lora_that_changes_nothing(tmp_path, saved):
