@@ -50,7 +50,26 @@ def artist(tmp_path_factory):
     tiny.pixel_pipeline(root / "base", base)
     tiny.pixel_pipeline(root / "tuned", trained(base, published, 150, 1))
     tiny.pixel_pipeline(root / "innocent", trained(base, others, 150, 1))
+    save_lora(trained(adapted(base), published, 300, 1), root / "lora" / "adapter_model.safetensors")
     return root
+
+
+def adapted(base):
+    """A base with a LoRA of rank 4 in each convolution and linear layer, which alone learns."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    kinds = torch.nn.Linear | torch.nn.Conv2d
+    network, layers = copy.deepcopy(base), [name for name, one in base.named_modules() if isinstance(one, kinds)]
+    return inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, target_modules=layers), network, "default")
+
+
+def save_lora(network, path):
+    from peft.utils import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(network, adapter_name="default")
+    layers = {name.rpartition(".lora_")[0] for name in state}
+    matrices = {f"unet.{name}": [state[f"{name}.lora_{half}.weight"].detach() for half in "AB"] for name in layers}
+    tiny.save_lora(path, matrices, "peft")
 
 
 @pytest.fixture
@@ -58,8 +77,9 @@ def audit(artist, script, tmp_path):
     return auditor(artist, script, tmp_path)
 
 
-def test_a_fine_tuned_model_is_found(artist, audit):
-    flags = ("--checkpoint", artist / "tuned", "--base_model", audit.base)
+@pytest.mark.parametrize("name", ["tuned", "lora"])
+def test_a_fine_tuned_model_is_found(artist, audit, name):
+    flags = ("--checkpoint", artist / name, "--base_model", audit.base)
     done = audit.run(*flags, "--out", audit.out)
     assert done.code == 0, done.err
     result = result_of(audit.out)
@@ -70,7 +90,22 @@ def test_a_fine_tuned_model_is_found(artist, audit):
     again = audit.run("--replay", audit.out / "evidence.zip", *flags)
     assert again.code == 0 and "answers are the model's own" in flat(again.out), again.out + again.err
     # The score alone, and what is taken off, both are in the evidence: without the base it is another audit.
-    refused(audit.run("--replay", audit.out / "evidence.zip", "--checkpoint", artist / "tuned"), "scored", "base")
+    refused(
+        audit.run("--replay", audit.out / "evidence.zip", "--checkpoint", artist / name),
+        "scored" if name == "tuned" else "--base_model",
+    )
+
+
+def test_a_lora_of_a_latent_model_that_is_told_captions(artist, audit):
+    base = tiny.stable_diffusion(audit.out.with_name("sd"))
+    lora = tiny.save_lora(audit.out.with_name("style.safetensors"), tiny.matrices(), "kohya")
+    flags = ("--checkpoint", lora, "--base_model", base, "--query_batch", 64)
+    done = audit.run(*flags, "--caption", "a cat", "--out", audit.out)
+    assert done.code == 0, done.err
+    result = result_of(audit.out)
+    assert result["queries"] == PHOTOS * (KEYS + 1) and result["model"]["adapter"]["layout"] == "kohya"
+    again = audit.run("--replay", audit.out / "evidence.zip", *flags)
+    assert again.code == 0 and "answers are the model's own" in flat(again.out), again.out + again.err
 
 
 def test_one_fine_tuned_on_others_pictures_is_not(artist, audit):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kit.files import file_digest
 from suspects.opened import open_model
 from suspects.suspect import Captioned
 from tests.suspects import tiny
@@ -264,6 +265,14 @@ def test_a_lora_that_names_another_base(tmp_path, saved):
         tmp_path, "kohya", metadata={"modelspec.prediction_type": "epsilon", "ss_v_parameterization": "False"}
     )
     assert "prediction_type epsilon" in open_model(as_said, device="cpu", base=str(saved)).describe()
+
+
+def test_a_lora_that_names_the_file_of_its_base(tmp_path, saved):
+    base = shutil.copy(saved / "unet" / WEIGHTS, tmp_path / "base.safetensors")
+    fits = lora(tmp_path, "kohya", metadata={"ss_new_sd_model_hash": file_digest(base)})
+    open_model(fits, device="cpu", base=str(base), config=str(saved))
+    other = lora(tmp_path, "kohya", metadata={"ss_new_sd_model_hash": "0" * 64})
+    refused(other, "SHA-256 0000000000000000", base=str(base), config=str(saved))
 
 
 @pytest.mark.parametrize("half", ["A|down", "B|up"])
