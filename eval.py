@@ -255,14 +255,19 @@ def server_options(args):
                 "--calibration is for servers", advice="a file needs --mean and --std", flag="--calibration"
             )
         return options
+    if place and args.answers == "embeddings":
+        raise UserError(
+            "--calibration looks at how sure of a class a model is, and embeddings name none",
+            advice="give --mean and --std as in its training",
+            flag="--calibration",
+        )
     stored = opening.stored_input(args.record, args.checkpoint, args.out) if args.record and not args.replay else None
     found = (stored or {}).get("calibration")
     if stored and (name is None or not found or found["chosen"] == name):
         return {**options, "stored": stored}
     if place and args.dry_run:
         raise UserError("--calibration shows the model photos, and --dry_run none", advice="leave one of them out")
-    embeddings = args.answers == "embeddings"
-    return {**options, "calibration": opening.calibration_of(place, name, args.record, args.originals, embeddings)}
+    return {**options, "calibration": opening.calibration_of(place, name, args.record, args.originals)}
 
 
 def find_out_world(args, suspect):

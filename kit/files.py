@@ -167,8 +167,8 @@ def no_safetensors(path, error):
     with open(path, "rb") as file:
         head = file.read(9)
     # A zip (torch.save since 1.6) or the PROTO opcode of pickle 2 and later. Named, never opened. Safetensors begin
-    # with a length of 8 bytes, whose first may be that opcode, and a brace.
-    if head[:2] == b"PK" or (head[:1] == b"\x80" and head[8:9] != b"{"):
+    # with a length of 8 bytes, the first of which may be either, and a brace.
+    if (head[:2] == b"PK" or head[:1] == b"\x80") and head[8:9] != b"{":
         return UserError(
             f"{path} is a pickle, which could run code of whoever made it, so it was not opened",
             "ask for the weights as a safetensors file",

@@ -62,7 +62,7 @@ def each(function, items, label):
 
 
 def half_captioned(captions):
-    """A sentence where some photos have a caption and others none, whose scores are no likes; None elsewhere."""
+    """A sentence where some photos have a caption and others none, whose scores can't be compared; None elsewhere."""
     without = sum(not caption for caption in captions)
     if not 0 < without < len(captions):
         return None

@@ -68,9 +68,8 @@ def stored_input(record_path, address, folder=None):
     return None
 
 
-def calibration_of(place, confirmed, record_path, originals, embeddings=False):
-    """The Calibration that --calibration PLACE means, PLACE being a folder or OWN; None for no place. embeddings:
-    whether the server answers with these.
+def calibration_of(place, confirmed, record_path, originals):
+    """The Calibration that --calibration PLACE means, PLACE being a folder or OWN; None for no place.
 
     Of the record's own photos those are taken that have the lowest numbers, which their content gave them before the
     draw, published or not: so the choice does not depend on what was drawn, and p stays exact. They are shown without
@@ -98,4 +97,4 @@ def calibration_of(place, confirmed, record_path, originals, embeddings=False):
     if not paths:
         raise UserError(f"--calibration {place} has no photos", advice="give a folder with some", flag="--calibration")
     photos = Photos(paths, WORKING_SIZE)
-    return Calibration([photos[number] for number in range(len(photos))], origin, confirmed, embeddings)
+    return Calibration([photos[number] for number in range(len(photos))], origin, confirmed)

@@ -184,8 +184,8 @@ def _trained(family, network, images, captions, passes, tuning, seed, words, dev
 def _go_on(state, network, optimizer, draws, least):
     """Take up a training where `state`, a file, has left it, unless that is at `least` passes or beyond; returns how
     many passes are done."""
-    kept = torch.load(state, weights_only=True) if state.exists() else {"passes": least}
-    if kept["passes"] >= least:
+    kept = torch.load(state, weights_only=True, map_location="cpu") if state.exists() else None
+    if kept is None or kept["passes"] >= least:
         return 0
     network.load_state_dict(kept["network"])
     optimizer.load_state_dict(kept["optimizer"])

@@ -86,16 +86,17 @@ class Adapter:
 
 def adapter_file(path):
     """The LoRA's file that a path names, be it the file or its folder; None where it names none. Raises UserError where
-    a folder holds several."""
+    a folder that is no pipeline holds other weights, too: which are meant?"""
     path = Path(path)
+    if path.is_dir() and is_pipeline(path):
+        return next((path / name for name in NAMES if (path / name).is_file()), None)
     if path.is_dir():
-        named = [path / name for name in NAMES if (path / name).is_file()]
-        others = [] if is_pipeline(path) else sorted(path.glob("*.safetensors"))
-        found = named or [one for one in others if is_adapter(one)]
-        if len(found) > 1:
+        weights = sorted(path.glob("*.safetensors"))
+        found = [one for one in weights if is_adapter(one)]
+        if found and len(weights) > 1:
             raise UserError(
-                f"{path} holds {len(found)} LoRAs, {found[0].name} and {found[1].name} among them",
-                advice="give the file that is meant",
+                f"{path} holds {len(weights)} files of weights, {weights[0].name} and {weights[1].name} among them",
+                advice="give the LoRA's file that is meant",
             )
         return found[0] if found else None
     return path if path.suffix.lower() == ".safetensors" and is_adapter(path) else None
@@ -126,7 +127,9 @@ def read_adapter(path):
     every = set(names)
     for name in names:
         half = HALF.sub(lambda found: found[1] + OTHER_HALF[found[2]], name)
-        if half not in every:  # libraries leave such a layer out, or fill it with anything
+        if half not in every and not name.endswith(
+            ".bias"
+        ):  # libraries leave such a layer out, or fill it with anything
             raise UserError(
                 f"{path}: {half[:100]!r} is missing, the other half of {name[:100]!r}", "get the whole file"
             )
@@ -144,10 +147,8 @@ def parts_of_base(adapter, base, base_file):
             advice="give the model that it was trained on",
             flag="--base_model",
         )
-    predicts = {"epsilon": "epsilon", "v": "v_prediction"}.get(
-        str(adapter.says.get("modelspec.prediction_type")).lower()
-    )
-    predicts = "v_prediction" if str(adapter.says.get("ss_v_parameterization")).lower() == "true" else predicts
+    # Written by the trainer alone: programs that merge LoRAs, or make one of two models, guess `prediction_type`.
+    predicts = {"true": "v_prediction", "false": "epsilon"}.get(str(adapter.says.get("ss_v_parameterization")).lower())
     if predicts and base.schedule["prediction"] in PREDICTIONS - {predicts}:
         raise UserError(
             f"{adapter.path} says that it was trained to predict {predicts}, and --base_model predicts "

@@ -3,9 +3,7 @@
 Photos of no consequence are shown under each candidate, whole, and cut into pieces that are shuffled. The one under
 which the pieces make the model unsure by most (the entropy of its answers grows) is proposed, and somebody has to
 confirm it. Confidence alone would not do: a network that is fed numbers far too large is sure of everything, pieces
-included. Where it answers with embeddings, the one is proposed under which those of different photos are furthest
-apart: to what it does not know how to look at, a network finds everything alike. It is a proposal: candidates that a
-network can hardly tell apart may be taken for each other.
+included. It is a proposal: candidates that a network can hardly tell apart may be taken for each other.
 
 Never are these the audit's own queries. A choice that depended on them, or on which half was published, would make p
 inexact.
@@ -14,10 +12,8 @@ Public: Calibration, calibrate, CANDIDATES, MOST_PHOTOS.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-from scipy.spatial.distance import pdist
 from scipy.special import entr, softmax
 
 from kit.errors import UserError
@@ -32,21 +28,18 @@ CANDIDATES = {
 MOST_PHOTOS = 32
 PIECES, SHUFFLES = 4, 2  # pieces a side
 LEAST_GAIN = 0.05  # nats; below, nothing stands out
-LEAST_LEAD = 0.05  # of a distance, to the next: those that took the wrong one had less of a lead
 GIVE = "give --mean and --std as in its training"
 
 
 @dataclass(frozen=True)
 class Calibration:
     """What may be shown for a calibration. photos: uint8 (H, W, 3) each; origin: where they are from, in words;
-    confirmed: the name of the candidate that somebody agreed to, None when nobody has yet; embeddings: whether that is
-    what is answered, and not classes.
+    confirmed: the name of the candidate that somebody agreed to, None when nobody has yet.
     """
 
     photos: list
     origin: str
     confirmed: str | None = None
-    embeddings: bool = False
 
 
 def calibrate(ask, settings, givers, form, calibration):
@@ -72,9 +65,16 @@ def calibrate(ask, settings, givers, form, calibration):
     for name, candidate in fitting.items():
         preprocessing = Preprocessing(**{**settings, **candidate}, source=source, form=form)
         whole = np.stack([preprocessing.fit(photo) for photo in photos])
-        shown = {key: list(value) if isinstance(value, tuple) else value for key, value in candidate.items()}
-        measure = _distances if calibration.embeddings else _entropies
-        rows.append({"name": name, **shown, **measure(partial(ask, preprocessing), whole)})
+        pieces = np.stack([_in_pieces(image, seed) for seed, image in enumerate([*whole] * SHUFFLES)])
+        answers = ask(preprocessing, whole)
+        rows.append(
+            {
+                "name": name,
+                **{key: list(value) if isinstance(value, tuple) else value for key, value in candidate.items()},
+                "entropy": round(_uncertainty(answers), 4),
+                "entropy_in_pieces": round(_uncertainty(ask(preprocessing, pieces)), 4),
+            }
+        )
     best = max(rows, key=_gain)
     found = {"photos": len(photos), "from": calibration.origin, "candidates": rows, "chosen": best["name"]}
     _refuse_unconfirmed(best, rows, len(photos), calibration)
@@ -82,28 +82,7 @@ def calibrate(ask, settings, givers, form, calibration):
 
 
 def _gain(row):
-    """By what candidates are compared: more is better."""
-    return row["apart"] if "apart" in row else row["entropy_in_pieces"] - row["entropy"]
-
-
-def _entropies(ask, whole):
-    pieces = np.stack([_in_pieces(image, seed) for seed, image in enumerate([*whole] * SHUFFLES)])
-    return {
-        "entropy": round(_uncertainty(ask(whole)), 4),
-        "entropy_in_pieces": round(_uncertainty(ask(pieces)), 4),
-    }
-
-
-def _distances(ask, whole):
-    """1 - cosine of the embeddings of two photos, the mean over all pairs."""
-    answers = ask(whole)
-    if answers.values is None or answers.classes is not None or answers.values.shape[1] < 2:
-        raise UserError("it answers with labels, or with one number: these are no embeddings", GIVE, flag="--answers")
-    vectors = answers.values[~answers.missing].astype(np.float64)
-    vectors = vectors[np.linalg.norm(vectors, axis=1) > 0]
-    if len(vectors) < 2:
-        raise UserError("it says nothing usable about the photos of the calibration", advice=GIVE, flag="--mean")
-    return {"apart": round(float(pdist(vectors, "cosine").mean()), 4)}
+    return row["entropy_in_pieces"] - row["entropy"]
 
 
 def _in_pieces(image, seed):
@@ -135,18 +114,11 @@ def _uncertainty(answers):
 
 def _refuse_unconfirmed(best, rows, count, calibration):
     table = ", ".join(f"{row['name']} {_gain(row):.2f}" for row in rows)
-    how = (
-        "how far their embeddings were apart (1 - cosine)"
-        if calibration.embeddings
-        else "whole and in shuffled pieces; how much the pieces made it less sure (nats)"
-    )
     seen = (
         f"it does not say how photos become its input. {count} photos ({calibration.origin}) were shown under each of "
-        f"the usual mean and std, {how}: {table}"
+        f"the usual mean and std, whole and in shuffled pieces; how much the pieces made it less sure (nats): {table}"
     )
-    next_one = max((_gain(row) for row in rows if row is not best), default=0.0)
-    least = next_one + LEAST_LEAD * _gain(best) if calibration.embeddings else LEAST_GAIN
-    if _gain(best) <= least:
+    if _gain(best) < LEAST_GAIN:
         raise UserError(f"{seen}. None of them stands out", advice=GIVE, flag="--mean")
     if calibration.confirmed not in (None, best["name"]):
         raise UserError(

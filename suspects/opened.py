@@ -105,7 +105,7 @@ def _scored_family(path, net_type, base, config):
     single = path.is_file() and path.suffix.lower() == ".safetensors"
     kind = single and _kind_of_weights(path)
     family = None
-    if kind == "diffusion" or (single and kind != "run" and (base or config)) or _holds_diffusion(path):
+    if kind == "diffusion" or (single and kind != "run" and (base or config)) or _is_diffusion_folder(path):
         family = "diffusion"
     elif path.is_dir() and is_tower(path):
         family = "encoder"
@@ -116,20 +116,22 @@ def _scored_family(path, net_type, base, config):
     return family
 
 
-def _holds_diffusion(path):
+def _is_diffusion_folder(path):
     """Whether a folder is a pipeline's, or holds a LoRA."""
-    if not path.is_dir() or is_tower(path):
-        return False
     if any((path / name).is_file() for name in PIPELINE_FILES):
         return True
-    there = [one for one in path.glob("*.safetensors") if read_metadata(one).get("format") != files.MODEL_FORMAT]
-    return any(_kind_of_weights(one) == "diffusion" for one in there)
+    if not path.is_dir() or is_tower(path):
+        return False
+    return any(_has_name(one, LORA) for one in path.glob("*.safetensors"))
 
 
 def _refuse_base(path, family, flag):
     """Raise UserError: a base, or what says how one is read, was given beside what has none."""
-    pickles = [path] if path.is_file() else sorted(path.glob("*"))
-    if not family and (pickles := [one for one in pickles if one.suffix.lower() in PICKLES]):
+    if not path.exists():
+        raise UserError(f"model {path} does not exist", advice="check the path")
+    weights = [path] if path.is_file() else sorted(path.glob("*"))
+    pickles = [one for one in weights if one.suffix.lower() in PICKLES]
+    if not family and pickles and not any(one.suffix == ".safetensors" for one in weights):
         raise UserError(
             f"{pickles[0]} could run code of whoever made it, and is not read as a generator or encoder",
             advice=f"ask for the weights as .safetensors; for a classifier leave {flag} out",
@@ -138,7 +140,7 @@ def _refuse_base(path, family, flag):
     if not family and path.is_dir():
         raise UserError(
             f"{path} holds no model: neither {pipelines.INDEX}, config.json nor a LoRA as .safetensors",
-            advice="give a pipeline's or an encoder's folder, or a LoRA",
+            advice="give a pipeline's or an encoder's folder, or a file of weights",
             flag="--checkpoint",
         )
     kinds = "diffusion models" if flag == "--model_config" else "generators and encoders"
@@ -149,15 +151,22 @@ def _kind_of_weights(path):
     """ "run", "diffusion" or "weights": what the names in a safetensors file say."""
     if read_metadata(path).get("format") == files.MODEL_FORMAT:
         return "run"
+    return "diffusion" if _has_name(path, GENERATIVE) else "weights"
+
+
+def _has_name(path, pattern):
+    """Whether a tensor of a safetensors file has such a name. Raises UserError for a damaged one."""
+    read_metadata(path)
     with safe_open(path, framework="pt") as file:
-        return "diffusion" if any(GENERATIVE.search(name) for name in file.keys()) else "weights"  # noqa: SIM118
+        return any(pattern.search(name) for name in file.keys())  # noqa: SIM118
 
 
 def base_digest(path, config=None):
     """SHA-256 by which a base model is known (`identity` of what was made of it), which is not opened for it.
 
     path: a pipeline's or an encoder's folder, or a .safetensors file with the folder that says what it is, config.
-    Raises UserError, also for one that no audit could open: it is fixed before anything is marked.
+    Raises UserError, also for one that an audit could not open, as far as that can be told without opening it: it is
+    fixed before anything is marked.
     """
     path = Path(path)
     if path.is_dir() and not pipelines.is_pipeline(path) and is_tower(path):

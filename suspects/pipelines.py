@@ -6,7 +6,7 @@ another shape is refused, since a library would fill it with random numbers.
 
 Public: Pipeline, read_pipeline, read_single_file, is_pipeline, refuse_unreadable, folder_digest, file_digest,
 digest_of_files, headers_of, library, load_part, read_tokenizer, refuse_other_words, read_config, refuse_absurd,
-shards_of, INDEX, NEEDS, COUNTERS, READ.
+shards_of, is_read, INDEX, NEEDS, COUNTERS.
 """
 
 import json
@@ -84,12 +84,12 @@ INSIDE = {
     "text": ("cond_stage_model.", "conditioner.", "text_encoders."),
 }
 READ = (".json", ".safetensors", ".txt", ".model")  # endings of all that a library may read in a folder
-# What libraries call the weights of a part, in several files or half as exact, too.
-NAMES_OF_WEIGHTS = re.compile(
-    r"(diffusion_pytorch_model|model)(\.[a-z0-9_]+)?(-\d+-of-\d+)?(\.[a-z0-9_]+)?\.safetensors"
-)
+# What libraries call the weights of a part; also in several files, and in other forms of the same.
+STEMS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "text_encoder": "model"}
+FORM = r"(\.(fp16|bf16|fp32|(non[_-])?ema))?"
 WHOLE = {"F16", "BF16", "F32", "F64"}
-COUNTERS = re.compile(r"(^|\.)position_ids$|num_batches_tracked$")  # of earlier versions; nothing reads them
+# Of earlier versions, or of the training; nothing reads them.
+COUNTERS = re.compile(r"(^|\.)position_ids$|num_batches_tracked$|^model_ema\.num_updates$")
 MOST_BYTES, MOST_LAYERS, MOST_SIDE, MOST = 1 << 20, 1000, 4096, 10_000_000  # of a configuration, and of numbers in it
 MOST_DEPTH = 20  # of parts inside each other
 
@@ -217,9 +217,11 @@ def _assembled(folder, name, parts, device, digest):
     for module in parts.values():
         if isinstance(module, torch.nn.Module):
             module.to(device).eval().requires_grad_(False)
-    for name_of_text in [one for one in parts if one.startswith("text_encoder") and parts[one] is not None]:
-        words = parts[name_of_text.replace("text_encoder", "tokenizer")]
-        refuse_other_words(folder, len(words), parts[name_of_text].config.vocab_size)
+    for text in [name for name in parts if name.startswith("text_encoder") and parts[name] is not None]:
+        words = parts.get(text.replace("text_encoder", "tokenizer"))
+        if words is None:
+            raise UserError(f"{folder}: the tokenizer of its {text} is missing", advice="give the whole folder")
+        refuse_other_words(folder, len(words), parts[text].config.vocab_size)
     whole = None
     if vae is not None and "text_encoder" in parts:
         kind = getattr(diffusers, name)
@@ -274,6 +276,12 @@ def _place_of(folder, index, part, kinds):
     kind = str(named[1])
     if kind not in kinds:
         raise UserError(f"{folder}: its {name} is a {kind[:60]!r}", advice=f"known here is {' or '.join(kinds)}")
+    # Not of the autoencoder: pictures are not learnt there.
+    if stem := STEMS.get(re.sub(r"_\d$", "", name)):
+        read = re.compile(rf"{stem}{FORM}(-\d+-of-\d+)?{FORM}\.safetensors")
+        beside = [one.name for one in sorted(place.glob("[!.]*.safetensors")) if not read.fullmatch(one.name)]
+        if beside:
+            raise UserError(f"{place}: {beside[0]} would not be read", advice="give a folder with one model's weights")
     return place, kinds[0] if kind == OLD_TRANSFORMER else kind
 
 
@@ -337,14 +345,12 @@ def _variant(place):
     """None, or "fp16" where a part's weights are there in that form alone. UserError for what can't be read."""
     if (place / "adapter_config.json").exists():  # its library would look for another base, and add it
         raise UserError(f"{place} is an adapter of another model", advice="give a pipeline that holds it merged")
-    weights = sorted(path.name for path in place.glob("*.safetensors"))
+    weights = sorted(path.name for path in place.glob("[!.]*.safetensors"))
     if not weights:
         others = [path.name for path in place.iterdir() if path.suffix in (".bin", ".ckpt", ".pt", ".gguf", ".onnx")]
         there = f" ({others[0]} is not read: it could run code, or is quantised)" if others else ""
         raise UserError(f"{place} has no weights as .safetensors{there}", advice="save it with safe_serialization=True")
-    shards = shards_of(place, weights)
-    if other := [name for name in weights if name not in shards and not NAMES_OF_WEIGHTS.fullmatch(name)]:
-        raise UserError(f"{place}: {other[0]} would not be read", advice="give a folder with one model's weights")
+    shards_of(place, weights)
     for name in weights:
         headers_of(place / name)
     half = [name for name in weights if ".fp16" in name]
@@ -460,11 +466,12 @@ def folder_digest(folder):
     name, _ = _index_of(folder)
     for part in (INDEX, "scheduler", *(part.removesuffix("?") for part in KNOWN[name])):
         place = folder / part
-        found += [place] if place.is_file() else sorted(path for path in place.glob("*") if _is_read(path))
+        found += [place] if place.is_file() else sorted(path for path in place.glob("*") if is_read(path))
     return digest_of_files(folder, found)
 
 
-def _is_read(path):
+def is_read(path):
+    """Whether a library may read a file of a folder: not what people or systems put beside it."""
     return path.is_file() and path.suffix in READ and not path.name.startswith(".")
 
 

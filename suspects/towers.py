@@ -3,7 +3,7 @@
 Folders come from strangers. Each is of a class that is named here, opened by that class from safetensors; no code of
 theirs runs, nothing is downloaded, and a model of which anything is missing, left over or of another shape is refused.
 
-Public: Tower, read_tower, is_tower, tower_digest, preprocessing_facts, FAMILIES, CONFIG, OPEN_CLIP.
+Public: Tower, read_tower, is_tower, refuse_unreadable, tower_digest, preprocessing_facts, FAMILIES, CONFIG, OPEN_CLIP.
 """
 
 import inspect
@@ -20,9 +20,9 @@ from suspects.answering import one_line
 from suspects.pipelines import (
     COUNTERS,
     NEEDS,
-    READ,
     digest_of_files,
     headers_of,
+    is_read,
     library,
     load_part,
     read_config,
@@ -185,12 +185,7 @@ def read_tower(folder, device, dtype=torch.float32):
 
 def _read_transformers(folder, device, dtype):
     transformers, config = library("transformers"), read_config(folder / CONFIG)
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and len(names) == 1 else names
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError(
-            f"{folder} is a {str(name)[:60]!r}, which is not known here", advice=f"known are {', '.join(FAMILIES)}"
-        )
+    name = _architecture(config, folder)
     if getattr(transformers, name, None) is None:
         raise UserError(f"{folder} is a {name}", advice="install a later version of transformers")
     family, kind = FAMILIES[name], getattr(transformers, name)
@@ -206,6 +201,17 @@ def _read_transformers(folder, device, dtype):
     tokenizer = None if family == "pictures" else _tokenizer_of(folder, family, network)
     facts = {"size": _side_of(network.config)} | preprocessing_facts(folder)
     return _Transformers(tokenizer, name, family, network, tower_digest(folder), facts, device)
+
+
+def _architecture(config, folder):
+    """The name of the class in a folder's configuration. Raises UserError for one that is not known."""
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and len(names) == 1 else names
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(
+            f"{folder} is a {str(name)[:60]!r}, which is not known here", advice=f"known are {', '.join(FAMILIES)}"
+        )
+    return name
 
 
 def _names_of_weights(folder):
@@ -389,8 +395,12 @@ def _open_clip_facts(folder, whole, size):
 
 
 def refuse_unreadable(folder):
-    """Raise UserError for a folder whose weights are missing or damaged, as far as can be told without a library."""
-    weights = sorted(Path(folder).glob("*.safetensors"))
+    """Raise UserError for a folder of a kind that is not known, or whose weights are missing or damaged, as far as can
+    be told without a library."""
+    folder = Path(folder)
+    if not (folder / OPEN_CLIP).is_file():
+        _architecture(read_config(folder / CONFIG), folder)
+    weights = sorted(folder.glob("[!.]*.safetensors"))
     if not weights:
         raise UserError(f"{folder} has no weights as .safetensors", advice="save it with safe_serialization=True")
     for path in weights:
@@ -399,4 +409,4 @@ def refuse_unreadable(folder):
 
 def tower_digest(folder):
     """SHA-256, hex, of all that a library may read of a folder, by name."""
-    return digest_of_files(folder, sorted(path for path in folder.iterdir() if path.suffix in READ and path.is_file()))
+    return digest_of_files(folder, sorted(path for path in folder.iterdir() if is_read(path)))

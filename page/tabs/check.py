@@ -316,6 +316,7 @@ def _described(desk, planned, number):
     figures = [text.partition(": ")[::2] for text in planned.describe().splitlines()]
     hints = (
         *(f"That takes {value}." for name, value in figures if name == "time"),
+        *(f"Captions: {value}." for name, value in figures if name == "captions"),
         f"{lost} of {len(planned.originals)} photos are left out: their originals are missing or were changed."
         if lost
         else "",

@@ -166,6 +166,13 @@ def test_a_base_that_no_audit_could_open_is_not_fixed(models, tmp_path, damage):
         base_digest(model)
 
 
+def test_a_base_of_a_kind_that_no_audit_knows(tmp_path):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    with pytest.raises(UserError, match="BertModel"):
+        base_digest(tmp_path / "bert")
+
+
 def test_a_base_of_one_file_that_is_none(models, tmp_path):
     lora = tiny.save_lora(tmp_path / "lora.safetensors", tiny.matrices(), "kohya")
     with pytest.raises(UserError, match="is a LoRA"):

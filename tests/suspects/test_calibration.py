@@ -54,8 +54,6 @@ def trained(request):
     def ask(preprocessing, images):
         return Answers(net(torch.from_numpy(preprocessing.normalize(images))).numpy())
 
-    ask.net = net
-    ask.features = lambda made, images: Answers(net[:-1](torch.from_numpy(made.normalize(images))).detach().numpy())
     return request.param, ask
 
 
@@ -83,41 +81,6 @@ def test_the_surest_candidate_is_often_the_wrong_one(trained):
         for name, candidate in CANDIDATES.items()
     }
     assert max(sure, key=sure.get) == "0..255" and (truth == "0..255" or sure["0..255"] > 0.97)
-
-
-def test_embeddings_are_furthest_apart_under_what_it_was_trained_with(trained):
-    truth, ask = trained
-    photos = shapes(32, 1)[0]
-    # More contrast sets pictures apart, too: what was trained without any scaling may come out undecided, never wrong.
-    undecided = "|None of them stands out" if truth == "0..1" else ""
-    with pytest.raises(UserError, match=rf"\(1 - cosine\).*({truth} stands out{undecided})") as error:
-        calibrate(ask.features, {"size": SIZE}, ["server"], None, Calibration(photos, "x", embeddings=True))
-    if "None of them" in str(error.value):
-        return
-    made, found = calibrate(ask.features, {"size": SIZE}, ["server"], None, Calibration(photos, "x", truth, True))
-    assert {name: getattr(made, name) for name in ("mean", "std", "white")} == CANDIDATES[truth]
-    ready = made.normalize(np.stack(photos).transpose(0, 3, 1, 2))
-    vectors = ask.net[:-1](torch.from_numpy(ready)).detach().double()
-    vectors /= vectors.norm(dim=1, keepdim=True)
-    apart = (1 - vectors @ vectors.T).sum() / (32 * 31)
-    row = next(row for row in found["candidates"] if row["name"] == truth)
-    assert row["apart"] == pytest.approx(float(apart), abs=1e-4) and "entropy" not in row
-
-
-@pytest.mark.parametrize(
-    "answers,word",
-    [
-        (lambda count: Answers(None, np.zeros((count, 1), np.int32)), "no embeddings"),
-        (lambda count: Answers(np.full((count, 4), np.nan, np.float32)), "nothing usable"),
-        (lambda count: Answers(np.zeros((count, 4), np.float32)), "nothing usable"),
-        (lambda count: Answers(np.tile(np.float32([1, 2, 3, 4]), (count, 1))), "None of them stands out"),
-        (lambda count: Answers(np.eye(4, dtype=np.float32)[np.arange(count) % 4]), "None of them stands out"),
-    ],
-)
-def test_embeddings_that_show_nothing(answers, word):
-    given = Calibration(shapes(5, 1)[0], "x", embeddings=True)
-    with pytest.raises(UserError, match=word):
-        calibrate(lambda _, images: answers(len(images)), {"size": SIZE}, [], None, given)
 
 
 def test_what_is_given_rules_candidates_out(trained):

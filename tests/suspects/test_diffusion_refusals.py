@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kit.files import file_digest
-from suspects.opened import open_model
+from suspects.opened import base_digest, open_model
 from suspects.suspect import Captioned
+from tests.parts import ROOT
 from tests.suspects import tiny
 from tests.suspects.parts import refused
 
@@ -149,6 +152,10 @@ def weights_beside(pipe):
     shutil.copy(pipe / "unet" / WEIGHTS, pipe / "unet" / "mine-finetuned.safetensors")
 
 
+def weights_by_another_librarys_name(pipe):
+    shutil.copy(pipe / "unet" / WEIGHTS, pipe / "unet" / "model.safetensors")
+
+
 HOSTILE = {
     without_vae: ("vae is missing",),
     null_vae: ("vae is missing",),
@@ -172,6 +179,7 @@ HOSTILE = {
     inpainting: ("9", "channels"),
     no_words: ("tokenizer has", "words and its network 54"),
     no_tokenizer_files: ("tokenizer",),
+    weights_by_another_librarys_name: ("model.safetensors would not be read",),
     weights_beside: ("mine-finetuned.safetensors would not be read",),
 }
 
@@ -180,6 +188,19 @@ HOSTILE = {
 def test_a_pipeline_that_cannot_be_read_in_full(pipe, damage):
     damage(pipe)
     refused(pipe, *HOSTILE[damage])
+
+
+def test_what_else_lies_in_public_folders(pipe, saved):
+    digest = open_model(saved, device="cpu").identity["sha256"]
+    for name in ("vae/.DS_Store", "unet/README.md", "unet/diffusion_pytorch_model.bin"):
+        (pipe / name).write_text("what no library reads")
+    assert open_model(pipe, device="cpu").identity["sha256"] == digest
+    weights = pipe / "unet" / WEIGHTS
+    for name in ("non_ema", "non-ema", "fp16"):
+        shutil.copy(weights, weights.with_name(f"diffusion_pytorch_model.{name}.safetensors"))
+    shutil.copy(pipe / "vae" / WEIGHTS, pipe / "vae" / "sdxl_vae.safetensors")
+    (pipe / "config.json").write_text('{"model_type": "whatever"}')
+    assert open_model(pipe, device="cpu").identity["kind"] == "diffusion"
 
 
 def test_what_a_pipeline_knows_itself(pipe):
@@ -259,8 +280,13 @@ def test_a_lora_that_names_another_base(tmp_path, saved):
     for key, value in (("ss_base_model_version", "sdxl_base_v1-0"), ("modelspec.architecture", "Flux.1-dev/lora")):
         refused(lora(tmp_path, "kohya", metadata={key: value}), "says that it was trained on", base=saved)
     # Shapes are the same, and what it learnt would be asked for in vain.
-    for key, value in (("ss_v_parameterization", "True"), ("modelspec.prediction_type", "v")):
-        refused(lora(tmp_path, "kohya", metadata={key: value}), "trained to predict v_prediction", base=saved)
+    other = lora(tmp_path, "kohya", metadata={"ss_v_parameterization": "True"})
+    refused(other, "trained to predict v_prediction", base=saved)
+    refused(
+        lora(tmp_path, "kohya", metadata={"ss_v_parameterization": "False"}),
+        "trained to predict epsilon",
+        base=tiny.stable_diffusion(tmp_path / "v", prediction="v_prediction"),
+    )
     as_said = lora(
         tmp_path, "kohya", metadata={"modelspec.prediction_type": "epsilon", "ss_v_parameterization": "False"}
     )
@@ -309,20 +335,32 @@ def test_the_file_itself(tmp_path, saved):
     (folder / "mystyle.safetensors").write_bytes(content)
     assert open_model(folder, device="cpu", base=str(saved)).identity["adapter"]["layout"] == "kohya"
     (folder / "mystyle-000002.safetensors").write_bytes(content)
-    refused(folder, "holds 2 LoRAs", base=saved)
+    refused(folder, "holds 2 files of weights", base=saved)
+    (folder / "mystyle-000002.safetensors").unlink()
+    shutil.copy(saved / "unet" / WEIGHTS, folder / "model.safetensors")
+    refused(folder, "holds 2 files of weights", base=saved)
+    (folder / "mystyle.safetensors").unlink()
+    refused(folder, "give a pipeline's or an encoder's folder, or a file of weights", base=saved)
+    refused(tmp_path / "nowhere", "does not exist", base=saved)
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "pytorch_lora_weights.bin").write_bytes(b"\x80\x02")
     refused(pickled, "could run code", base=saved)
 
 
-def test_libraries_do_not_speak_beside_the_one_line(tmp_path, saved, capfd):
+def test_libraries_do_not_speak_beside_the_one_line(tmp_path, saved):
+    """Outside of pytest, which keeps their words from itself."""
+
     def misnamed(tensors):
         for name in list(tensors):
             tensors[name.replace("to_q", "to_x")] = tensors.pop(name)
 
-    refused(lora(tmp_path, "diffusers", misnamed, text=0), "does not fit --base_model", base=saved)
-    assert capfd.readouterr().err == ""
+    file = lora(tmp_path, "diffusers", misnamed, text=0)
+    program = f"from suspects.opened import open_model; open_model({str(file)!r}, device='cpu', base={str(saved)!r})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    trace, _, said = done.stderr.partition("kit.errors.UserError: ")
+    assert "does not fit --base_model" in said and said.count("\n") == 1
+    assert trace.startswith("Traceback"), trace
 
 
 @pytest.mark.parametrize(
@@ -363,6 +401,8 @@ def test_a_checkpoint_of_one_file(pipe, saved, tmp_path):
     reweighted(whole, lambda tensors: tensors.pop("conv_out.bias"))
     refused(whole, "unet", config=str(pipe))
     shutil.copy(saved / "unet" / WEIGHTS, whole)
+    reweighted(whole, lambda tensors: tensors.update({"model_ema.num_updates": torch.tensor(7, dtype=torch.int32)}))
+    assert base_digest(whole, pipe)
     reweighted(whole, lambda tensors: tensors.update(another=torch.zeros(3)))
     refused(whole, "unet", "--model_config", config=str(pipe))
     shutil.copy(saved / "unet" / WEIGHTS, whole)
