@@ -382,6 +382,7 @@ def draw(rows, path):
     axis.set(xscale="log", xlabel="passes over the user's pictures", ylabel="users found at alpha 0.001 (%)")
     axis.set_xticks(passes, [str(number) for number in passes])
     axis.minorticks_off()
+    axis.set_xlim(passes[0] / 1.5, passes[-1] * 1.5)
     axis.set_ylim(-3, 103)
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
