@@ -17,6 +17,7 @@ import torch
 from kit.errors import UserError
 from suspects import adapters, denoising, pipelines
 from suspects.answering import ScoringSuspect, merged_preprocessing, readable_digest, refuse_no_difference
+from suspects.towers import is_tower
 
 KEPT_CAPTIONS = 4096
 SIGNALS = {
@@ -192,6 +193,12 @@ def _read(path, config, device, dtype, flag):
     """The Pipeline that a path names."""
     path = Path(path)
     if path.is_dir():
+        if not pipelines.is_pipeline(path) and is_tower(path):
+            raise UserError(
+                f"{flag} {path} is an encoder, and a LoRA of one is not read here",
+                advice="merge it into its base, and give the folders of both as --checkpoint and --base_model",
+                flag=flag,
+            )
         if not pipelines.is_pipeline(path):
             raise UserError(f"{flag} {path} has no {pipelines.INDEX}", advice="give a pipeline's folder", flag=flag)
         return pipelines.read_pipeline(path, device, dtype)

@@ -248,6 +248,9 @@ def lora(tmp_path, layout="diffusers", change=None, metadata=None, **options):
 def test_a_lora_without_its_base(tmp_path, saved):
     refused(lora(tmp_path), "LoRA", "--base_model")
     refused(lora(tmp_path, "kohya"), "--base_model", "is a LoRA", base=lora(tmp_path), config=str(saved))
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text('{"model_type": "clip", "architectures": ["CLIPModel"]}')
+    refused(lora(tmp_path), "is an encoder, and a LoRA of one is not read", base=tmp_path / "clip")
 
 
 def test_a_lora_that_changes_nothing(tmp_path, saved):
