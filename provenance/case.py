@@ -5,7 +5,6 @@ The plan comes first: it is fixed and logged before the first query (see plan.py
 Public: Options, Case, open_case, resolve_label.
 """
 
-import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +15,12 @@ from pydantic import ValidationError
 from attacks import exact
 from kit import environment, files
 from kit.errors import UserError
-from provenance import disclosed, evidence, judgements, opening, protect, report, witness
+from provenance import disclosed, evidence, judgements, opening, outlook, protect, report, witness
 from provenance import grid as user_audit
 from provenance import record as records
 from provenance import references as references_of
 from provenance import sequential as one_by_one
 from provenance import strangers as strangers_of
-from provenance.folder import half_captioned
 from provenance.legacy import LegacyRecord
 from provenance.plan import KEY_CHOICES, SELECTION_CHOICES, STATISTIC, STATISTICS, VIEW_CHOICES, AuditPlan, departures
 from suspects.suspect import Suspect
@@ -96,16 +94,6 @@ class Options:
         least = tuple(min(choices) for choices in open_to.values())
         keys, views = max(fitting, key=lambda split: worth(*split), default=least)
         return {"keys": keys, "views": views}
-
-
-def _span(seconds):
-    """A time for people."""
-    units = {"second": 60, "minute": 60, "hour": 48, "day": math.inf}
-    for unit, most in units.items():
-        if seconds < most:
-            count = max(1, math.ceil(seconds))
-            return f"{count:,} {unit}{'s' * (count > 1)}"
-        seconds /= 24 if unit == "hour" else 60
 
 
 def worth(keys, views):
@@ -188,51 +176,7 @@ class Case:
 
     def describe(self):
         """Some lines for people: the model, what asking it will take, and what was fixed."""
-        suspect, plan, judgement = self.suspect, self.asked, self.judgement
-        asked = (
-            f"model: {suspect.name}, {suspect.describe()}; "
-            f"{suspect.preprocessing.describe()}\n"
-            f"queries: {self.queries - self.aside} ({self.photos} photos x "
-            + (f"({plan.keys + 1} keys + unmarked)" if plan.plain_arm else f"{plan.keys + 1} keys")
-            + (f" x {plan.views} views)" if plan.views > 1 else ")")
-            + (f" + {self.aside} for Algorithm 1" if self.strangers else "")
-            + f"; smallest p that can come out: {self.smallest_p:.2g}"
-        )
-        if (each := suspect.pictures_a_query) > 1:
-            asked += f"\neach query shows it {each} crops of a picture: {self.queries * each} pictures"
-        if suspect.seconds is not None:
-            asked += f"\ntime: {self._time()}"
-        if suspect.captioned and (some := half_captioned(self._told)):
-            asked += f"\ncaptions: {some}"
-        if plan.sequential:
-            asked += (
-                f"\nphoto by photo: that is the most; it stops as soon as the evidence is there, after {plan.views} "
-                "queries at the earliest"
-            )
-        if self.references:
-            names = ", ".join(reference.suspect.name for reference in self.references)
-            asked += f"\nreferences: {names}, asked the same"
-        lost = len(self.originals) - self.photos
-        gone = f"\n{lost} photos are left out: their originals are missing or were changed" if lost else ""
-        departs = f"; it departs from the committed plan ({'; '.join(self.departs)})" if self.departs else ""
-        return (
-            f"{asked}\nplan: {judgement.digest}\njudgement {judgement.number} of this model: p is compared with "
-            f"{judgement.alpha:.2g}{departs}{gone}"
-        )
-
-    @property
-    def _told(self):
-        """What a model that is told so hears that each photo shows."""
-        if self.plan.caption is not None:
-            return [self.plan.caption] * len(self.record.photos)
-        return [getattr(photo, "caption", None) or "" for photo in self.record.photos]
-
-    def _time(self):
-        """How long the queries take, in words."""
-        passes, each = [self.suspect.passes_of(caption) for caption in self._told], self.suspect.seconds
-        mean = sum(passes) / len(passes)
-        span = _span((self.queries - self.aside) * mean * each)
-        return f"about {span} ({mean:.3g} passes through a network a query, {each:.2g} s each: measured on the first)"
+        return outlook.describe(self)
 
     def run(self, witness_key=None):
         """Fix the plan, ask what is not answered yet, judge, write all files: the dict of result.json. Resumes.

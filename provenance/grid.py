@@ -4,8 +4,8 @@ ask_grid queries the model for every (photo, key) pair in an order that the secr
 answers drift treats no key in a special way; the views of a pair follow each other. judge turns answers into a verdict;
 check_queries rebuilds every image that was sent.
 
-Public: Photos, Queries, query_order, digests_of, Asking, ask_all, warn_of_two_kinds, open_answers, ask_grid, in_order,
-log_settings, judge, scores_of, check_queries.
+Public: Photos, Queries, caption_of, query_order, digests_of, Asking, ask_all, warn_of_two_kinds, open_answers,
+ask_grid, in_order, log_settings, judge, scores_of, check_queries.
 """
 
 import hashlib
@@ -75,6 +75,13 @@ def query_order(record, pairs, audit_seed, views=1):
     return (drawn[:, None] * views + np.arange(views)).ravel()
 
 
+def caption_of(plan, photo):
+    """What a model that is told so hears that a record's photo shows: the plan's caption, or else the photo's own."""
+    if plan.caption is not None:
+        return plan.caption
+    return getattr(photo, "caption", None) or ""  # early records have none
+
+
 class Queries:
     """The questions of a plan's grid, as a model with `preprocessing` gets them.
 
@@ -84,7 +91,7 @@ class Queries:
     """
 
     def __init__(self, record, photos, plan, preprocessing, bank=None, captioned=False):
-        self._record, self._photos, self._views, self._caption = record, photos, plan.views, plan.caption
+        self._record, self._photos, self._plan, self._views = record, photos, plan, plan.views
         self._captioned = captioned
         self._keys, self._bank, self._preprocessing = record.keys(plan.keys, plan.audit_seed), bank, preprocessing
         self._pictures = plan.pictures
@@ -115,10 +122,8 @@ class Queries:
         return Captioned(images, tuple(map(self._told, queries))) if self._captioned else images
 
     def _told(self, query):
-        if self._caption is not None:
-            return self._caption
         number = self._photos.kept[int(query) // self._views // self._pictures]
-        return getattr(self._record.photos[number], "caption", None) or ""  # early records have none
+        return caption_of(self._plan, self._record.photos[number])
 
 
 def digests_of(images):

@@ -28,7 +28,6 @@ from suspects.pipelines import library
 
 RANK = 8
 KEPT_EVERY = 20
-KEPT = ("passes", "network", "optimizer", "draws")
 
 
 @dataclass(frozen=True)
@@ -176,9 +175,9 @@ def _trained(family, network, images, captions, passes, tuning, seed, words, dev
             yield number
             network.train()
         if state and (number in passes or number % KEPT_EVERY == 0):
-            kept = network.state_dict(), optimizer.state_dict(), draws.get_state()
+            kept = {"passes": number, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
             with files.atomic_path(state) as path:
-                torch.save(dict(zip(KEPT, (number, *kept), strict=True)), path)
+                torch.save({**kept, "draws": draws.get_state()}, path)
 
 
 def _go_on(state, network, optimizer, draws, least):

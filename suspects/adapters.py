@@ -3,7 +3,7 @@
 What a library does not recognise in one it leaves out, with a warning at most, and the base model that remains would
 seem innocent. So every tensor of the file has to be found again in the model, to the bit.
 
-Public: Adapter, read_adapter, is_adapter, adapter_file, attach, switched, parts_of_base.
+Public: Adapter, read_adapter, is_adapter, refuse_as_base, adapter_file, attach, switched, parts_of_base.
 """
 
 import hashlib
@@ -102,6 +102,12 @@ def adapter_file(path):
     return path if path.suffix.lower() == ".safetensors" and is_adapter(path) else None
 
 
+def refuse_as_base(path, flag):
+    """Raise UserError where a safetensors file that is to be a whole model looks like a LoRA."""
+    if is_adapter(path):
+        raise UserError(f"{flag} {path} is a LoRA", advice="give the model that one changes", flag=flag)
+
+
 def is_adapter(path):
     """Whether a safetensors file looks like a LoRA, or like what LoRAs are taken for. Raises UserError for a damaged
     one."""
@@ -127,12 +133,9 @@ def read_adapter(path):
     every = set(names)
     for name in names:
         half = HALF.sub(lambda found: found[1] + OTHER_HALF[found[2]], name)
-        if half not in every and not name.endswith(
-            ".bias"
-        ):  # libraries leave such a layer out, or fill it with anything
-            raise UserError(
-                f"{path}: {half[:100]!r} is missing, the other half of {name[:100]!r}", "get the whole file"
-            )
+        # Libraries leave such a layer out, or fill it with anything.
+        if half not in every and not name.endswith(".bias"):
+            raise UserError(f"{path}: {half[:90]!r} is missing, the other half of {name[:90]!r}", "get the whole file")
     return Adapter(path, load_file(path), layout, read_metadata(path), readable_digest(path))
 
 

@@ -1,7 +1,7 @@
 """What files of models have in common: a query that becomes Answers, and how their preprocessing is settled.
 
-Public: FileSuspect, ScoringSuspect, refuse_no_difference, answers_of, pattern, one_line, readable_digest,
-merged_preprocessing, cleaned_setting, flag_of, SETTINGS, MOST_CLASSES, MOST_AT_ONCE.
+Public: FileSuspect, ScoringSuspect, refuse_no_difference, same_weights, answers_of, pattern, one_line,
+readable_digest, merged_preprocessing, cleaned_setting, flag_of, SETTINGS, MOST_CLASSES, MOST_AT_ONCE.
 """
 
 import math
@@ -104,6 +104,12 @@ def refuse_no_difference(suspect, path, captions=("",)):
             advice="check that it is the right file, and the base that it was trained on",
             flag="--base_model",
         )
+
+
+def same_weights(first, second):
+    """Whether two networks have the same tensors by the same names, to the bit."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def answers_of(values, name):

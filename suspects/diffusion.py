@@ -16,7 +16,13 @@ import torch
 
 from kit.errors import UserError
 from suspects import adapters, denoising, pipelines
-from suspects.answering import ScoringSuspect, merged_preprocessing, readable_digest, refuse_no_difference
+from suspects.answering import (
+    ScoringSuspect,
+    merged_preprocessing,
+    readable_digest,
+    refuse_no_difference,
+    same_weights,
+)
 from suspects.towers import is_tower
 
 KEPT_CAPTIONS = 4096
@@ -193,21 +199,20 @@ def _read(path, config, device, dtype, flag):
     """The Pipeline that a path names."""
     path = Path(path)
     if path.is_dir():
-        if not pipelines.is_pipeline(path) and is_tower(path):
+        if pipelines.is_pipeline(path):
+            return pipelines.read_pipeline(path, device, dtype)
+        if is_tower(path):
             raise UserError(
                 f"{flag} {path} is an encoder, and a LoRA of one is not read here",
                 advice="merge it into its base, and give the folders of both as --checkpoint and --base_model",
                 flag=flag,
             )
-        if not pipelines.is_pipeline(path):
-            raise UserError(f"{flag} {path} has no {pipelines.INDEX}", advice="give a pipeline's folder", flag=flag)
-        return pipelines.read_pipeline(path, device, dtype)
+        raise UserError(f"{flag} {path} has no {pipelines.INDEX}", advice="give a pipeline's folder", flag=flag)
     if not path.is_file() or path.suffix.lower() != ".safetensors":
         raise UserError(
             f"{flag} {path} is neither a pipeline's folder nor a .safetensors file", advice="check it", flag=flag
         )
-    if adapters.is_adapter(path):
-        raise UserError(f"{flag} {path} is a LoRA", advice="give the model that one changes", flag=flag)
+    adapters.refuse_as_base(path, flag)
     if config is None or not pipelines.is_pipeline(config):
         raise UserError(
             f"{path} does not say what it is a checkpoint of",
@@ -245,11 +250,7 @@ def _base_of(model, base, config, device, dtype):
 def _same(model, other):
     """Whether all that learns pictures and their captions has the same weights: what differs is the autoencoder."""
     ours, theirs = ({name: one for name, one in each.modules.items() if name != "vae"} for each in (model, other))
-    return ours.keys() == theirs.keys() and all(
-        len(mine := module.state_dict()) == len(their := theirs[name].state_dict())
-        and all(key in their and torch.equal(value, their[key]) for key, value in mine.items())
-        for name, module in ours.items()
-    )
+    return ours.keys() == theirs.keys() and all(same_weights(one, theirs[name]) for name, one in ours.items())
 
 
 def _size_of(model):

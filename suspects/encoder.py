@@ -23,7 +23,7 @@ from scipy.special import logsumexp
 
 from kit.errors import UserError
 from suspects import towers
-from suspects.answering import ScoringSuspect, merged_preprocessing, pattern, refuse_no_difference
+from suspects.answering import ScoringSuspect, merged_preprocessing, pattern, refuse_no_difference, same_weights
 from suspects.crops import VIEWS, crops, crops_of, disagreement, settings
 from utils import key_generator
 
@@ -204,6 +204,6 @@ def _base_of(model, base, device, dtype):
             advice="give the model that it was fine-tuned from",
             flag="--base_model",
         )
-    if all(torch.equal(value, theirs[name]) for name, value in ours.items()):
+    if same_weights(model.network, other.network):
         raise UserError("--base_model is the model under audit itself", "give what it was made of", flag="--base_model")
     return other

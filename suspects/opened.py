@@ -30,8 +30,7 @@ from suspects.towers import is_tower, refuse_unreadable, tower_digest
 PIPELINE_FILES = ("model_index.json", "pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 # Names of tensors in LoRAs (and what is taken for one), and in checkpoints of diffusion models.
-LORA = re.compile(r"lora[._](A|B|down|up|te|unet)|hada_|lokr_")
-GENERATIVE = re.compile(LORA.pattern + r"|^model\.diffusion_model\.|^first_stage_model\.")
+GENERATIVE = re.compile(r"lora[._](A|B|down|up|te|unet)|hada_|lokr_|^model\.diffusion_model\.|^first_stage_model\.")
 
 
 def open_model(
@@ -122,7 +121,9 @@ def _is_diffusion_folder(path):
         return True
     if not path.is_dir() or is_tower(path):
         return False
-    return any(_has_name(one, LORA) for one in path.glob("*.safetensors"))
+    from suspects.adapters import adapter_file
+
+    return adapter_file(path) is not None
 
 
 def _refuse_base(path, family, flag):
@@ -151,14 +152,8 @@ def _kind_of_weights(path):
     """ "run", "diffusion" or "weights": what the names in a safetensors file say."""
     if read_metadata(path).get("format") == files.MODEL_FORMAT:
         return "run"
-    return "diffusion" if _has_name(path, GENERATIVE) else "weights"
-
-
-def _has_name(path, pattern):
-    """Whether a tensor of a safetensors file has such a name. Raises UserError for a damaged one."""
-    read_metadata(path)
     with safe_open(path, framework="pt") as file:
-        return any(pattern.search(name) for name in file.keys())  # noqa: SIM118
+        return "diffusion" if any(GENERATIVE.search(name) for name in file.keys()) else "weights"  # noqa: SIM118
 
 
 def base_digest(path, config=None):
@@ -181,8 +176,9 @@ def base_digest(path, config=None):
             advice="give the folder, or the .safetensors file and a folder of its kind as --model_config",
             flag="--base_model",
         )
-    if LORA.search(" ".join(pipelines.headers_of(path))):
-        raise UserError(f"--base_model {path} is a LoRA", advice="give the model that one changes", flag="--base_model")
+    from suspects.adapters import refuse_as_base
+
+    refuse_as_base(path, "--base_model")
     return pipelines.file_digest(path, config)
 
 

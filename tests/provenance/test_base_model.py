@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from kit.errors import UserError
-from provenance import case
+from provenance import outlook
 from suspects.opened import base_digest
 from tests.page.parts import save_network, save_pictures
 from tests.suspects import tiny
@@ -85,7 +85,7 @@ def test_what_it_takes_is_said_before_anything_is_asked(script, marked, models, 
 
 def test_times_are_for_people():
     spans = {0.2: "1 second", 59: "59 seconds", 61: "2 minutes", 3601: "2 hours", 200_000: "3 days"}
-    assert {seconds: case._span(seconds) for seconds in spans} == spans
+    assert {seconds: outlook.span(seconds) for seconds in spans} == spans
 
 
 def test_a_signal_is_for_diffusion_models(script, marked, tmp_path):
